@@ -1,0 +1,128 @@
+//! Who owns a thing: one interface of one container on one network.
+//!
+//! Everything a plugin leaves in the kernel or on disk is named after its attachment, so that DEL needs nothing but
+//! the attachment to find it, and GC can tell the live from the dead without asking anybody.
+
+use std::fmt;
+
+use sha2::{Digest, Sha512};
+
+/// One interface of one container on one network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The configuration's `name`.
+    pub network: String,
+    /// CNI_CONTAINERID.
+    pub container: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// Bytes of an nft comment, of a link alias and of every other place for a label (libnftnl's
+/// `NFTNL_UDATA_COMMENT_MAXLEN` is 128 with two bytes of head and a NUL).
+pub const LABEL_MAX: usize = 125;
+
+impl Attachment {
+    /// An attachment by its three names.
+    pub fn new(network: impl Into<String>, container: impl Into<String>, ifname: impl Into<String>) -> Self {
+        Attachment { network: network.into(), container: container.into(), ifname: ifname.into() }
+    }
+
+    /// The readable label `network/container/ifname`, cut in the middle of the longer names where it has to be short.
+    pub fn label(&self) -> String {
+        let whole = format!("{}/{}/{}", self.network, self.container, self.ifname);
+        if whole.len() <= LABEL_MAX {
+            return whole;
+        }
+        format!("{}/{}/{}", shorten(&self.network, 40), shorten(&self.container, 64), self.ifname)
+    }
+
+    /// The key of the attachment within object names: 16 hex digits for the network, 24 for the attachment.
+    ///
+    /// Everything of one network shares [`Attachment::network_key`], so GC finds a network's objects by prefix and
+    /// the dead among them by comparing with the live attachments' keys.
+    pub fn key(&self) -> String {
+        let whole = digest(&[&self.network, &self.container, &self.ifname]);
+        format!("{}-{}", Self::network_key(&self.network), whole.get(..24).unwrap_or_default())
+    }
+
+    /// The first half of the key of every attachment of `network`.
+    pub fn network_key(network: &str) -> String {
+        digest(&[network]).get(..16).unwrap_or_default().to_owned()
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.network, self.container, self.ifname)
+    }
+}
+
+fn shorten(name: &str, most: usize) -> String {
+    if name.len() <= most {
+        return name.to_owned();
+    }
+    // Names are ASCII by the time they get here; `get` keeps anything else from panicking.
+    let kept = most - 1;
+    let head = name.get(..kept - kept / 3).unwrap_or_default();
+    let tail = name.get(name.len() - kept / 3..).unwrap_or_default();
+    format!("{head}~{tail}")
+}
+
+/// Lower-case hex SHA-512 of the parts, NUL between them (a NUL is in no name, so no two lists of parts collide).
+fn digest(parts: &[&str]) -> String {
+    let mut hash = Sha512::new();
+    for (i, part) in parts.iter().enumerate() {
+        if i > 0 {
+            hash.update([0u8]);
+        }
+        hash.update(part.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The name the Go reference plugins give an object: `(prefix + hex(sha512(text)))` cut to `length`
+/// (`utils.MustFormatHashWithPrefix`).
+pub fn reference_hash_name(length: usize, prefix: &str, text: &str) -> String {
+    let mut name = format!("{prefix}{}", digest(&[text]));
+    name.truncate(length);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reference_names_match_the_reference() {
+        assert_eq!(reference_hash_name(28, "CNI-", "test1234"), "CNI-2bbe0c48b91a7d1b8a6753a8");
+        assert_eq!(reference_hash_name(28, "CNI-PREFIX-", "test1234"), "CNI-PREFIX-2bbe0c48b91a7d1b8");
+        assert_eq!(reference_hash_name(15, "bwp", "cni-plugin-bandwidth-testdummy"), "bwpa8eda89404b7");
+    }
+
+    #[test]
+    fn keys_tell_attachments_apart_and_networks_together() {
+        let a = Attachment::new("net", "c1", "eth0");
+        let b = Attachment::new("net", "c1", "eth1");
+        assert_ne!(a.key(), b.key());
+        assert!(a.key().starts_with(&Attachment::network_key("net")));
+        assert_ne!(Attachment::new("ab", "c", "e").key(), Attachment::new("a", "bc", "e").key());
+        assert_eq!(a.key().len(), 41);
+    }
+
+    #[test]
+    fn labels_are_readable_and_short_enough() {
+        assert_eq!(Attachment::new("podman", "abc", "eth0").label(), "podman/abc/eth0");
+        let long = Attachment::new("n".repeat(300), "c".repeat(300), "0123456789abcde");
+        assert!(long.label().len() <= LABEL_MAX, "{}", long.label());
+        assert!(long.label().ends_with("/0123456789abcde"));
+    }
+}

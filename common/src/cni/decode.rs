@@ -1,0 +1,477 @@
+//! JSON as a runtime writes it, read as Go's decoder would read it.
+//!
+//! The runtimes are Go programs and so were the plugins before us, and configurations live by what `encoding/json`
+//! accepts: object keys match in any letter case (containerd really sends `HostPort` where the conventions say
+//! `hostPort`), the last of several equal keys wins, unknown keys are ignored and `null` leaves a value as it is.
+//! [`Json`] keeps objects in their order and with their duplicates, so that a plugin can care about either.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Number;
+
+/// A JSON value whose objects keep their order and their duplicate keys.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub enum Json {
+    /// `null`
+    #[default]
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number.
+    Number(Number),
+    /// A string.
+    String(String),
+    /// An array.
+    Array(Vec<Json>),
+    /// An object, in the order written, duplicates included.
+    Object(Vec<(String, Json)>),
+}
+
+impl Json {
+    /// The value of `key` in an object, in any letter case; of several the last.
+    pub fn get(&self, key: &str) -> Option<&Json> {
+        match self {
+            Json::Object(pairs) => pairs.iter().rev().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v),
+            _ => None,
+        }
+    }
+
+    /// The string this is, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Json::String(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// What kind of value this is, for a message.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Json::Null => "null",
+            Json::Bool(_) => "a boolean",
+            Json::Number(_) => "a number",
+            Json::String(_) => "a string",
+            Json::Array(_) => "an array",
+            Json::Object(_) => "an object",
+        }
+    }
+
+    /// Reads this value into `T`, matching the keys of structs in any letter case.
+    ///
+    /// Keys that no field takes but that look like one are reported to `misspelt`.
+    pub fn read<T: DeserializeOwned>(&self, misspelt: &mut Vec<Misspelt>) -> Result<T, DecodeError> {
+        let mut seen = Misspellings { found: misspelt, also_known: &[] };
+        T::deserialize(Folding { value: self, misspelt: &mut seen })
+    }
+
+    /// Like [`Json::read`] for one of several readers of the same object: `also_known` are the keys of the others.
+    pub fn read_beside<T: DeserializeOwned>(
+        &self,
+        also_known: &'static [&'static str],
+        misspelt: &mut Vec<Misspelt>,
+    ) -> Result<T, DecodeError> {
+        let mut seen = Misspellings { found: misspelt, also_known };
+        T::deserialize(Folding { value: self, misspelt: &mut seen })
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+impl serde::Serialize for Json {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        match self {
+            Json::Null => serializer.serialize_unit(),
+            Json::Bool(b) => serializer.serialize_bool(*b),
+            Json::Number(n) => n.serialize(serializer),
+            Json::String(s) => serializer.serialize_str(s),
+            Json::Array(items) => serializer.collect_seq(items),
+            Json::Object(pairs) => {
+                let mut map = serializer.serialize_map(Some(pairs.len()))?;
+                for (key, value) in pairs {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+    fn visit_none<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Json, E> {
+        Ok(Json::Bool(v))
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Json, E> {
+        Ok(Json::Number(v.into()))
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Json, E> {
+        Ok(Json::Number(v.into()))
+    }
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Json, E> {
+        Number::from_f64(v).map(Json::Number).ok_or_else(|| E::custom("not a finite number"))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Json, E> {
+        Ok(Json::String(v.to_owned()))
+    }
+    fn visit_string<E>(self, v: String) -> Result<Json, E> {
+        Ok(Json::String(v))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Json::Object(pairs))
+    }
+}
+
+/// A key that nothing reads, and the key its author probably meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misspelt {
+    /// The key as written.
+    pub written: String,
+    /// The key that would have been read.
+    pub meant: &'static str,
+}
+
+impl fmt::Display for Misspelt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "configuration key \"{}\" is not known and ignored; was \"{}\" meant?", self.written, self.meant)
+    }
+}
+
+struct Misspellings<'a> {
+    found: &'a mut Vec<Misspelt>,
+    also_known: &'static [&'static str],
+}
+
+impl Misspellings<'_> {
+    fn note(&mut self, key: &str, fields: &'static [&'static str]) {
+        if self.also_known.iter().any(|k| k.eq_ignore_ascii_case(key)) {
+            return;
+        }
+        let lower = key.to_ascii_lowercase();
+        let near = fields.iter().copied().find(|field| {
+            let allowed = if field.len() < 6 { 1 } else { 2 };
+            field.len() >= 3 && strsim::damerau_levenshtein(&lower, &field.to_ascii_lowercase()) <= allowed
+        });
+        if let Some(meant) = near {
+            self.found.push(Misspelt { written: key.to_owned(), meant });
+        }
+    }
+}
+
+/// A value that isn't what its key takes: where, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    path: Vec<String>,
+    reason: String,
+}
+
+impl DecodeError {
+    fn at(mut self, step: impl Into<String>) -> Self {
+        self.path.push(step.into());
+        self
+    }
+
+    /// The key in dotted form, as `runtimeConfig.portMappings.0.hostPort`.
+    pub fn key(&self) -> String {
+        let steps: Vec<&str> = self.path.iter().rev().map(String::as_str).collect();
+        steps.join(".")
+    }
+
+    /// What is wrong with its value.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() { f.write_str(&self.reason) } else { write!(f, "{}: {}", self.key(), self.reason) }
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl de::Error for DecodeError {
+    fn custom<T: fmt::Display>(msg: T) -> Self {
+        DecodeError { path: Vec::new(), reason: msg.to_string() }
+    }
+}
+
+/// Deserializer over a [`Json`] that folds the case of struct keys and lets the last duplicate win.
+struct Folding<'a, 'm, 'k> {
+    value: &'a Json,
+    misspelt: &'m mut Misspellings<'k>,
+}
+
+impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
+    type Error = DecodeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match self.value {
+            Json::Null => visitor.visit_unit(),
+            Json::Bool(b) => visitor.visit_bool(*b),
+            Json::Number(n) => visit_number(n, visitor),
+            Json::String(s) => visitor.visit_str(s),
+            Json::Array(items) => visitor.visit_seq(Items { items: items.iter(), at: 0, misspelt: self.misspelt }),
+            Json::Object(pairs) => {
+                let entries = pairs.iter().map(|(k, v)| (Key::Written(k), v)).collect();
+                visitor.visit_map(Entries { entries, at: 0, misspelt: self.misspelt })
+            }
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match self.value {
+            Json::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        let Json::Object(pairs) = self.value else {
+            return self.deserialize_any(visitor);
+        };
+        let mut entries: Vec<(Key<'_>, &Json)> = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            match fields.iter().find(|f| f.eq_ignore_ascii_case(key)) {
+                // `null` leaves a field at its default, as in Go.
+                Some(_) if *value == Json::Null => {}
+                Some(field) => {
+                    entries.retain(|(k, _)| !matches!(k, Key::Field(f) if f == field));
+                    entries.push((Key::Field(field), value));
+                }
+                None => self.misspelt.note(key, fields),
+            }
+        }
+        visitor.visit_map(Entries { entries, at: 0, misspelt: self.misspelt })
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        match self.value {
+            Json::String(s) => visitor.visit_enum(IntoDeserializer::<DecodeError>::into_deserializer(s.as_str())),
+            other => Err(de::Error::custom(format!("must be a string, not {}", other.kind()))),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_unit()
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        unit unit_struct seq tuple tuple_struct map identifier
+    }
+}
+
+fn visit_number<'de, V: Visitor<'de>>(n: &Number, visitor: V) -> Result<V::Value, DecodeError> {
+    if let Some(u) = n.as_u64() {
+        visitor.visit_u64(u)
+    } else if let Some(i) = n.as_i64() {
+        visitor.visit_i64(i)
+    } else {
+        visitor.visit_f64(n.as_f64().unwrap_or(f64::NAN))
+    }
+}
+
+struct Items<'a, 'm, 'k> {
+    items: std::slice::Iter<'a, Json>,
+    at: usize,
+    misspelt: &'m mut Misspellings<'k>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_, '_, '_> {
+    type Error = DecodeError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
+        let Some(value) = self.items.next() else { return Ok(None) };
+        let at = self.at;
+        self.at += 1;
+        let inner = &mut Misspellings { found: self.misspelt.found, also_known: &[] };
+        seed.deserialize(Folding { value, misspelt: inner }).map(Some).map_err(|e| e.at(at.to_string()))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.items.len())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Key<'a> {
+    Field(&'static str),
+    Written(&'a str),
+}
+
+impl<'a> Key<'a> {
+    fn text(self) -> &'a str {
+        match self {
+            Key::Field(f) => f,
+            Key::Written(w) => w,
+        }
+    }
+}
+
+struct Entries<'a, 'm, 'k> {
+    entries: Vec<(Key<'a>, &'a Json)>,
+    at: usize,
+    misspelt: &'m mut Misspellings<'k>,
+}
+
+impl<'de> MapAccess<'de> for Entries<'_, '_, '_> {
+    type Error = DecodeError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
+        let Some((key, _)) = self.entries.get(self.at) else { return Ok(None) };
+        seed.deserialize(IntoDeserializer::<DecodeError>::into_deserializer(key.text())).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
+        let Some((key, value)) = self.entries.get(self.at).copied() else {
+            return Err(de::Error::custom("value asked for before its key"));
+        };
+        self.at += 1;
+        let inner = &mut Misspellings { found: self.misspelt.found, also_known: &[] };
+        seed.deserialize(Folding { value, misspelt: inner }).map_err(|e| e.at(key.text()))
+    }
+}
+
+/// The names of the fields that `T` reads from an object.
+pub fn fields_of<T: DeserializeOwned>() -> &'static [&'static str] {
+    struct Probe<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> Deserializer<'de> for Probe<'_> {
+        type Error = DecodeError;
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, DecodeError> {
+            Err(de::Error::custom("only the field names were wanted"))
+        }
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, DecodeError> {
+            *self.0 = fields;
+            self.deserialize_any(visitor)
+        }
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+            unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    let mut fields: &'static [&'static str] = &[];
+    let _ = T::deserialize(Probe(&mut fields));
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Mapping {
+        host_port: i64,
+        #[serde(rename = "hostIP")]
+        host_ip: String,
+        wide: Option<u64>,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Outer {
+        port_mappings: Vec<Mapping>,
+        sysctl: std::collections::BTreeMap<String, String>,
+    }
+
+    fn read(text: &str) -> (Result<Outer, DecodeError>, Vec<Misspelt>) {
+        let json: Json = serde_json::from_str(text).unwrap();
+        let mut misspelt = Vec::new();
+        let outer = json.read(&mut misspelt);
+        (outer, misspelt)
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_the_last_duplicate_wins() {
+        let (outer, _) = read(r#"{"PORTmappings":[{"HostPort":1,"hostPort":2,"HOSTIP":"::"}],"sysctl":{"A":"1","a":"2"}}"#);
+        let outer = outer.unwrap();
+        assert_eq!(outer.port_mappings, [Mapping { host_port: 2, host_ip: "::".into(), wide: None }]);
+        assert_eq!(outer.sysctl.len(), 2, "keys of maps keep their case");
+    }
+
+    #[test]
+    fn null_leaves_the_default() {
+        let (outer, _) = read(r#"{"portMappings":null,"sysctl":{}}"#);
+        assert_eq!(outer.unwrap(), Outer::default());
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_with_its_path() {
+        let (outer, _) = read(r#"{"portMappings":[{},{"hostPort":"eighty"}]}"#);
+        let error = outer.unwrap_err();
+        assert_eq!(error.key(), "portMappings.1.hostPort");
+        assert!(error.reason().contains("eighty"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_is_nearly_ours_is_reported() {
+        let (_, misspelt) = read(r#"{"portMapings":[],"unrelated":1}"#);
+        assert_eq!(misspelt, [Misspelt { written: "portMapings".into(), meant: "portMappings" }]);
+    }
+
+    #[test]
+    fn field_names_are_known_without_a_value() {
+        assert_eq!(fields_of::<Mapping>(), ["hostPort", "hostIP", "wide"]);
+    }
+
+    #[test]
+    fn order_and_duplicates_survive() {
+        let json: Json = serde_json::from_str(r#"{"b":1,"a":2,"b":3}"#).unwrap();
+        assert_eq!(serde_json::to_string(&json).unwrap(), r#"{"b":1,"a":2,"b":3}"#);
+    }
+}

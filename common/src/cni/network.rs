@@ -1,0 +1,162 @@
+//! The configuration common to all plugins: what stands on stdin besides a plugin's own keys.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::decode::{Json, Misspelt, fields_of};
+use super::env::{Verb, is_identifier};
+use super::error::{Error, Result};
+use super::result::CniResult;
+use super::version::Version;
+
+/// Bytes of stdin that are read at the most: 65,535 port mappings take about 7 MiB.
+pub const STDIN_MAX: usize = 16 << 20;
+
+/// The keys that every plugin's configuration may have (SPEC.md, "Plugin configuration objects").
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Written {
+    #[serde(rename = "cniVersion")]
+    cni_version: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    _type: IgnoredAny,
+    #[serde(rename = "capabilities")]
+    _capabilities: IgnoredAny,
+    #[serde(rename = "ipam")]
+    _ipam: IgnoredAny,
+    #[serde(rename = "ipMasq")]
+    _ip_masq: IgnoredAny,
+    #[serde(rename = "dns")]
+    _dns: IgnoredAny,
+    #[serde(rename = "args")]
+    _args: IgnoredAny,
+    #[serde(rename = "runtimeConfig")]
+    _runtime_config: IgnoredAny,
+    #[serde(rename = "prevResult")]
+    _prev_result: IgnoredAny,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// An attachment that GC must leave alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ValidAttachment {
+    /// Its CNI_CONTAINERID.
+    #[serde(rename = "containerID")]
+    pub container: String,
+    /// Its CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// A configuration as far as the protocol goes; a plugin reads its own keys from [`Network::json`].
+#[derive(Debug)]
+pub struct Network {
+    /// The version of the configuration and of the result.
+    pub version: Version,
+    /// The network's name.
+    pub name: String,
+    /// What the plugins before have made.
+    pub prev_result: Option<CniResult>,
+    /// GC: who is alive; `None` if the configuration doesn't say.
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The whole document.
+    pub json: Json,
+}
+
+impl Network {
+    /// Parses the JSON of stdin.
+    pub fn parse(stdin: &[u8]) -> Result<Json> {
+        let json: Json = serde_json::from_slice(stdin).map_err(|e| Error::NotJson { reason: e.to_string() })?;
+        match json {
+            Json::Object(_) => Ok(json),
+            other => Err(Error::NotJson { reason: format!("it must be an object, not {}", other.kind()) }),
+        }
+    }
+
+    /// Validates what the protocol asks of every configuration, in the order of the reference: name, version, verb,
+    /// prevResult.
+    pub fn read(json: Json, verb: Verb) -> Result<Network> {
+        let mut ignored = Vec::new();
+        let written: Written = json
+            .read(&mut ignored)
+            .map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
+        let name = match written.name {
+            Some(name) if !name.is_empty() => name,
+            _ => return Err(Error::MissingName),
+        };
+        if !is_identifier(&name) {
+            return Err(Error::invalid(
+                "name",
+                format!("\"{name}\""),
+                "invalid characters found in network name: it begins with a letter or digit, then letters, digits, \
+                 '_', '.' and '-' follow",
+            ));
+        }
+        let version = read_version(written.cni_version)?;
+        allow(verb, version)?;
+        let prev_result = match json.get("prevResult") {
+            None | Some(Json::Null) => None,
+            Some(prev) => match CniResult::read(prev, version) {
+                // DEL must do what it can without a prevResult, so an unreadable one is as good as none.
+                Err(error) if verb == Verb::Del => {
+                    log::warn!("{error}; going on without it");
+                    None
+                }
+                result => Some(result?),
+            },
+        };
+        Ok(Network {
+            version,
+            name,
+            prev_result,
+            valid_attachments: written.valid_attachments.or(written.attachments),
+            json,
+        })
+    }
+
+    /// A plugin's own keys, and a warning for each key that is nearly one.
+    pub fn own_keys<T: serde::de::DeserializeOwned>(&self) -> Result<(T, Vec<Misspelt>)> {
+        let mut misspelt = Vec::new();
+        let own = self
+            .json
+            .read_beside(common_keys(), &mut misspelt)
+            .map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
+        Ok((own, misspelt))
+    }
+}
+
+/// The keys that every configuration may have.
+pub fn common_keys() -> &'static [&'static str] {
+    fields_of::<Written>()
+}
+
+/// The version of a configuration as far as it can be told, for an error about that configuration.
+pub fn version_for_errors(json: &Json) -> Version {
+    json.get("cniVersion").and_then(Json::as_str).and_then(Version::from_exact).unwrap_or(Version::LATEST)
+}
+
+fn read_version(written: Option<String>) -> Result<Version> {
+    let text = match written {
+        None => return Ok(Version::V0_1_0),
+        Some(text) if text.is_empty() => return Ok(Version::V0_1_0),
+        Some(text) => text,
+    };
+    match Version::from_exact(&text) {
+        Some(version) => Ok(version),
+        None if Version::is_well_formed(&text) => Err(Error::IncompatibleVersion { config: text }),
+        None => Err(Error::MalformedVersion { version: text }),
+    }
+}
+
+fn allow(verb: Verb, version: Version) -> Result<()> {
+    let since = match verb {
+        Verb::Check => Version::V0_4_0,
+        Verb::Gc | Verb::Status => Version::V1_1_0,
+        Verb::Add | Verb::Del | Verb::Version => return Ok(()),
+    };
+    if version < since { Err(Error::VerbNotInVersion { verb: verb.as_str(), version }) } else { Ok(()) }
+}

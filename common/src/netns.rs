@@ -1,0 +1,88 @@
+//! Network namespaces: opening the container's, and doing something inside it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
+
+use crate::cni::error::{Error, Result};
+
+/// The namespace of the calling thread, whatever the thread-group leader's is.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// `NSFS_MAGIC` (include/uapi/linux/magic.h).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// An open network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: String,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`, and refuses a file that is none.
+    pub fn open(path: &Path) -> Result<Netns> {
+        let text = path.display().to_string();
+        let refuse = |reason: String| Error::Netns { path: text.clone(), reason };
+        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+        let kind = fstatfs(&file).map_err(|e| refuse(e.desc().into()))?.filesystem_type();
+        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+            return Err(refuse("it is not a network namespace".into()));
+        }
+        Ok(Netns { file, path: text })
+    }
+
+    /// The namespace of the calling thread.
+    pub fn own() -> Result<Netns> {
+        Netns::open(Path::new(OWN))
+    }
+
+    /// Runs `inside` with the calling thread in this namespace, and comes back.
+    ///
+    /// Sockets stay in the namespace they were opened in, so opening one is what is mostly done inside.
+    /// Unix: setns(2) moves the calling thread only.
+    pub fn enter<T>(&self, inside: impl FnOnce() -> Result<T>) -> Result<T> {
+        let home = Netns::own()?;
+        self.switch()?;
+        let outcome = inside();
+        home.switch()?;
+        outcome
+    }
+
+    fn switch(&self) -> Result<()> {
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Netns {
+            path: self.path.clone(),
+            reason: match errno {
+                Errno::EPERM => "entering it needs CAP_SYS_ADMIN; run the plugin as root".into(),
+                other => other.desc().into(),
+            },
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The identity of a namespace: device and inode of its file in nsfs.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for
+/// namespaces that are gone.
+pub fn refuse_own(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    match (identity(path), identity(Path::new(OWN))) {
+        (Some(theirs), Some(ours)) if theirs == ours => Err(Error::SameNetns { path: path.display().to_string() }),
+        _ => Ok(()),
+    }
+}

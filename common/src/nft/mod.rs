@@ -1,0 +1,1 @@
+//! nf_tables: a model that prints as nft syntax, and the only door to the kernel's tables.

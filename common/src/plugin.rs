@@ -1,0 +1,286 @@
+//! The verbs, written once, over what a plugin is: configuration, plan and state.
+//!
+//! ```text
+//!            stdin + env                observed facts
+//!                 │                           │
+//!   Written ──validate──► Config ──plan──► State ──apply──► kernel        ADD
+//!                                            └────differences──►          CHECK
+//!   Attachment ─────────remove──────────────────────────► kernel          DEL
+//!   network + live attachments ──collect────────────────► kernel          GC
+//! ```
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::attachment::Attachment;
+use crate::cni::env::{Args, Environment, Verb};
+use crate::cni::network::{self, Network, STDIN_MAX, ValidAttachment};
+use crate::cni::{CniResult, Difference, Error, Json, Result, Version};
+use crate::logging::CallRecord;
+use crate::netns;
+
+/// One call of a runtime, as far as it is not configuration.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is asked.
+    pub verb: Verb,
+    /// For whom; container and ifname are empty for GC and STATUS.
+    pub attachment: Attachment,
+    /// The container's namespace; DEL may come without.
+    pub netns: Option<PathBuf>,
+    /// CNI_ARGS.
+    pub args: Args,
+    /// The version of the configuration.
+    pub version: Version,
+}
+
+/// One attachment's share of kernel state.
+pub trait State {
+    /// Makes the kernel hold exactly this share: all of it, or on failure what was there before. Repeatable.
+    fn apply(&self, call: &Call) -> Result<()>;
+
+    /// Where the kernel holds something else. Changes nothing.
+    fn differences(&self, call: &Call) -> Result<Vec<Difference>>;
+
+    /// Writes into the result what this share adds to it.
+    fn amend(&self, _call: &Call, _result: &mut CniResult) {}
+}
+
+/// A chained plugin.
+pub trait Plugin {
+    /// Its name, which is its `type` in a conflist.
+    const NAME: &'static str;
+    /// Its keys as they may be written.
+    type Written: DeserializeOwned;
+    /// What was meant by them: a value that can't be wrong.
+    type Config;
+    /// What must be looked up on this host before planning.
+    type Facts;
+    /// What it makes.
+    type State: State;
+
+    /// From what was written to what was meant. Opens nothing.
+    fn validate(written: Self::Written, call: &Call) -> Result<Self::Config>;
+
+    /// Whether the configuration asks for nothing: then ADD passes prevResult on and no socket is opened.
+    fn is_idle(config: &Self::Config) -> bool;
+
+    /// Looks up what the plan depends on. Changes nothing.
+    fn observe(config: &Self::Config, call: &Call, prev: &CniResult) -> Result<Self::Facts>;
+
+    /// The attachment's share. Pure.
+    fn plan(config: &Self::Config, call: &Call, prev: &CniResult, facts: Self::Facts) -> Result<Self::State>;
+
+    /// Removes whatever the attachment owns; nothing to remove is success. The configuration is there if it is valid,
+    /// the prevResult if the runtime still had it: hints, not needs.
+    fn remove(call: &Call, config: Option<&Self::Config>, prev: Option<&CniResult>) -> Result<()>;
+
+    /// Removes whatever attachments of `network` own that are not among the living.
+    fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Self::Config>) -> Result<()>;
+
+    /// Whether ADD can succeed here and now. No side effect.
+    fn status(config: &Self::Config) -> Result<()>;
+}
+
+/// What goes back to the runtime.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The one document for stdout; DEL, CHECK, GC and STATUS have none when they succeed.
+    pub stdout: String,
+    /// Whether the verb succeeded.
+    pub success: bool,
+}
+
+/// The whole program: environment and stdin in, stdout and exit code out.
+pub fn run<P: Plugin>() -> ExitCode {
+    crate::logging::init(P::NAME);
+    print_panics_as_errors();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let lookup = |name: &str| std::env::var_os(name);
+    let wants_banner = arguments.iter().any(|a| matches!(a.as_str(), "--help" | "-h" | "--version" | "-V"));
+    if wants_banner || lookup("CNI_COMMAND").is_none_or(|c| c.is_empty()) {
+        print_banner(P::NAME);
+        return ExitCode::SUCCESS;
+    }
+    let answer = answer::<P>(&lookup, &mut read_stdin);
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush());
+    if answer.success && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Answers one call; `stdin` is asked at most once.
+pub fn answer<P: Plugin>(
+    lookup: &dyn Fn(&str) -> Option<OsString>,
+    stdin: &mut dyn FnMut() -> Result<Vec<u8>>,
+) -> Answer {
+    let command = lookup("CNI_COMMAND").unwrap_or_default().to_string_lossy().into_owned();
+    let mut record = CallRecord::begin(P::NAME, &command);
+    let mut version = Version::LATEST;
+    let outcome = dispatch::<P>(&command, lookup, stdin, &mut version, &mut record);
+    record.end(outcome.as_ref().err());
+    match outcome {
+        Ok(stdout) => Answer { stdout, success: true },
+        Err(error) => Answer { stdout: to_json(&error.to_document(version)), success: false },
+    }
+}
+
+fn dispatch<P: Plugin>(
+    command: &str,
+    lookup: &dyn Fn(&str) -> Option<OsString>,
+    stdin: &mut dyn FnMut() -> Result<Vec<u8>>,
+    version: &mut Version,
+    record: &mut CallRecord,
+) -> Result<String> {
+    let Some(verb) = Verb::from_command(command) else {
+        return Err(Error::UnknownCommand { command: command.to_owned() });
+    };
+    if verb == Verb::Version {
+        return Ok(version_document(&stdin().unwrap_or_default()));
+    }
+    let env = Environment::read(verb, lookup)?;
+    let json = Network::parse(&stdin()?)?;
+    *version = network::version_for_errors(&json);
+    let net = Network::read(json, verb)?;
+    let call = Call {
+        verb,
+        attachment: Attachment::new(net.name.clone(), env.container, env.ifname),
+        netns: env.netns,
+        args: env.args,
+        version: net.version,
+    };
+    record.concerns(&call);
+    if !env.netns_override && matches!(verb, Verb::Add | Verb::Del) {
+        netns::refuse_own(call.netns.as_deref())?;
+    }
+    match verb {
+        Verb::Add => add::<P>(&net, &call),
+        Verb::Del => del::<P>(&net, &call),
+        Verb::Check => check::<P>(&net, &call),
+        Verb::Gc => gc::<P>(&net, &call),
+        Verb::Status => configured::<P>(&net, &call).and_then(|c| P::status(&c)).map(|()| String::new()),
+        Verb::Version => Ok(String::new()),
+    }
+}
+
+fn configured<P: Plugin>(net: &Network, call: &Call) -> Result<P::Config> {
+    let (written, misspelt) = net.own_keys::<P::Written>()?;
+    for key in misspelt {
+        log::warn!("{key}");
+    }
+    P::validate(written, call)
+}
+
+fn add<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
+    let config = configured::<P>(net, call)?;
+    let mut result = net.prev_result.clone().ok_or(Error::MissingPrevResult)?;
+    // A result that can't be written in this version must be found out before anything is changed.
+    result.to_document(net.version)?;
+    if !P::is_idle(&config) {
+        let facts = P::observe(&config, call, &result)?;
+        let state = P::plan(&config, call, &result, facts)?;
+        state.apply(call)?;
+        state.amend(call, &mut result);
+    }
+    Ok(to_json(&result.to_document(net.version)?))
+}
+
+fn check<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
+    let config = configured::<P>(net, call)?;
+    if P::is_idle(&config) {
+        return Ok(String::new());
+    }
+    let prev = net.prev_result.as_ref().ok_or(Error::MissingPrevResult)?;
+    let facts = P::observe(&config, call, prev)?;
+    let differences = P::plan(&config, call, prev, facts)?.differences(call)?;
+    if differences.is_empty() { Ok(String::new()) } else { Err(Error::StateDiffers { differences }) }
+}
+
+fn del<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
+    let config = config_as_hint::<P>(net, call);
+    P::remove(call, config.as_ref(), net.prev_result.as_ref()).map(|()| String::new())
+}
+
+fn gc<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
+    let Some(valid) = &net.valid_attachments else {
+        return Err(Error::invalid(
+            "cni.dev/valid-attachments",
+            "(absent)",
+            "GC needs the list of living attachments; an empty list removes all of this network",
+        ));
+    };
+    let config = config_as_hint::<P>(net, call);
+    let attachment = |v: &ValidAttachment| Attachment::new(net.name.clone(), v.container.clone(), v.ifname.clone());
+    let live: BTreeSet<Attachment> = valid.iter().map(attachment).collect();
+    P::collect(&net.name, &live, config.as_ref()).map(|()| String::new())
+}
+
+/// DEL and GC must go on where the configuration has become invalid since ADD.
+fn config_as_hint<P: Plugin>(net: &Network, call: &Call) -> Option<P::Config> {
+    configured::<P>(net, call)
+        .inspect_err(|error| log::warn!("{error}; removing what the attachment owns all the same"))
+        .ok()
+}
+
+#[derive(Serialize)]
+struct VersionDocument<'a> {
+    #[serde(rename = "cniVersion")]
+    cni_version: &'a str,
+    #[serde(rename = "supportedVersions")]
+    supported_versions: [&'static str; Version::ALL.len()],
+}
+
+/// SPEC.md, "VERSION Success": the version given on stdin comes back.
+fn version_document(stdin: &[u8]) -> String {
+    let json: Option<Json> = serde_json::from_slice(stdin).ok();
+    let given = json.as_ref().and_then(|j| j.get("cniVersion")).and_then(Json::as_str);
+    let document = VersionDocument {
+        cni_version: given.filter(|v| Version::is_well_formed(v)).unwrap_or(Version::LATEST.as_str()),
+        supported_versions: Version::ALL.map(Version::as_str),
+    };
+    serde_json::to_string(&document).unwrap_or_default() + "\n"
+}
+
+fn to_json<T: Serialize>(document: &T) -> String {
+    let mut out = Vec::with_capacity(1024);
+    let mut serializer =
+        serde_json::Serializer::with_formatter(&mut out, serde_json::ser::PrettyFormatter::with_indent(b"    "));
+    // Serialising our own types into memory can't fail: no map has a key that isn't a string.
+    let _ = document.serialize(&mut serializer);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+fn read_stdin() -> Result<Vec<u8>> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Err(Error::Stdin { reason: "it is a terminal; the network configuration is expected there".into() });
+    }
+    let mut bytes = Vec::with_capacity(4096);
+    let limit = STDIN_MAX as u64 + 1;
+    stdin.lock().take(limit).read_to_end(&mut bytes).map_err(|e| Error::Stdin { reason: e.to_string() })?;
+    if bytes.len() > STDIN_MAX {
+        return Err(Error::Stdin { reason: format!("the network configuration is larger than {STDIN_MAX} bytes") });
+    }
+    Ok(bytes)
+}
+
+#[allow(clippy::print_stderr)]
+fn print_banner(name: &str) {
+    let versions: Vec<&str> = Version::ALL.iter().map(|v| v.as_str()).collect();
+    eprintln!("CNI {name} plugin {}", env!("CARGO_PKG_VERSION"));
+    eprintln!("CNI protocol versions supported: {}", versions.join(", "));
+}
+
+/// A panic is a defect, but the runtime still gets a document it can read and exit code 1.
+fn print_panics_as_errors() {
+    std::panic::set_hook(Box::new(|info| {
+        let error = Error::Internal { what: info.to_string() };
+        let _ = std::io::stdout().write_all(to_json(&error.to_document(Version::LATEST)).as_bytes());
+        std::process::exit(1);
+    }));
+}
