@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::Number;
 
 /// A JSON value whose objects keep their order and their duplicate keys.
@@ -438,7 +440,8 @@ mod tests {
 
     #[test]
     fn keys_match_in_any_case_and_the_last_duplicate_wins() {
-        let (outer, _) = read(r#"{"PORTmappings":[{"HostPort":1,"hostPort":2,"HOSTIP":"::"}],"sysctl":{"A":"1","a":"2"}}"#);
+        let (outer, _) =
+            read(r#"{"PORTmappings":[{"HostPort":1,"hostPort":2,"HOSTIP":"::"}],"sysctl":{"A":"1","a":"2"}}"#);
         let outer = outer.unwrap();
         assert_eq!(outer.port_mappings, [Mapping { host_port: 2, host_ip: "::".into(), wide: None }]);
         assert_eq!(outer.sysctl.len(), 2, "keys of maps keep their case");

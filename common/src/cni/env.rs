@@ -91,8 +91,11 @@ impl Environment {
         let netns = need(NETNS)?;
         let ifname = need(IFNAME)?;
         if verb.concerns_a_container() && !ifname.is_empty() {
-            validate_ifname(&ifname)
-                .map_err(|reason| Error::InvalidEnvironment { variable: IFNAME, value: ifname.clone(), reason })?;
+            validate_ifname(&ifname).map_err(|reason| Error::InvalidEnvironment {
+                variable: IFNAME,
+                value: ifname.clone(),
+                reason,
+            })?;
         }
         if !missing.is_empty() {
             return Err(Error::MissingEnvironment { variables: missing });
@@ -214,7 +217,9 @@ mod tests {
 
     #[test]
     fn a_bad_name_fails_before_a_missing_one_is_reported() {
-        for (id, ifname) in [("a b", "eth0"), ("-a", "eth0"), ("é", "eth0"), ("c", "a/b"), ("c", ".."), ("c", "0123456789abcdef")] {
+        for (id, ifname) in
+            [("a b", "eth0"), ("-a", "eth0"), ("é", "eth0"), ("c", "a/b"), ("c", ".."), ("c", "0123456789abcdef")]
+        {
             let error = read(Verb::Add, &[("CNI_CONTAINERID", id), ("CNI_IFNAME", ifname)]).unwrap_err();
             assert!(matches!(error, Error::InvalidEnvironment { .. }), "{id} {ifname}: {error}");
         }

@@ -304,7 +304,8 @@ impl Error {
                 format!("config is \"{config}\", plugin supports [{}]", supported.join(" "))
             }
             Error::VerbNotInVersion { .. } => {
-                "CHECK needs cniVersion 0.4.0 or newer, GC and STATUS need 1.1.0; raise the conflist's cniVersion".into()
+                "CHECK needs cniVersion 0.4.0 or newer, GC and STATUS need 1.1.0; raise the conflist's cniVersion"
+                    .into()
             }
             Error::MissingPrevResult => {
                 "put a main plugin (bridge, ptp, macvlan, …) before this one in the conflist's plugins".into()
@@ -381,7 +382,9 @@ fn kernel_details(errno: Errno, ext_ack: &str) -> String {
         Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
             "this kernel lacks the feature; load or build in its module"
         }
-        Errno::EBUSY | Errno::EAGAIN | Errno::ETIMEDOUT => "another program is changing the same state; repeat the call",
+        Errno::EBUSY | Errno::EAGAIN | Errno::ETIMEDOUT => {
+            "another program is changing the same state; repeat the call"
+        }
         Errno::ENODEV => "the interface has gone; the container is probably being deleted",
         _ => "",
     };

@@ -81,9 +81,8 @@ impl Network {
     /// prevResult.
     pub fn read(json: Json, verb: Verb) -> Result<Network> {
         let mut ignored = Vec::new();
-        let written: Written = json
-            .read(&mut ignored)
-            .map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
+        let written: Written =
+            json.read(&mut ignored).map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
         let name = match written.name {
             Some(name) if !name.is_empty() => name,
             _ => return Err(Error::MissingName),

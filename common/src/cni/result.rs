@@ -119,7 +119,9 @@ fn is_zero(n: &i64) -> bool {
 fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
     match Option::<String>::deserialize(deserializer)?.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| serde::de::Error::custom(format!("invalid IP address: {text}"))),
+        Some(text) => {
+            text.parse().map(Some).map_err(|_| serde::de::Error::custom(format!("invalid IP address: {text}")))
+        }
     }
 }
 
@@ -152,8 +154,9 @@ impl CniResult {
     /// The document in the shape of `version`.
     pub fn to_document(&self, version: Version) -> Result<Document<'_>> {
         match version.family() {
-            Family::Ip4Ip6 => Ip4Ip6::try_from(self)
-                .map(|r| Document::Ip4Ip6(Versioned { cni_version: version.as_str(), result: r })),
+            Family::Ip4Ip6 => {
+                Ip4Ip6::try_from(self).map(|r| Document::Ip4Ip6(Versioned { cni_version: version.as_str(), result: r }))
+            }
             Family::VersionedIps => Ok(Document::VersionedIps(Versioned {
                 cni_version: version.as_str(),
                 result: VersionedIps::from(self),
