@@ -284,3 +284,207 @@ fn print_panics_as_errors() {
         std::process::exit(1);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    /// A plugin that only records what it is asked for.
+    struct Recorder;
+
+    #[derive(serde::Deserialize, Default)]
+    #[serde(default)]
+    struct Written {
+        work: bool,
+        refuse: bool,
+    }
+
+    struct Share;
+
+    static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    fn asked(what: impl Into<String>) {
+        ASKED.lock().unwrap().push(what.into());
+    }
+
+    impl State for Share {
+        fn apply(&self, call: &Call) -> Result<()> {
+            asked(format!("apply {}", call.attachment));
+            Ok(())
+        }
+        fn differences(&self, _: &Call) -> Result<Vec<Difference>> {
+            Ok(vec![Difference::missing("thing", "one")])
+        }
+        fn amend(&self, _: &Call, result: &mut CniResult) {
+            result.dns.domain = "amended".into();
+        }
+    }
+
+    impl Plugin for Recorder {
+        const NAME: &'static str = "recorder";
+        type Written = Written;
+        type Config = bool;
+        type Facts = ();
+        type State = Share;
+
+        fn validate(written: Written, _: &Call) -> Result<bool> {
+            if written.refuse { Err(Error::invalid("refuse", true, "it is set")) } else { Ok(written.work) }
+        }
+        fn is_idle(work: &bool) -> bool {
+            !work
+        }
+        fn observe(_: &bool, _: &Call, _: &CniResult) -> Result<()> {
+            Ok(())
+        }
+        fn plan(_: &bool, _: &Call, _: &CniResult, _: ()) -> Result<Share> {
+            Ok(Share)
+        }
+        fn remove(call: &Call, config: Option<&bool>, _: Option<&CniResult>) -> Result<()> {
+            asked(format!("remove {} {config:?}", call.attachment));
+            Ok(())
+        }
+        fn collect(network: &str, live: &BTreeSet<Attachment>, _: Option<&bool>) -> Result<()> {
+            asked(format!("collect {network} {}", live.len()));
+            Ok(())
+        }
+        fn status(_: &bool) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn call(verb: &str, config: &str, more: &[(&str, &str)]) -> (Answer, Vec<String>) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap();
+        let mut vars = BTreeMap::from([
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/no/such/netns"),
+            ("CNI_IFNAME", "eth0"),
+        ]);
+        vars.extend(more.iter().copied());
+        ASKED.lock().unwrap().clear();
+        let answer =
+            answer::<Recorder>(&|name| vars.get(name).map(OsString::from), &mut || Ok(config.as_bytes().to_vec()));
+        (answer, ASKED.lock().unwrap().clone())
+    }
+
+    fn code(answer: &Answer) -> u64 {
+        assert!(!answer.success);
+        let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+        assert!(json["cniVersion"].is_string() && !json["msg"].as_str().unwrap().is_empty(), "{json}");
+        json["code"].as_u64().unwrap()
+    }
+
+    const PREV: &str = r#""prevResult":{"ips":[{"address":"10.0.0.2/24"}]}"#;
+
+    fn config(version: &str, keys: &str) -> String {
+        format!(r#"{{"cniVersion":"{version}","name":"net","type":"recorder",{keys}}}"#)
+    }
+
+    #[test]
+    fn add_applies_and_amends_the_result() {
+        let (answer, asked) = call("ADD", &config("1.1.0", &format!(r#""work":true,{PREV}"#)), &[]);
+        assert!(answer.success);
+        assert!(answer.stdout.contains("amended"));
+        assert_eq!(asked, ["apply net/c1/eth0"]);
+    }
+
+    #[test]
+    fn an_idle_add_passes_the_prev_result_on() {
+        let (answer, asked) = call("ADD", &config("1.1.0", PREV), &[]);
+        let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+        assert_eq!(json, serde_json::json!({"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}));
+        assert!(asked.is_empty());
+    }
+
+    #[test]
+    fn a_result_that_this_version_cannot_write_changes_nothing() {
+        let (answer, asked) = call("ADD", &config("0.2.0", r#""work":true,"prevResult":{"dns":{}}"#), &[]);
+        assert_eq!(code(&answer), 7);
+        assert!(asked.is_empty());
+    }
+
+    #[test]
+    fn del_needs_neither_prev_result_nor_a_valid_configuration() {
+        let bare = config("1.0.0", r#""refuse":true,"prevResult":{"cniVersion":"0.2.0"}"#);
+        let (answer, asked) = call("DEL", &bare, &[("CNI_NETNS", "")]);
+        assert_eq!(answer, Answer { stdout: String::new(), success: true });
+        assert_eq!(asked, ["remove net/c1/eth0 None"]);
+    }
+
+    #[test]
+    fn check_lists_the_differences() {
+        let (answer, _) = call("CHECK", &config("1.0.0", &format!(r#""work":true,{PREV}"#)), &[]);
+        assert_eq!(code(&answer), 101);
+        assert!(answer.stdout.contains("thing: expected one, found nothing"), "{}", answer.stdout);
+    }
+
+    #[test]
+    fn gc_reads_both_spellings_and_refuses_none() {
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            let config = config("1.1.0", &format!(r#""{key}":[{{"containerID":"a","ifname":"eth0"}}]"#));
+            let (answer, asked) = call("GC", &config, &[]);
+            assert!(answer.success, "{}", answer.stdout);
+            assert_eq!(asked, ["collect net 1"]);
+        }
+        let (answer, asked) = call("GC", &config("1.1.0", r#""work":true"#), &[]);
+        assert_eq!(code(&answer), 7);
+        assert!(asked.is_empty());
+    }
+
+    #[test]
+    fn the_own_namespace_is_refused_before_anything_is_done() {
+        let keys = config("1.0.0", &format!(r#""work":true,{PREV}"#));
+        let own = [("CNI_NETNS", "/proc/thread-self/ns/net")];
+        let (answer, asked) = call("ADD", &keys, &own);
+        assert_eq!(code(&answer), 8);
+        assert!(asked.is_empty());
+        let over = [("CNI_NETNS", "/proc/thread-self/ns/net"), ("CNI_NETNS_OVERRIDE", "True")];
+        assert!(call("ADD", &keys, &over).0.success);
+    }
+
+    #[test]
+    fn errors_come_in_the_order_of_the_reference() {
+        type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], u64);
+        let cases: &[Case] = &[
+            ("FROB", "{", &[], 4),
+            ("ADD", "{", &[("CNI_IFNAME", "")], 4),
+            ("ADD", "{", &[], 6),
+            ("ADD", "[]", &[], 6),
+            ("ADD", r#"{"cniVersion":"9.9.9"}"#, &[], 7),
+            ("ADD", r#"{"cniVersion":"9.9.9","name":"a/b"}"#, &[], 7),
+            ("ADD", r#"{"cniVersion":"9.9.9","name":"net"}"#, &[], 1),
+            ("ADD", r#"{"cniVersion":"x","name":"net"}"#, &[], 6),
+            ("ADD", r#"{"cniVersion":1,"name":"net"}"#, &[], 6),
+            ("CHECK", r#"{"cniVersion":"0.3.1","name":"net"}"#, &[], 1),
+            ("GC", r#"{"cniVersion":"1.0.0","name":"net"}"#, &[], 1),
+            ("STATUS", r#"{"cniVersion":"1.0.0","name":"net"}"#, &[], 1),
+            ("ADD", r#"{"cniVersion":"1.0.0","name":"net"}"#, &[], 7),
+            ("ADD", r#"{"cniVersion":"1.0.0","name":"net","work":"yes"}"#, &[], 6),
+            ("ADD", r#"{"cniVersion":"1.0.0","name":"net","prevResult":{"cniVersion":"0.4.0"}}"#, &[], 7),
+        ];
+        for (verb, config, env, expected) in cases {
+            let (answer, asked) = call(verb, config, env);
+            assert_eq!(code(&answer), *expected, "{verb} {config}: {}", answer.stdout);
+            assert!(asked.is_empty());
+        }
+    }
+
+    #[test]
+    fn version_echoes_what_it_was_asked_with() {
+        for (stdin, echo) in [(r#"{"cniVersion":"0.4.0"}"#, "0.4.0"), ("", "1.1.0"), ("{", "1.1.0")] {
+            let (answer, _) = call("VERSION", stdin, &[]);
+            let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+            assert_eq!(json["cniVersion"], echo);
+            assert_eq!(json["supportedVersions"].as_array().unwrap().len(), 7);
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_like_any_other() {
+        let deep = format!("{}{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
+        assert_eq!(code(&call("ADD", &deep, &[]).0), 6);
+    }
+}

@@ -351,3 +351,170 @@ impl TryFrom<&CniResult> for Ip4Ip6 {
         Ok(old)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str, version: Version) -> Result<CniResult> {
+        CniResult::read(&serde_json::from_str(text).unwrap(), version)
+    }
+
+    fn write(result: &CniResult, version: Version) -> serde_json::Value {
+        serde_json::to_value(result.to_document(version).unwrap()).unwrap()
+    }
+
+    /// `in` and `out` are JSON of the same version: what came in must come out.
+    fn comes_back(text: &str, version: Version) {
+        let result = read(text, version).unwrap();
+        assert_eq!(write(&result, version), serde_json::from_str::<serde_json::Value>(text).unwrap());
+    }
+
+    const FULL: &str = r#"{"cniVersion":"1.1.0",
+        "interfaces":[{"name":"cni0","mac":"12:dc:04:cf:71:6b","mtu":1450},
+                      {"name":"eth0","sandbox":"/run/netns/x","socketPath":"/run/vhost.sock","pciID":"0000:00:1f.6"}],
+        "ips":[{"interface":1,"address":"10.44.0.3/24","gateway":"10.44.0.1"},{"address":"fd00:44::3/64"}],
+        "routes":[{"dst":"0.0.0.0/0","gw":"10.44.0.1","mtu":1400,"advmss":1360,"priority":10,"table":0,"scope":0},
+                  {"dst":"::/0"}],
+        "dns":{"nameservers":["10.1.0.1"],"domain":"example.org","search":["a","b"],"options":["ndots:5"]}}"#;
+
+    #[test]
+    fn every_field_of_1_1_0_survives() {
+        comes_back(FULL, Version::V1_1_0);
+    }
+
+    #[test]
+    fn fields_newer_than_1_0_0_survive_it() {
+        comes_back(&FULL.replace("1.1.0", "1.0.0"), Version::V1_0_0);
+    }
+
+    #[test]
+    fn versions_of_a_family_convert_and_an_absent_one_is_the_configurations() {
+        let old = r#"{"interfaces":[{"name":"eth0"}],"ips":[{"version":"4","address":"10.0.0.2/24"}]}"#;
+        let result = read(old, Version::V0_3_1).unwrap();
+        let written = write(&result, Version::V0_4_0);
+        assert_eq!(written["cniVersion"], "0.4.0");
+        assert_eq!(written["ips"][0]["version"], "4");
+        assert_eq!(written["dns"], serde_json::json!({}), "0.3.x and 0.4.0 always have dns");
+        assert!(read(&FULL.replace("1.1.0", "1.0.0"), Version::V1_1_0).is_ok());
+    }
+
+    #[test]
+    fn another_family_is_refused() {
+        for (own, version) in [("0.4.0", Version::V1_0_0), ("1.0.0", Version::V0_4_0), ("0.2.0", Version::V0_3_0)] {
+            let text = format!(r#"{{"cniVersion":"{own}","ips":[]}}"#);
+            let error = read(&text, version).unwrap_err();
+            assert!(matches!(&error, Error::BadPrevResult { reason } if reason.contains(own)), "{error}");
+        }
+    }
+
+    #[test]
+    fn ip4_and_ip6_with_their_routes_come_back() {
+        comes_back(
+            r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24","gateway":"10.0.0.1","routes":[{"dst":"0.0.0.0/0"}]},
+                "ip6":{"ip":"fd00::2/64","routes":[{"dst":"::/0","gw":"fd00::1"}]},"dns":{}}"#,
+            Version::V0_2_0,
+        );
+    }
+
+    #[test]
+    fn without_any_address_there_is_no_old_result() {
+        let error = CniResult::default().to_document(Version::V0_1_0).unwrap_err();
+        assert!(error.to_string().contains("cannot convert: no valid IP addresses"));
+    }
+
+    #[test]
+    fn a_bad_address_is_named() {
+        let error = read(r#"{"ips":[{"address":"10.0.0.300/24"}]}"#, Version::V1_0_0).unwrap_err();
+        assert_eq!(error.code(), 6);
+        assert!(error.to_string().contains("prevResult.ips.0.address"), "{error}");
+        assert!(read("[]", Version::V1_0_0).is_err());
+    }
+
+    #[test]
+    fn an_address_belongs_to_the_containers_interface_unless_it_says_otherwise() {
+        let result = read(FULL, Version::V1_1_0).unwrap();
+        let at = |interface| IpConfig { interface, address: "10.0.0.2/24".parse().unwrap(), gateway: None };
+        assert!(result.is_on(&at(None), "eth0"));
+        assert!(result.is_on(&at(Some(99)), "eth0"));
+        assert!(result.is_on(&at(Some(-1)), "eth0"));
+        assert!(result.is_on(&at(Some(1)), "eth0"));
+        assert!(!result.is_on(&at(Some(1)), "eth1"));
+        assert!(!result.is_on(&at(Some(0)), "cni0"), "cni0 is on the host");
+    }
+
+    fn network() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, p)| IpNet::new(IpAddr::from(a), p).unwrap()),
+            (any::<[u16; 8]>(), 0..=128u8).prop_map(|(a, p)| IpNet::new(IpAddr::from(a), p).unwrap()),
+        ]
+    }
+
+    fn address() -> impl Strategy<Value = Option<IpAddr>> {
+        proptest::option::of(network().prop_map(|n| n.addr()))
+    }
+
+    prop_compose! {
+        fn interface()(name in "[a-z0-9]{1,15}", mac in "([0-9a-f]{2}:){0,5}", mtu in any::<i64>(),
+                       sandbox in "(/[a-z]{0,5})?", socket_path in "[a-z]{0,3}", pci_id in "[0-9]{0,3}") -> Interface {
+            Interface { name, mac, mtu, sandbox, socket_path, pci_id }
+        }
+    }
+
+    prop_compose! {
+        fn route()(dst in network(), gw in address(), n in any::<[i64; 3]>(),
+                   table in any::<Option<i64>>(), scope in any::<Option<i64>>()) -> Route {
+            Route { dst, gw, mtu: n[0], adv_mss: n[1], priority: n[2], table, scope }
+        }
+    }
+
+    prop_compose! {
+        fn result()(
+            interfaces in proptest::collection::vec(interface(), 0..4),
+            ips in proptest::collection::vec((any::<Option<i64>>(), network(), address()), 0..4),
+            routes in proptest::collection::vec(route(), 0..4),
+            lists in proptest::collection::vec(proptest::collection::vec("[ -~]{0,8}", 0..3), 3),
+            domain in "[a-z.]{0,9}",
+        ) -> CniResult {
+            let ips = ips.into_iter().map(|(interface, address, gateway)| IpConfig { interface, address, gateway });
+            let [nameservers, search, options] = <[Vec<String>; 3]>::try_from(lists).unwrap();
+            CniResult { interfaces, ips: ips.collect(), routes, dns: Dns { nameservers, domain, search, options } }
+        }
+    }
+
+    /// What of a result a version's shape can hold.
+    fn as_held_by(result: &CniResult, version: Version) -> CniResult {
+        let mut held = result.clone();
+        if version.family() == Family::VersionedIps {
+            for i in &mut held.interfaces {
+                *i = Interface {
+                    name: i.name.clone(),
+                    mac: i.mac.clone(),
+                    sandbox: i.sandbox.clone(),
+                    ..Interface::default()
+                };
+            }
+        }
+        held
+    }
+
+    proptest! {
+        #[test]
+        fn any_result_comes_back_from_any_newer_version(result in result()) {
+            for version in Version::ALL.into_iter().filter(|v| v.family() != Family::Ip4Ip6) {
+                let text = serde_json::to_string(&result.to_document(version).unwrap()).unwrap();
+                prop_assert_eq!(read(&text, version).unwrap(), as_held_by(&result, version));
+            }
+        }
+
+        #[test]
+        fn an_old_document_is_a_fixed_point(result in result()) {
+            if let Ok(document) = result.to_document(Version::V0_2_0) {
+                let text = serde_json::to_string(&document).unwrap();
+                let again = read(&text, Version::V0_2_0).unwrap();
+                prop_assert_eq!(serde_json::to_string(&again.to_document(Version::V0_2_0).unwrap()).unwrap(), text);
+            }
+        }
+    }
+}
