@@ -192,10 +192,10 @@ fn add<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
 
 fn check<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
     let config = configured::<P>(net, call)?;
+    let prev = net.prev_result.as_ref().ok_or(Error::MissingPrevResult)?;
     if P::is_idle(&config) {
         return Ok(String::new());
     }
-    let prev = net.prev_result.as_ref().ok_or(Error::MissingPrevResult)?;
     let facts = P::observe(&config, call, prev)?;
     let differences = P::plan(&config, call, prev, facts)?.differences(call)?;
     if differences.is_empty() { Ok(String::new()) } else { Err(Error::StateDiffers { differences }) }
