@@ -1,0 +1,214 @@
+//! Everything that plugins may leave in a namespace, as text, and what has changed in it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use similar::{ChangeTag, TextDiff};
+
+use crate::host::Host;
+use crate::mounts;
+use crate::namespace::Netns;
+
+/// The commands whose output is state. Counters and handles are left out, because traffic and time change them.
+const LISTINGS: [&str; 13] = [
+    "nft --stateless list ruleset",
+    "iptables-nft-save",
+    "ip6tables-nft-save",
+    "iptables-legacy-save",
+    "ip6tables-legacy-save",
+    "tc qdisc show",
+    "ip -d link show",
+    "ip address show",
+    "ip -4 route show table all",
+    "ip -6 route show table all",
+    "ip -4 rule show",
+    "ip -6 rule show",
+    "bridge link show",
+];
+
+/// Sysctls below /proc/sys/net that change by themselves.
+const VOLATILE: [&str; 6] =
+    ["nf_conntrack_count", "random_secret", "stable_secret", "tcp_fastopen_key", "fib_multipath_hash_seed", "flush"];
+
+/// Files that network tools leave in /run whatever they do.
+const LOCKS: [&str; 1] = ["/run/xtables.lock"];
+
+/// The state of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    sections: BTreeMap<String, String>,
+}
+
+impl Snapshot {
+    /// What a reader would call it, and what it holds.
+    pub fn sections(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.sections.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The lines that have changed from `self` to `after`, under the names of their sections; empty if none.
+    pub fn diff(&self, after: &Snapshot) -> String {
+        let mut out = String::new();
+        let names: std::collections::BTreeSet<&String> = self.sections.keys().chain(after.sections.keys()).collect();
+        for name in names {
+            let text = |snapshot: &Snapshot| snapshot.sections.get(name).cloned().unwrap_or_default();
+            let (old, new) = (text(self), text(after));
+            if old == new {
+                continue;
+            }
+            let _ = writeln!(out, "== {name}");
+            for change in TextDiff::from_lines(&old, &new).iter_all_changes() {
+                let sign = match change.tag() {
+                    ChangeTag::Delete => '-',
+                    ChangeTag::Insert => '+',
+                    ChangeTag::Equal => continue,
+                };
+                let _ = writeln!(out, "{sign} {}", change.value().trim_end());
+            }
+        }
+        out
+    }
+}
+
+impl Netns {
+    /// The state of this namespace: rules, qdiscs, filters, links, addresses, routes and sysctls.
+    #[track_caller]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut sections = BTreeMap::new();
+        for listing in LISTINGS {
+            let text = self.try_run(listing).unwrap_or_else(|e| absent(listing, e));
+            sections.insert(listing.to_owned(), without_noise(&text));
+        }
+        sections.insert("tc filter show".into(), self.filters());
+        sections.insert("sysctl net".into(), self.inside(sysctls));
+        Snapshot { sections }
+    }
+
+    /// Fails the test, showing what has changed, unless this namespace is as it was in `before`.
+    #[track_caller]
+    pub fn assert_same_as(&self, before: &Snapshot) {
+        let diff = before.diff(&self.snapshot());
+        assert!(diff.is_empty(), "{} is not as it was before:\n{diff}", self.name());
+    }
+
+    /// Filters must be asked for one interface and parent at a time.
+    fn filters(&self) -> String {
+        let links = self.run("ip -o link show");
+        let names = links.lines().filter_map(|line| line.split(": ").nth(1)).filter_map(|name| name.split('@').next());
+        let mut out = String::new();
+        for ifname in names {
+            for parent in ["root", "parent ffff:", "parent ffff:fff2", "parent ffff:fff3"] {
+                let shown = self.try_run(&format!("tc filter show dev {ifname} {parent}")).unwrap_or_default();
+                if !shown.trim().is_empty() {
+                    let _ = writeln!(out, "dev {ifname} {parent}\n{shown}");
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Host {
+    /// The state of this host: that of its network namespace, and the files in its private directories.
+    #[track_caller]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Netns::snapshot(self);
+        snapshot.sections.insert("files".into(), self.inside(files));
+        snapshot
+    }
+
+    /// Fails the test, showing what has changed, unless this host is as it was in `before`.
+    #[track_caller]
+    pub fn assert_same_as(&self, before: &Snapshot) {
+        let diff = before.diff(&self.snapshot());
+        assert!(diff.is_empty(), "{} is not as it was before:\n{diff}", self.name());
+    }
+}
+
+/// A listing that this machine can't give is the same before and after; anything else that goes wrong must be seen.
+#[track_caller]
+fn absent(listing: &str, error: String) -> String {
+    let legacy_is_missing = listing.contains("legacy") || listing.contains("tables-nft");
+    assert!(legacy_is_missing, "a snapshot can't be taken: {error}");
+    String::new()
+}
+
+/// Drops iptables-save's dates and chain counters, and what the kernel counts on links.
+fn without_noise(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let dated = line.starts_with("# Generated by") || line.starts_with("# Completed on");
+        let line = if line.starts_with(':') { line.split(" [").next().unwrap_or(line) } else { line };
+        // Lifetimes of addresses and routes, and a bridge's timers, run.
+        let timed = line.trim_start().starts_with("valid_lft");
+        if !dated && !timed {
+            let _ = writeln!(out, "{}", without_timers(line));
+        }
+    }
+    out
+}
+
+/// `ip -d link` shows the running timers of a bridge and its ports as seconds with two decimals, without a name;
+/// `ip route` shows what is left of a route's life.
+fn without_timers(line: &str) -> String {
+    let is_timer = |word: &str| {
+        let parts = word.split_once('.');
+        parts.is_some_and(|(s, cs)| cs.len() == 2 && [s, cs].iter().all(|n| n.bytes().all(|b| b.is_ascii_digit())))
+    };
+    let mut words = line.split(' ');
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "expires" => drop(words.next()),
+            timer if is_timer(timer) => {}
+            other => kept.push(other),
+        }
+    }
+    kept.join(" ")
+}
+
+fn sysctls() -> String {
+    let mut out = String::new();
+    walk(Path::new("/proc/sys/net"), &mut |path, _| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !VOLATILE.contains(&name.as_ref()) {
+            // Some can't be read, or not by everybody; they stay unreadable.
+            let value = fs::read_to_string(path).unwrap_or_default();
+            let _ = writeln!(out, "{} = {}", path.display(), value.trim_end().replace('\n', "\\n"));
+        }
+    });
+    out
+}
+
+fn files() -> String {
+    let mut out = String::new();
+    for dir in mounts::PRIVATE {
+        walk(Path::new(dir), &mut |path, meta| {
+            if LOCKS.iter().any(|lock| Path::new(lock) == path) {
+                return;
+            }
+            let mode = std::os::unix::fs::MetadataExt::mode(meta);
+            let content = if meta.is_file() { fs::read(path).unwrap_or_default() } else { Vec::new() };
+            let _ = writeln!(out, "{} {mode:o} {:?}", path.display(), String::from_utf8_lossy(&content));
+        });
+    }
+    out
+}
+
+/// Visits every file and directory below `dir`, in order, not following links.
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata)) {
+    let mut entries: Vec<_> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    for path in entries {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            if !path.starts_with("/proc") {
+                visit(&path, &meta);
+            }
+            walk(&path, visit);
+        } else {
+            visit(&path, &meta);
+        }
+    }
+}
