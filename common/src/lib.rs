@@ -14,6 +14,8 @@ pub mod logging;
 pub mod netns;
 pub mod nft;
 pub mod plugin;
+pub mod store;
+pub mod sysctl;
 
 pub use attachment::Attachment;
 pub use cni::error::{Difference, Error, Result};

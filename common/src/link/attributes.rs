@@ -1,0 +1,161 @@
+//! The attributes of a link that can be changed while it lives, read and set together.
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+
+use super::RouteSocket;
+use crate::cni::error::Result;
+
+/// Attributes of a link; one that is `None` is not known, or not to be changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkAttributes {
+    /// The hardware address (`IFLA_ADDRESS`).
+    pub mac: Option<Vec<u8>>,
+    /// In bytes (`IFLA_MTU`).
+    pub mtu: Option<u32>,
+    /// Promiscuous at the administrator's wish (`IFF_PROMISC`); a sniffer's or a bridge's wish is a counter beside it
+    /// (`IFLA_PROMISCUITY`, `__dev_change_flags` in net/core/dev.c).
+    pub promisc: Option<bool>,
+    /// Takes every multicast frame at the administrator's wish (`IFF_ALLMULTI`).
+    pub allmulti: Option<bool>,
+    /// Length of the transmit queue in packets (`IFLA_TXQLEN`).
+    pub tx_queue_len: Option<u32>,
+}
+
+/// What the kernel says of a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkFacts {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// All its attributes.
+    pub attributes: LinkAttributes,
+    /// The least MTU its driver takes, in bytes; `None` where the driver doesn't say (`IFLA_MIN_MTU`).
+    pub min_mtu: Option<u32>,
+    /// The greatest MTU its driver takes, in bytes; `None` where the driver doesn't say (`IFLA_MAX_MTU`).
+    pub max_mtu: Option<u32>,
+}
+
+impl LinkAttributes {
+    /// Whether nothing is known, or nothing is to be changed.
+    pub fn is_empty(&self) -> bool {
+        *self == LinkAttributes::default()
+    }
+
+    /// Those of these attributes that `other` does not have.
+    pub fn missing_in(&self, other: &LinkAttributes) -> LinkAttributes {
+        fn unless<T: Clone + PartialEq>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
+            ours.clone().filter(|_| ours != theirs)
+        }
+        LinkAttributes {
+            mac: unless(&self.mac, &other.mac),
+            mtu: unless(&self.mtu, &other.mtu),
+            promisc: unless(&self.promisc, &other.promisc),
+            allmulti: unless(&self.allmulti, &other.allmulti),
+            tx_queue_len: unless(&self.tx_queue_len, &other.tx_queue_len),
+        }
+    }
+
+    /// The values that `other` has for the attributes that are given here.
+    pub fn values_in(&self, other: &LinkAttributes) -> LinkAttributes {
+        fn if_given<T: Clone>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
+            ours.as_ref().and(theirs.clone())
+        }
+        LinkAttributes {
+            mac: if_given(&self.mac, &other.mac),
+            mtu: if_given(&self.mtu, &other.mtu),
+            promisc: if_given(&self.promisc, &other.promisc),
+            allmulti: if_given(&self.allmulti, &other.allmulti),
+            tx_queue_len: if_given(&self.tx_queue_len, &other.tx_queue_len),
+        }
+    }
+
+    /// These attributes, and `other`'s where these are not given.
+    pub fn or(self, other: LinkAttributes) -> LinkAttributes {
+        LinkAttributes {
+            mac: self.mac.or(other.mac),
+            mtu: self.mtu.or(other.mtu),
+            promisc: self.promisc.or(other.promisc),
+            allmulti: self.allmulti.or(other.allmulti),
+            tx_queue_len: self.tx_queue_len.or(other.tx_queue_len),
+        }
+    }
+}
+
+impl From<&LinkMessage> for LinkFacts {
+    fn from(link: &LinkMessage) -> Self {
+        let flag = |flag| Some(link.header.flags.contains(flag));
+        let mut facts = LinkFacts { index: link.header.index, ..LinkFacts::default() };
+        facts.attributes.promisc = flag(LinkFlags::Promisc);
+        facts.attributes.allmulti = flag(LinkFlags::Allmulti);
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::Address(mac) => facts.attributes.mac = Some(mac.clone()),
+                LinkAttribute::Mtu(mtu) => facts.attributes.mtu = Some(*mtu),
+                LinkAttribute::TxQueueLen(length) => facts.attributes.tx_queue_len = Some(*length),
+                // 0 means that the driver sets no bound.
+                LinkAttribute::MinMtu(mtu) => facts.min_mtu = Some(*mtu).filter(|m| *m != 0),
+                LinkAttribute::MaxMtu(mtu) => facts.max_mtu = Some(*mtu).filter(|m| *m != 0),
+                _ => {}
+            }
+        }
+        facts
+    }
+}
+
+impl RouteSocket {
+    /// What the kernel says of the link of this name; `None` if there is none.
+    pub fn link_facts(&self, name: &str) -> Result<Option<LinkFacts>> {
+        Ok(self.link_by_name(name)?.as_ref().map(LinkFacts::from))
+    }
+
+    /// Sets the given attributes with one message; the others stay.
+    ///
+    /// The kernel takes the attributes one after the other and does not go back when it refuses one (`do_setlink` in
+    /// net/core/rtnetlink.c), so the caller has to.
+    pub fn set_link_attributes(&self, index: u32, name: &str, wanted: &LinkAttributes) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        for (flag, value) in [(LinkFlags::Promisc, wanted.promisc), (LinkFlags::Allmulti, wanted.allmulti)] {
+            if let Some(value) = value {
+                link.header.change_mask.insert(flag);
+                link.header.flags.set(flag, value);
+            }
+        }
+        link.attributes.extend(wanted.mac.clone().map(LinkAttribute::Address));
+        link.attributes.extend(wanted.mtu.map(LinkAttribute::Mtu));
+        link.attributes.extend(wanted.tx_queue_len.map(LinkAttribute::TxQueueLen));
+        self.request(RouteNetlinkMessage::SetLink(link), 0, "change", &format!("link {name}")).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_missing() {
+        let wanted = LinkAttributes { mtu: Some(1400), promisc: Some(true), ..LinkAttributes::default() };
+        let there =
+            LinkAttributes { mtu: Some(1400), promisc: Some(false), allmulti: Some(true), ..Default::default() };
+        assert_eq!(wanted.missing_in(&there), LinkAttributes { promisc: Some(true), ..Default::default() });
+        assert!(wanted.missing_in(&wanted).is_empty());
+    }
+
+    #[test]
+    fn values_are_taken_for_the_given_attributes_only() {
+        let wanted = LinkAttributes { mtu: Some(1400), mac: Some(vec![2; 6]), ..LinkAttributes::default() };
+        let there = LinkAttributes { mtu: Some(1500), allmulti: Some(true), ..LinkAttributes::default() };
+        assert_eq!(wanted.values_in(&there), LinkAttributes { mtu: Some(1500), ..LinkAttributes::default() });
+    }
+
+    #[test]
+    fn a_bound_of_nought_is_no_bound() {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![LinkAttribute::MinMtu(68), LinkAttribute::MaxMtu(0)];
+        let facts = LinkFacts::from(&link);
+        assert_eq!((facts.min_mtu, facts.max_mtu), (Some(68), None));
+    }
+}

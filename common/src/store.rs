@@ -1,0 +1,275 @@
+//! State files: what must outlive a call and has no place in the kernel.
+//!
+//! Files are 0600 in a 0700 directory and change as a whole: a temporary file, fsync, rename, fsync of the directory.
+//! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
+//! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+use crate::cni::error::{Error, Result};
+
+/// Bytes of a state file that are read; one of ours takes a few hundred.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Bytes of a file name (`NAME_MAX`, include/uapi/linux/limits.h), less what the temporary name adds.
+pub const NAME_MAX: usize = 255 - TEMPORARY.0.len() - TEMPORARY.1.len();
+
+/// What a temporary file's name has before and after the name that it will get.
+const TEMPORARY: (&str, &str) = (".", ".new");
+
+/// What was found under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing.
+    Absent,
+    /// A file of ours.
+    Bytes(Vec<u8>),
+    /// Something whose content can't be believed, and why.
+    Spoilt(String),
+}
+
+/// A directory of state files.
+#[derive(Debug)]
+pub struct Directory {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens a directory; `None` if there is none.
+    pub fn open(path: &Path) -> Result<Option<Directory>> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC);
+        match options.open(path) {
+            Ok(file) => Ok(Some(Directory { handle: file.into(), path: path.to_owned() })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unusable(path, format!("the directory can't be opened: {error}"))),
+        }
+    }
+
+    /// Opens a directory, and makes it with its parents if there is none.
+    pub fn create(path: &Path) -> Result<Directory> {
+        if let Some(directory) = Directory::open(path)? {
+            return Ok(directory);
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| unusable(path, format!("the directory can't be made: {error}")))?;
+        Directory::open(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
+    }
+
+    /// The path of the file of this name.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Reads a file.
+    pub fn read(&self, name: &str) -> Result<Stored> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = match openat(&self.handle, checked(name)?, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(Stored::Absent),
+            Err(Errno::ELOOP) => return Ok(Stored::Spoilt("it is a symbolic link".into())),
+            // A socket, or a device without a driver.
+            Err(Errno::ENXIO | Errno::ENODEV) => return Ok(Stored::Spoilt("it is not a regular file".into())),
+            Err(errno) => return Err(self.failed(name, "it can't be opened", errno)),
+        };
+        let refuse = |error: std::io::Error| unusable(&self.path_of(name), format!("it can't be read: {error}"));
+        let meta = file.metadata().map_err(refuse)?;
+        if !meta.is_file() {
+            return Ok(Stored::Spoilt("it is not a regular file".into()));
+        }
+        if (meta.uid() != geteuid().as_raw() && meta.uid() != 0) || meta.mode() & 0o022 != 0 {
+            return Ok(Stored::Spoilt("somebody else can write it".into()));
+        }
+        let mut bytes = Vec::new();
+        let mut limited = file.take(FILE_MAX + 1);
+        limited.read_to_end(&mut bytes).map_err(refuse)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Ok(Stored::Spoilt(format!("it is larger than {FILE_MAX} bytes")));
+        }
+        Ok(Stored::Bytes(bytes))
+    }
+
+    /// Replaces a file as a whole: a reader, or a machine that loses power, sees the old content or the new.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let temporary = format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1);
+        let outcome = self.write_temporary(&temporary, bytes).and_then(|()| {
+            renameat(&self.handle, temporary.as_str(), &self.handle, name)?;
+            nix::unistd::fsync(self.handle.as_fd())
+        });
+        outcome.map_err(|errno| {
+            let _ = unlinkat(&self.handle, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            self.failed(name, "it can't be written", errno)
+        })
+    }
+
+    fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
+        // What a crash left behind; O_EXCL then makes sure that the file is new and no symlink.
+        let _ = unlinkat(&self.handle, temporary, UnlinkatFlags::NoRemoveDir);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&self.handle, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of)
+    }
+
+    /// Removes a file, or whatever stands under its name; says whether there was one.
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        let temporary = format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1);
+        let _ = unlinkat(&self.handle, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        match unlinkat(&self.handle, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(false),
+            Err(errno) => Err(self.failed(name, "it can't be removed", errno)),
+        }
+    }
+
+    /// The names of the files that there are, in no order; temporary and hidden ones are left out.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let refuse = |error: std::io::Error| unusable(&self.path, format!("the directory can't be listed: {error}"));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(refuse)? {
+            // A name that isn't UTF-8 was never written by us.
+            if let Ok(name) = entry.map_err(refuse)?.file_name().into_string()
+                && !name.starts_with('.')
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn failed(&self, name: &str, what: &str, errno: Errno) -> Error {
+        unusable(&self.path_of(name), format!("{what}: {}", errno.desc()))
+    }
+}
+
+/// A name is one step: it can't lead out of the directory, and it can't be a temporary one.
+fn checked(name: &str) -> Result<&str> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+        return Err(unusable(Path::new(name), "this can't be the name of a state file".into()));
+    }
+    Ok(name)
+}
+
+fn unusable(path: &Path, reason: String) -> Error {
+    Error::StateFile { path: path.to_owned(), reason }
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, Directory) {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = Directory::create(&outer.path().join("run/state")).unwrap();
+        (outer, directory)
+    }
+
+    #[test]
+    fn a_file_comes_back_until_it_is_removed() {
+        let (_outer, directory) = directory();
+        assert_eq!(directory.read("a.json").unwrap(), Stored::Absent);
+        directory.write("a.json", b"one").unwrap();
+        directory.write("a.json", b"two").unwrap();
+        assert_eq!(directory.read("a.json").unwrap(), Stored::Bytes(b"two".to_vec()));
+        assert_eq!(directory.names().unwrap(), ["a.json"]);
+        assert!(directory.remove("a.json").unwrap());
+        assert!(!directory.remove("a.json").unwrap());
+        assert!(directory.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn files_are_0600_and_directories_0700() {
+        let (outer, directory) = directory();
+        directory.write("a.json", b"x").unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&directory.path_of("a.json")), 0o600);
+        assert_eq!(mode(&outer.path().join("run/state")), 0o700);
+        assert_eq!(mode(&outer.path().join("run")), 0o700);
+    }
+
+    #[test]
+    fn a_symlink_is_neither_read_nor_written_through() {
+        let (outer, directory) = directory();
+        let target = outer.path().join("target");
+        std::fs::write(&target, "untouched").unwrap();
+        symlink(&target, directory.path_of("a.json")).unwrap();
+        symlink(&target, directory.path_of(".a.json.new")).unwrap();
+        assert!(matches!(directory.read("a.json").unwrap(), Stored::Spoilt(_)));
+        directory.write("a.json", b"mine").unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
+        assert_eq!(directory.read("a.json").unwrap(), Stored::Bytes(b"mine".to_vec()));
+        symlink(&target, directory.path_of("b.json")).unwrap();
+        assert!(directory.remove("b.json").unwrap());
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_spoilt() {
+        let (_outer, directory) = directory();
+        directory.write("a.json", b"x").unwrap();
+        let open_to_all = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(directory.path_of("a.json"), open_to_all).unwrap();
+        assert!(matches!(directory.read("a.json").unwrap(), Stored::Spoilt(_)));
+    }
+
+    #[test]
+    fn what_is_no_file_is_spoilt_and_never_blocks() {
+        let (_outer, directory) = directory();
+        nix::unistd::mkfifo(&directory.path_of("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        std::fs::create_dir(directory.path_of("dir")).unwrap();
+        let large = vec![b' '; usize::try_from(FILE_MAX).unwrap() + 1];
+        directory.write("large", &large).unwrap();
+        for name in ["fifo", "dir", "large"] {
+            assert!(matches!(directory.read(name).unwrap(), Stored::Spoilt(_)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_step() {
+        let (_outer, directory) = directory();
+        for name in ["", ".", "..", "../a", "a/b", ".hidden", "a\0b"] {
+            assert!(directory.write(name, b"x").is_err(), "{name:?}");
+            assert!(directory.read(name).is_err(), "{name:?}");
+            assert!(directory.remove(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_and_a_longer_one_is_an_error() {
+        let (_outer, directory) = directory();
+        let longest = "n".repeat(NAME_MAX);
+        directory.write(&longest, b"x").unwrap();
+        assert!(directory.remove(&longest).unwrap());
+        assert!(directory.write(&"n".repeat(256), b"x").is_err());
+        assert_eq!(directory.read(&"n".repeat(256)).unwrap(), Stored::Absent);
+        assert!(directory.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_no_temporary_file() {
+        let (_outer, directory) = directory();
+        std::fs::create_dir(directory.path_of("taken")).unwrap();
+        std::fs::write(directory.path_of("taken").join("x"), "").unwrap();
+        assert!(directory.write("taken", b"x").is_err());
+        let left: Vec<_> = std::fs::read_dir(&directory.path).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["taken"]);
+    }
+}

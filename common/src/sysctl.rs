@@ -1,0 +1,361 @@
+//! Sysctls below `/proc/sys/net`: keys as people write them, and the only door to the files.
+//!
+//! `/proc/sys/net` shows the namespace of the thread that opens a file (fs/proc/proc_sysctl.c, net/sysctl_net.c), so
+//! everything here speaks of the calling thread's namespace: go through [`crate::netns::Netns::enter`] first for
+//! another one.
+//!
+//! A key comes from a configuration and is treated as hostile: it can name nothing but a file below `/proc/sys/net`,
+//! every directory on the way is opened without following a symlink, and what is opened must be procfs.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
+use crate::cni::error::{Error, Result};
+
+/// The directory under which every name lies.
+const ROOT: &str = "/proc/sys";
+
+/// The placeholder for CNI_IFNAME in a key, as in the reference.
+pub const PLACEHOLDER: &str = "IFNAME";
+
+/// Bytes of a value that are read; the kernel's longest are bitmaps of ports, a few KiB.
+const VALUE_MAX: usize = 64 << 10;
+
+/// The name of a sysctl: its path below `/proc/sys`, beginning with `net/`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// A name from its path below `/proc/sys`, as `net/ipv4/ip_forward`.
+    pub fn new(path: &str) -> Option<Name> {
+        let parts: Vec<&str> = path.split('/').collect();
+        Name::from_parts(&parts)
+    }
+
+    fn from_parts<T: AsRef<str>>(parts: &[T]) -> Option<Name> {
+        let is_plain = |p: &T| !matches!(p.as_ref(), "" | "." | "..") && !p.as_ref().contains(['/', '\0']);
+        let below_net = parts.len() >= 2 && parts.first().is_some_and(|p| p.as_ref() == "net");
+        let joined: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+        (below_net && parts.iter().all(is_plain)).then(|| Name(joined.join("/")))
+    }
+
+    /// The path below `/proc/sys`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A key as a configuration writes it, and the names it may mean, the likeliest first.
+///
+/// sysctl(8) lets the first separator decide: after a slash, dots are part of a name; after a dot, slashes are dots.
+/// The reference turns every dot into a slash. The two differ only for interface names with a dot in them (VLANs), and
+/// there only one of the names can exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    written: String,
+    names: Vec<Name>,
+}
+
+impl Key {
+    /// Reads a key; `ifname` takes the place of every [`PLACEHOLDER`].
+    pub fn parse(written: &str, ifname: &str) -> std::result::Result<Key, String> {
+        let mut names: Vec<Name> = Vec::new();
+        for text in [written.to_owned(), shield_dotted_ifname(written, ifname)] {
+            let strict = split_as_sysctl8(&text);
+            if strict.iter().any(|part| part == ".." || part == ".") {
+                return Err(format!("invalid net sysctl key: \"{written}\": \".\" and \"..\" are not taken"));
+            }
+            for parts in [strict, split_everywhere(&text)] {
+                let filled: Vec<String> = parts.iter().map(|p| p.replace(PLACEHOLDER, ifname)).collect();
+                match Name::from_parts(&filled) {
+                    Some(name) if !names.contains(&name) => names.push(name),
+                    _ => {}
+                }
+            }
+        }
+        if names.is_empty() {
+            return Err(format!(
+                "invalid net sysctl key: \"{written}\": only keys below net can be set in a container's network \
+                 namespace, as net.core.somaxconn"
+            ));
+        }
+        Ok(Key { written: written.to_owned(), names })
+    }
+
+    /// The key as written.
+    pub fn written(&self) -> &str {
+        &self.written
+    }
+
+    /// What it may mean; the first that exists is meant.
+    pub fn names(&self) -> &[Name] {
+        &self.names
+    }
+
+    /// Whether both keys mean one file, however they are written.
+    pub fn means_the_same(&self, other: &Key) -> bool {
+        let flat = |key: &Key| key.names.first().map(|n| n.0.replace('.', "/"));
+        flat(self) == flat(other)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+/// sysctl(8), "variable": the first separator decides what dots and slashes are.
+fn split_as_sysctl8(text: &str) -> Vec<String> {
+    match text.chars().find(|c| matches!(c, '.' | '/')) {
+        Some('.') => text.split('.').filter(|p| !p.is_empty()).map(|p| p.replace('/', ".")).collect(),
+        _ => text.split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect(),
+    }
+}
+
+/// As the reference does it: every dot and every slash separates, empty parts vanish.
+fn split_everywhere(text: &str) -> Vec<String> {
+    text.split(['.', '/']).filter(|p| !p.is_empty()).map(str::to_owned).collect()
+}
+
+/// Puts the placeholder where a key spells out an interface name that has dots in it.
+fn shield_dotted_ifname(written: &str, ifname: &str) -> String {
+    if !ifname.contains('.') {
+        return written.to_owned();
+    }
+    written.replace(&format!(".{ifname}."), &format!(".{PLACEHOLDER}."))
+}
+
+/// What a file of a sysctl can do for its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It has this value, without the newline at the end.
+    Value(String),
+    /// It has no value until somebody writes one, and can't go back to that (`net.ipv6.conf.*.stable_secret`).
+    Unset,
+    /// It can be written only: writing it does something, there is no value to keep (`net.ipv4.route.flush`).
+    WriteOnly,
+}
+
+impl Content {
+    /// The value, if there is one.
+    pub fn value(&self) -> Option<&str> {
+        match self {
+            Content::Value(text) => Some(text),
+            Content::Unset | Content::WriteOnly => None,
+        }
+    }
+}
+
+/// Reads a sysctl; `None` if there is none of this name in the calling thread's namespace.
+pub fn read(name: &Name) -> Result<Option<Content>> {
+    let file = match open_file(name, OFlag::O_RDONLY) {
+        Ok(file) => file,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(Errno::EACCES | Errno::EPERM) if open_file(name, OFlag::O_WRONLY).is_ok() => {
+            return Ok(Some(Content::WriteOnly));
+        }
+        Err(errno) => return Err(refused("read", name, errno)),
+    };
+    // The kernel gives the whole value to the first read and nothing to the next, so the buffer must be large enough.
+    let mut value = Vec::with_capacity(VALUE_MAX);
+    match File::from(file).take(VALUE_MAX as u64).read_to_end(&mut value) {
+        Ok(_) => {}
+        // addrconf_sysctl_stable_secret (net/ipv6/addrconf.c) answers so while there is no secret.
+        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(Some(Content::Unset)),
+        Err(error) => return Err(Error::io("read", object(name), &error)),
+    }
+    let text = String::from_utf8_lossy(&value);
+    Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
+}
+
+/// Whether the kernel would let the caller write this sysctl; nothing is written.
+pub fn writable(name: &Name) -> Result<()> {
+    open_file(name, OFlag::O_WRONLY).map(drop).map_err(|errno| refused("write", name, errno))
+}
+
+/// Writes a sysctl in the calling thread's namespace, with one write(2).
+///
+/// An empty value is written as a newline: a write of no bytes never reaches the kernel's handler.
+pub fn write(name: &Name, value: &str) -> Result<()> {
+    let file = open_file(name, OFlag::O_WRONLY).map_err(|errno| refused("write", name, errno))?;
+    let bytes = if value.is_empty() { b"\n" } else { value.as_bytes() };
+    match File::from(file).write(bytes) {
+        Ok(written) if written == bytes.len() => Ok(()),
+        Ok(_) => Err(refused("write", name, Errno::EINVAL)),
+        Err(error) => Err(Error::io("write", object(name), &error)),
+    }
+}
+
+/// Whether two values are one to the kernel: number by number, whatever the white space and the base.
+pub fn same_value(ours: &str, kernels: &str) -> bool {
+    let (mut a, mut b) = (ours.split_whitespace(), kernels.split_whitespace());
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(x), Some(y)) if x == y || (number(x).is_some() && number(x) == y.parse().ok()) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// A number as the kernel reads it: `simple_strtoul` with base 0, so hexadecimal after 0x and octal after 0.
+fn number(text: &str) -> Option<i128> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text),
+    };
+    let (base, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) => (16, hex),
+        None if digits.len() > 1 && digits.starts_with('0') => (8, digits),
+        None => (10, digits),
+    };
+    let plain = digits.bytes().all(|b| b.is_ascii_alphanumeric());
+    i128::from_str_radix(digits, base).ok().filter(|_| plain).map(|n| sign * n)
+}
+
+/// Opens the file step by step, so that a symlink anywhere below `/proc/sys` is refused (ELOOP or ENOTDIR).
+fn open_file(name: &Name, access: OFlag) -> nix::Result<OwnedFd> {
+    let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut directory = open(ROOT, step, Mode::empty())?;
+    let mut parts = name.0.split('/').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_some() {
+            directory = openat(&directory, part, step, Mode::empty())?;
+            continue;
+        }
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = openat(&directory, part, flags, Mode::empty())?;
+        // Something mounted over the file would be anything but a sysctl.
+        return if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::EXDEV) };
+    }
+    Err(Errno::ENOENT)
+}
+
+fn object(name: &Name) -> String {
+    format!("sysctl {name}")
+}
+
+fn refused(action: &'static str, name: &Name, errno: Errno) -> Error {
+    Error::kernel(action, object(name), errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(written: &str, ifname: &str) -> Vec<String> {
+        Key::parse(written, ifname).unwrap().names().iter().map(|n| n.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn dots_and_slashes_separate_as_in_sysctl8() {
+        assert_eq!(names("net.core.somaxconn", "eth0"), ["net/core/somaxconn"]);
+        assert_eq!(names("net/core/somaxconn", "eth0"), ["net/core/somaxconn"]);
+        assert_eq!(names("net/ipv4/conf/eth0.100/rp_filter", "eth0")[0], "net/ipv4/conf/eth0.100/rp_filter");
+        assert_eq!(names("net.ipv4.conf.eth0/100.rp_filter", "eth0")[0], "net/ipv4/conf/eth0.100/rp_filter");
+    }
+
+    #[test]
+    fn a_key_that_the_reference_understands_keeps_its_meaning() {
+        for written in ["net.ipv4/conf.all/rp_filter", "/net/ipv4/conf/all/rp_filter", "net..ipv4.conf.all.rp_filter"] {
+            assert!(names(written, "eth0").contains(&"net/ipv4/conf/all/rp_filter".to_owned()), "{written}");
+        }
+    }
+
+    #[test]
+    fn the_placeholder_stands_anywhere_and_takes_names_with_dots() {
+        for written in ["net.ipv4.conf.IFNAME.rp_filter", "net/ipv4/conf/IFNAME/rp_filter"] {
+            assert_eq!(names(written, "eth0.100"), ["net/ipv4/conf/eth0.100/rp_filter"], "{written}");
+        }
+        assert_eq!(names("net.x.IFNAME.IFNAME", "e"), ["net/x/e/e"]);
+    }
+
+    #[test]
+    fn the_own_interface_may_be_spelled_out_with_its_dots() {
+        let found = names("net.ipv4.conf.eth0.100.rp_filter", "eth0.100");
+        assert!(found.contains(&"net/ipv4/conf/eth0.100/rp_filter".to_owned()), "{found:?}");
+    }
+
+    #[test]
+    fn no_key_leads_out_of_net() {
+        for written in [
+            "",
+            "net",
+            "net.",
+            "net/",
+            "kernel.hostname",
+            "kernel/net/x",
+            "vm.net",
+            "/",
+            ".",
+            "net/../kernel/hostname",
+            "net/ipv4/../../kernel/hostname",
+            "net.//.kernel.hostname",
+            "net/./core/somaxconn",
+            "../../etc/passwd",
+            "net/core/x\0y",
+            "Net.core.somaxconn",
+        ] {
+            assert!(Key::parse(written, "eth0").is_err(), "{written:?}: {:?}", Key::parse(written, "eth0"));
+        }
+    }
+
+    #[test]
+    fn keys_written_differently_mean_the_same() {
+        let key = |text| Key::parse(text, "eth0.1").unwrap();
+        assert!(key("net.core.somaxconn").means_the_same(&key("net/core/somaxconn")));
+        assert!(key("net.ipv4.conf.IFNAME.rp_filter").means_the_same(&key("net/ipv4/conf/eth0.1/rp_filter")));
+        assert!(key("net.ipv4.conf.IFNAME.rp_filter").means_the_same(&key("net.ipv4.conf.eth0.1.rp_filter")));
+        assert!(!key("net.core.somaxconn").means_the_same(&key("net.core.txrehash")));
+    }
+
+    #[test]
+    fn values_compare_by_value() {
+        for (ours, kernels) in [
+            ("4096 131072 6291456", "4096\t131072\t6291456"),
+            (" 1 ", "1"),
+            ("0x10", "16"),
+            ("010", "8"),
+            ("-1", "-1"),
+            ("cubic", "cubic"),
+            ("", ""),
+            ("0", "0"),
+        ] {
+            assert!(same_value(ours, kernels), "{ours:?} {kernels:?}");
+        }
+        for (ours, kernels) in
+            [("1", "2"), ("1 2", "1"), ("1", "1 2"), ("12", "1 2"), ("cubic", "reno"), ("", "0"), ("0x", "0")]
+        {
+            assert!(!same_value(ours, kernels), "{ours:?} {kernels:?}");
+        }
+    }
+
+    #[test]
+    fn a_sysctl_of_the_calling_thread_is_read() {
+        let name = Name::new("net/core/somaxconn").unwrap();
+        let content = read(&name).unwrap().unwrap();
+        assert!(content.value().unwrap().parse::<u32>().is_ok(), "{content:?}");
+        assert_eq!(read(&Name::new("net/core/no_such_thing").unwrap()).unwrap(), None);
+        assert_eq!(read(&Name::new("net/core/somaxconn/deeper").unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn the_longest_value_arrives_whole() {
+        let range = read(&Name::new("net/ipv4/tcp_mem").unwrap()).unwrap().unwrap();
+        assert_eq!(range.value().unwrap().split_whitespace().count(), 3);
+    }
+}
