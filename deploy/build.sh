@@ -1,0 +1,70 @@
+#!/bin/sh
+# Builds the five executables, static where this machine can link statically, and puts them into bin/.
+#
+# usage: deploy/build.sh (deploy/setup.sh build has been run)
+set -eu
+cd "$(dirname "$0")/.."
+
+plugins='portmap bandwidth firewall tuning'
+plugin_limit=4194304
+
+say() { echo "build: $*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+target_dir=${CARGO_TARGET_DIR:-target}
+if [ -z "${LIBMNL_LIB_DIR:-}" ] && [ -f build/native/libmnl.a ]; then
+    export LIBMNL_LIB_DIR="$PWD/build/native"
+fi
+
+# Prints why a static executable can't be linked here; nothing if it can.
+static_obstacle() {
+    case $host in
+    *-linux-gnu) ;;
+    *) echo "the Rust toolchain is for $host, and only *-linux-gnu has been tried" && return ;;
+    esac
+    probe=$(mktemp -d)
+    echo 'int main(void) { return 0; }' >"$probe/main.c"
+    cc -static "$probe/main.c" -o "$probe/main" ${LIBMNL_LIB_DIR:+"-L$LIBMNL_LIB_DIR"} \
+        -Wl,--whole-archive -lnftnl -lmnl -Wl,--no-whole-archive >"$probe/log" 2>&1 ||
+        sed -n '1{s/^[^ ]*ld: //;p;}' "$probe/log"
+    rm -rf "$probe"
+}
+
+# Flags are handed over separated by 0x1f, because a path in them may hold a space.
+flags() {
+    printf '%s\037' "--remap-path-prefix=$PWD=." "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
+    for flag in ${RUSTFLAGS:-}; do printf '%s\037' "$flag"; done
+    if [ -z "$1" ]; then
+        printf '%s\037%s\037%s\037%s' -C target-feature=+crt-static -C relocation-model=static
+    else
+        printf '%s\037%s' -C target-feature=-crt-static
+    fi
+}
+
+check() {
+    program=$1
+    file=$target_dir/$host/release/$program
+    if [ -z "$obstacle" ]; then
+        LC_ALL=C ldd "$file" 2>&1 | grep -q 'not a dynamic executable' || die "$program was to be static and is not"
+    fi
+    case " $plugins " in *" $program "*) ;; *) return 0 ;; esac
+    [ "$(wc -c <"$file")" -lt "$plugin_limit" ] || die "$program is larger than $plugin_limit bytes"
+}
+
+obstacle=$(static_obstacle)
+[ -z "$obstacle" ] || say "a static build is impossible here, so the executables will be dynamic: $obstacle"
+
+# The target is named although it is the host's own: otherwise the flags would reach build scripts and procedural
+# macros too, which can't be static.
+packages=
+for program in $plugins cni-chain; do packages="$packages -p $program"; done
+# shellcheck disable=SC2086 # lists of words
+CARGO_ENCODED_RUSTFLAGS=$(flags "$obstacle") cargo build --release --target "$host" ${CARGO_FLAGS:-} --bins $packages
+
+for program in $plugins cni-chain; do check "$program"; done
+# shellcheck disable=SC2086
+sh deploy/install.sh "$target_dir/$host/release" bin $plugins cni-chain
