@@ -1,1 +1,3 @@
 //! The firewall plugin.
+
+pub mod config;
