@@ -1,0 +1,127 @@
+//! What is sent to the kernel: all of it or nothing.
+
+use super::model::{Chain, Element, Rule, Set, Table};
+
+/// Where in its chain a rule goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// First.
+    Top,
+    /// Last.
+    End,
+    /// Before the rule with this handle.
+    Before(u64),
+    /// After the rule with this handle.
+    After(u64),
+}
+
+/// What happens if the element is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// The same key with the same data is fine (the comment that is there stays); other data fails with EEXIST.
+    Shared,
+    /// Fails with EEXIST in any case.
+    Exclusive,
+}
+
+/// One step of a transaction. Adding what is there with the same properties is no error, except where [`Presence`]
+/// says so; deleting what is absent fails the whole transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `add table`
+    AddTable(Table, Option<String>),
+    /// `delete table` with all it holds
+    DeleteTable(Table),
+    /// `add set`, `add map`
+    AddSet(Table, Set),
+    /// `delete set`
+    DeleteSet(Table, String),
+    /// `flush set`: all elements
+    FlushSet(Table, String),
+    /// `add chain`, then `add rule` for each of its rules
+    AddChain(Table, Chain),
+    /// `delete chain`; it must be empty and nothing may jump to it any more
+    DeleteChain(Table, String),
+    /// `flush chain`: all its rules
+    FlushChain(Table, String),
+    /// `add rule`, `insert rule`
+    AddRule(Table, String, Position, Rule),
+    /// `delete rule` by handle
+    DeleteRule(Table, String, u64),
+    /// `add element`
+    AddElements(Table, String, Presence, Vec<Element>),
+    /// `delete element`, by key
+    DeleteElements(Table, String, Vec<Element>),
+}
+
+/// An ordered list of commands that take effect together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    commands: Vec<Command>,
+}
+
+impl Transaction {
+    /// One that does nothing yet.
+    pub fn new() -> Transaction {
+        Transaction::default()
+    }
+
+    /// Appends a command.
+    pub fn push(&mut self, command: Command) -> &mut Transaction {
+        self.commands.push(command);
+        self
+    }
+
+    /// The commands, in order.
+    pub fn commands(&self) -> &[Command] {
+        &self.commands
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// `add chain` with its rules.
+    pub fn add_chain(&mut self, table: &Table, chain: Chain) -> &mut Transaction {
+        self.push(Command::AddChain(table.clone(), chain))
+    }
+
+    /// `flush chain` and `delete chain`: fails if the chain is absent, and so undoes all the rest.
+    pub fn remove_chain(&mut self, table: &Table, chain: &str) -> &mut Transaction {
+        self.push(Command::FlushChain(table.clone(), chain.to_owned()));
+        self.push(Command::DeleteChain(table.clone(), chain.to_owned()))
+    }
+
+    /// `add element`; nothing for an empty list.
+    pub fn add_elements(
+        &mut self,
+        table: &Table,
+        set: &str,
+        presence: Presence,
+        elements: Vec<Element>,
+    ) -> &mut Transaction {
+        if !elements.is_empty() {
+            self.push(Command::AddElements(table.clone(), set.to_owned(), presence, elements));
+        }
+        self
+    }
+
+    /// `delete element`; nothing for an empty list.
+    pub fn delete_elements(&mut self, table: &Table, set: &str, elements: Vec<Element>) -> &mut Transaction {
+        if !elements.is_empty() {
+            self.push(Command::DeleteElements(table.clone(), set.to_owned(), elements));
+        }
+        self
+    }
+
+    /// `add rule`, `insert rule`.
+    pub fn add_rule(&mut self, table: &Table, chain: &str, position: Position, rule: Rule) -> &mut Transaction {
+        self.push(Command::AddRule(table.clone(), chain.to_owned(), position, rule))
+    }
+
+    /// `delete rule` by handle.
+    pub fn delete_rule(&mut self, table: &Table, chain: &str, handle: u64) -> &mut Transaction {
+        self.push(Command::DeleteRule(table.clone(), chain.to_owned(), handle))
+    }
+}
