@@ -24,7 +24,7 @@ iputils-ping         command:ping
 util-linux           command:unshare
 conntrack            command:conntrack
 iperf3               command:iperf3
-containernetworking-plugins  file:/usr/lib/cni/bridge
+containernetworking-plugins  main-plugin:bridge
 '
 
 say() { echo "setup: $*" >&2; }
@@ -37,6 +37,7 @@ is_there() {
     case $1 in
     command:*) command -v "${1#command:}" >/dev/null 2>&1 ;;
     file:*) [ -e "${1#file:}" ] ;;
+    main-plugin:*) [ -x "/usr/lib/cni/${1#main-plugin:}" ] || [ -x "/opt/cni/bin/${1#main-plugin:}" ] ;;
     library:*) command -v pkg-config >/dev/null 2>&1 && pkg-config --exists "${1#library:}" ;;
     esac
 }
