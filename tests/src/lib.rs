@@ -3,7 +3,8 @@
 //! Reading order: [`namespace`] (a namespace held by this process alone), [`host`] (one that also has its own `/run`,
 //! `/etc/cni` and `/var/lib/cni`), [`lab`] (a host with a client and containers, ready to use), [`traffic`] (servers
 //! that answer with a token, throughput), [`plugin`] (running a plugin as a runtime does), [`chain`] (running a whole
-//! conflist), [`snapshot`] (what a namespace holds, and what has changed in it).
+//! conflist), [`recorded`] (what real runtimes
+//! have called), [`snapshot`] (what a namespace holds, and what has changed in it).
 //!
 //! ```no_run
 //! use netns_tests::{Lab, Plugin, Proto, Verb, fetch, serve};
@@ -36,6 +37,7 @@ pub mod host;
 pub mod lab;
 pub mod namespace;
 pub mod plugin;
+pub mod recorded;
 pub mod snapshot;
 pub mod traffic;
 

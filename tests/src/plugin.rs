@@ -1,5 +1,6 @@
 //! Running a plugin as a runtime does, and holding every single call to the protocol.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ impl Plugin {
     /// One of this project's, from `CNI_CHAIN_BIN`, else from `bin/` of the workspace.
     #[track_caller]
     pub fn ours(name: &str) -> Plugin {
-        let dir = our_dir();
+        let dir = directory();
         let path = dir.join(name);
         assert!(
             path.is_file(),
@@ -81,7 +82,7 @@ impl Plugin {
     /// Ours if there is one of this name, else the reference's.
     #[track_caller]
     pub fn find(name: &str) -> Plugin {
-        let path = our_dir().join(name);
+        let path = directory().join(name);
         if path.is_file() { Plugin { path } } else { Plugin::reference(name) }
     }
 
@@ -99,7 +100,7 @@ impl Plugin {
     /// Calls it on `host` with anything at all for verb and stdin.
     #[track_caller]
     pub fn call_raw(&self, host: &Netns, command: &str, stdin: &[u8], target: &Target) -> Outcome {
-        let env = [
+        let env: [(&str, &str); 6] = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", &target.container),
             ("CNI_NETNS", &target.netns),
@@ -112,33 +113,33 @@ impl Plugin {
 
     /// Calls it on `host` with exactly these CNI variables.
     #[track_caller]
-    pub fn call_with_env(&self, host: &Netns, env: &[(&str, &str)], stdin: &[u8]) -> Outcome {
+    pub fn call_with_env(&self, host: &Netns, env: &[(&str, impl AsRef<OsStr>)], stdin: &[u8]) -> Outcome {
         let mut command = host.command(&self.path);
         let inherited = std::env::vars_os().map(|(name, _)| name);
         for name in inherited.filter(|name| name.to_string_lossy().starts_with("CNI_")) {
             command.env_remove(name);
         }
-        command.envs(env.iter().copied());
+        command.envs(env.iter().map(|(name, value)| (name, value)));
         let done = must(process::run(&mut command, stdin, LIMIT));
         let call = format!(
             "{} with {}\nstdin: {}\n{}",
             self.path.display(),
-            env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" "),
+            env.iter().map(|(k, v)| format!("{k}={}", v.as_ref().display())).collect::<Vec<_>>().join(" "),
             String::from_utf8_lossy(&stdin[..stdin.len().min(4000)]),
             done.output()
         );
-        let speaks = env.iter().any(|(name, value)| *name == "CNI_COMMAND" && !value.is_empty());
+        let speaks = env.iter().any(|(name, value)| *name == "CNI_COMMAND" && !value.as_ref().is_empty());
         if speaks { Outcome::checked(done, call, self.is_ours()) } else { Outcome::unchecked(done, call) }
     }
 
     /// The reference breaks the protocol in places (no `cniVersion` in errors): only ours are held to all of it.
     fn is_ours(&self) -> bool {
-        self.path.starts_with(our_dir())
+        self.path.starts_with(directory())
     }
 }
 
 /// The directory of this project's executables.
-pub fn our_dir() -> PathBuf {
+pub fn directory() -> PathBuf {
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../bin");
     let dir = std::env::var_os("CNI_CHAIN_BIN").filter(|dir| !dir.is_empty()).map_or(built.into(), PathBuf::from);
     dir.canonicalize().unwrap_or(dir)
@@ -151,7 +152,7 @@ fn reference_dirs() -> Vec<PathBuf> {
 
 /// CNI_PATH as a runtime would have it: ours before the reference's.
 pub fn cni_path() -> String {
-    let dirs = std::iter::once(our_dir()).chain(reference_dirs());
+    let dirs = std::iter::once(directory()).chain(reference_dirs());
     std::env::join_paths(dirs).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
