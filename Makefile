@@ -6,17 +6,23 @@ DESTDIR ?=
 # Passed to every cargo command, for example --locked or --offline.
 CARGO_FLAGS ?=
 export CARGO_FLAGS
+# For bench and conformance.
+BIN ?=
+CASE ?=
+ROUNDS ?=
+OUT ?=
+export BIN CASE ROUNDS OUT
 
 PLUGINS := portmap bandwidth firewall tuning
 # Where rustup puts cargo, for shells that haven't read its profile yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CNI_CHAIN_BIN := $(CURDIR)/bin
 
-.PHONY: help build test lint fmt demo install uninstall notices dist clean
+.PHONY: help build test lint fmt demo install uninstall notices dist bench conformance clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  install and uninstall take DESTDIR= PREFIX= ($(PREFIX)) CNI_BIN_DIR= ($(CNI_BIN_DIR))"
 
@@ -61,6 +67,16 @@ notices: ## Write the notices of everything linked in to build/THIRD-PARTY.txt
 
 dist: build notices ## Pack executables, licences, notices and conflists into dist/
 	@sh deploy/dist.sh
+
+bench: ## Measure every verb beside the reference plugins (CASE= ROUNDS= BIN=dir:dir OUT=file.json)
+	@sh deploy/setup.sh bench
+	@sh deploy/build.sh
+	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin bench
+
+conformance: ## Run the specification's table against bin/ and any other directories (BIN=dir), as Markdown
+	@sh deploy/setup.sh test
+	@sh deploy/build.sh
+	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin conformance -- $(BIN)
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings to this machine what `make build` or `make test` needs, and says beforehand what that is.
+# Brings to this machine what `make build`, `make test` or `make bench` needs, and says beforehand what that is.
 #
-# usage: deploy/setup.sh build|test
+# usage: deploy/setup.sh build|test|bench
 #
 # Something that is there already is left alone: nothing is installed, fetched or printed the second time.
 set -eu
@@ -25,6 +25,10 @@ util-linux           command:unshare
 conntrack            command:conntrack
 iperf3               command:iperf3
 containernetworking-plugins  main-plugin:bridge
+'
+# make bench counts system calls.
+for_bench='
+strace               command:strace
 '
 
 say() { echo "setup: $*" >&2; }
@@ -127,7 +131,8 @@ ensure_libmnl_a() {
 case ${1:-} in
 build) install_packages "$for_build" ;;
 test) install_packages "$for_build$for_test" ;;
-*) die "usage: deploy/setup.sh build|test" ;;
+bench) install_packages "$for_build$for_test$for_bench" ;;
+*) die "usage: deploy/setup.sh build|test|bench" ;;
 esac
 require_rust
 ensure_libmnl_a

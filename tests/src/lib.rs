@@ -32,7 +32,9 @@
 //! The harness panics where it can't go on, because that is how a test fails.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
+pub mod bench;
 pub mod chain;
+pub mod conformance;
 pub mod host;
 pub mod lab;
 pub mod namespace;
@@ -43,6 +45,7 @@ pub mod traffic;
 
 mod mounts;
 mod process;
+mod wait;
 
 pub use chain::{Chain, bridge_conf, ptp_conf};
 pub use common::cni::env::Verb;
