@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use netns_tests::conformance::{Bench, PLUGINS};
-use netns_tests::plugin::our_dir;
+use netns_tests::plugin::directory;
 
 fn every_combination(plugin: &'static str) {
-    let findings = Bench::new(&our_dir()).run(plugin);
+    let findings = Bench::new(&directory()).run(plugin);
     let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for finding in &findings {
         if let Some(fault) = &finding.fault {

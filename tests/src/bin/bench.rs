@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use netns_tests::bench::{Contender, Cost, Scenario, Track, measure, scenarios};
-use netns_tests::plugin::{Plugin, our_dir};
+use netns_tests::plugin::{Plugin, directory};
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn contenders(more: Option<String>) -> Vec<Contender> {
-    let mut all = vec![Contender { name: "ours".into(), bin: our_dir() }];
+    let mut all = vec![Contender { name: "ours".into(), bin: directory() }];
     let reference = Plugin::reference("portmap").path().parent().map(Path::to_owned);
     all.extend(reference.map(|bin| Contender { name: "reference".into(), bin }));
     for dir in std::env::split_paths(&more.unwrap_or_default()).filter(|d| d != &PathBuf::new()) {

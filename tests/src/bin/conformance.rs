@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use netns_tests::conformance::{Bench, Expect, Finding, PLUGINS};
-use netns_tests::plugin::our_dir;
+use netns_tests::plugin::directory;
 
 fn main() {
-    let mut directories: Vec<PathBuf> = vec![our_dir()];
+    let mut directories: Vec<PathBuf> = vec![directory()];
     directories.extend(std::env::args_os().skip(1).map(PathBuf::from));
     println!("# Conformance\n");
     println!("Plugins × verbs × versions × conditions, run through the binaries (`make conformance BIN=…`).\n");
@@ -25,18 +25,18 @@ fn main() {
     }
 }
 
-fn run(directory: &Path) -> Vec<Finding> {
-    let bench = Bench::new(directory);
+fn run(bin: &Path) -> Vec<Finding> {
+    let bench = Bench::new(bin);
     PLUGINS.iter().flat_map(|plugin| bench.run(plugin)).collect()
 }
 
 /// What the plugins of the directory call themselves.
-fn title(directory: &Path) -> String {
-    let output = std::process::Command::new(directory.join("portmap")).env_clear().output();
+fn title(bin: &Path) -> String {
+    let output = std::process::Command::new(bin.join("portmap")).env_clear().output();
     let text = output.map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).unwrap_or_default();
     let name = text.lines().next().unwrap_or_default();
     let version = name.strip_prefix("CNI portmap plugin").unwrap_or(name).trim().to_owned();
-    let own = directory == netns_tests::plugin::our_dir();
+    let own = bin == directory();
     format!("{} {version}", if own { "cni-chain" } else { "other plugins" })
 }
 
