@@ -359,7 +359,7 @@ impl Runtime {
         environment.push(("CNI_COMMAND".into(), Verb::Version.as_str().into()));
         let stdin = format!(r#"{{"cniVersion":"{}"}}"#, Version::LATEST);
         let ended = process::execute(path, &environment, stdin.as_bytes());
-        finish(Verb::Version, plugin, path, Vec::new(), ended, |ended| read_versions(&ended.document()?))
+        finish(Verb::Version, plugin, path, Vec::new(), ended, read_versions)
     }
 
     /// One plugin's turn.
@@ -419,7 +419,7 @@ impl Turn<'_> {
             return ended.success().map(|_| Output::Nothing);
         }
         let json = ended.document()?;
-        let bad = |reason: String| Fault::BadOutput { reason, printed: "a document, but not of a result".into() };
+        let bad = |reason: String| Fault::BadOutput { reason, printed: process::quoted(ended.stdout()) };
         let after = CniResult::read(&json, self.version).map_err(|e| {
             bad(format!("what it printed is no result: {}", e.to_string().replace("prevResult", "result")))
         })?;
@@ -475,14 +475,15 @@ fn finish(
     Step { verb, plugin: plugin.to_owned(), path: Some(path.to_owned()), given, took, stderr, outcome }
 }
 
-fn read_versions(json: &Json) -> Result<Output, Fault> {
-    let versions = match json.get("supportedVersions") {
+fn read_versions(ended: &process::Ended) -> Result<Output, Fault> {
+    let json = ended.document()?;
+    let versions: Vec<String> = match json.get("supportedVersions") {
         Some(Json::Array(items)) => items.iter().filter_map(Json::as_str).map(str::to_owned).collect(),
         _ => Vec::new(),
     };
     if versions.is_empty() {
         let reason = "its answer to VERSION has no supportedVersions".into();
-        return Err(Fault::BadOutput { reason, printed: "another document".into() });
+        return Err(Fault::BadOutput { reason, printed: process::quoted(ended.stdout()) });
     }
     Ok(Output::Versions(versions))
 }

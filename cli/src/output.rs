@@ -115,15 +115,12 @@ pub fn verdict(outcome: &Result<Report, Failure>) -> String {
         Ok(report) => report,
     };
     let failed: Vec<&str> = report.failed().map(|step| step.plugin.as_str()).collect();
-    let mut text = match (&report.failure, failed.as_slice()) {
-        (Some(failure), _) => format!("cni-chain: {} of {} failed: {failure}\n", report.verb.as_str(), report.network),
-        (None, []) => {
-            format!("cni-chain: {} of {}: DEL of dead attachments failed\n", report.verb.as_str(), report.network)
-        }
-        (None, failed) => format!("cni-chain: {}{} failed: {}\n", report.verb.as_str(), of(report), failed.join(", ")),
+    let text = match (&report.failure, failed.as_slice()) {
+        (Some(failure), _) => format!("{}{} failed: {failure}", report.verb.as_str(), of(report)),
+        (None, []) => format!("{}{} failed: DEL of dead attachments", report.verb.as_str(), of(report)),
+        (None, failed) => format!("{}{} failed: {}", report.verb.as_str(), of(report), failed.join(", ")),
     };
-    text += &aftermath(report);
-    printable(&text) + "\n"
+    format!("cni-chain: {}\n  {}\n", printable(&text), aftermath(report))
 }
 
 fn of(report: &Report) -> String {
@@ -131,18 +128,18 @@ fn of(report: &Report) -> String {
 }
 
 /// What a failure left behind, and how to go on.
-fn aftermath(report: &Report) -> String {
+fn aftermath(report: &Report) -> &'static str {
     match report.verb {
-        Verb::Add if report.undone.is_empty() => {
-            "  next: look at what is there, then remove it by `cni-chain del`".into()
+        Verb::Add if report.undone.is_empty() => "next: look at what is there, then remove it by `cni-chain del`",
+        Verb::Add if report.undone.iter().all(|step| step.outcome.is_ok()) => "what was done has been undone",
+        Verb::Add => "undoing it failed as well; next: mend the cause, then `cni-chain del`",
+        Verb::Del => "next: mend the cause and repeat; the result cache keeps what DEL needs",
+        Verb::Check => "next: `cni-chain del`, then `cni-chain add`, make it anew",
+        Verb::Gc => "next: mend the cause and repeat",
+        Verb::Status => "next: do what the plugins say",
+        Verb::Version => {
+            "next: see which plugin is meant to be there; a conflist's plugins must all speak its cniVersion"
         }
-        Verb::Add if report.undone.iter().all(|step| step.outcome.is_ok()) => "  what was done has been undone".into(),
-        Verb::Add => "  undoing it failed as well; next: mend the cause, then `cni-chain del`".into(),
-        Verb::Del => "  next: mend the cause and repeat; the result cache keeps what DEL needs".into(),
-        Verb::Check => "  next: `cni-chain del` and `add` make it anew".into(),
-        Verb::Gc => "  next: mend the cause and repeat".into(),
-        Verb::Status => "  next: see what the plugin says above".into(),
-        Verb::Version => "  next: `cni-chain version` shows what each plugin of the search path speaks".into(),
     }
 }
 
@@ -180,34 +177,36 @@ fn came_out(step: &Step, output: &Output) -> String {
 /// What a plugin added to the result that it was given.
 fn difference(before: Option<&CniResult>, after: &CniResult) -> String {
     let none = CniResult::default();
+    let passed_on = before == Some(after);
     let before = before.unwrap_or(&none);
-    let mut parts = Vec::new();
-    for interface in &after.interfaces {
-        let known = before.interfaces.iter().find(|b| b.name == interface.name && b.sandbox == interface.sandbox);
-        parts.extend(change(known, interface));
-    }
-    parts.extend(after.ips.iter().filter(|ip| !before.ips.contains(ip)).map(|ip| ip.address.to_string()));
-    let routes = after.routes.iter().filter(|r| !before.routes.contains(r)).count();
-    match routes {
-        0 => {}
-        1 => parts.push("1 route".into()),
-        _ => parts.push(format!("{routes} routes")),
-    }
-    if before.dns != after.dns {
-        parts.push("dns".into());
-    }
+    let known = |i: &Interface| before.interfaces.iter().find(|b| b.name == i.name && b.sandbox == i.sandbox);
+    let new = |in_container: bool| -> Vec<&str> {
+        let wanted = |i: &&Interface| known(i).is_none() && i.sandbox.is_empty() != in_container;
+        after.interfaces.iter().filter(wanted).map(|i| i.name.as_str()).collect()
+    };
+    let mut container: Vec<String> = new(true).into_iter().map(str::to_owned).collect();
+    container.extend(after.ips.iter().filter(|ip| !before.ips.contains(ip)).map(|ip| ip.address.to_string()));
+    let mut parts = vec![container.join(" ")];
+    parts.extend(after.interfaces.iter().filter_map(|i| change(known(i)?, i)));
+    parts.push(prefixed("host: ", &new(false).join(" ")));
+    let routes = after.routes.iter().filter(|r| !before.routes.contains(r));
+    parts.push(prefixed("routes: ", &routes.map(|r| r.dst.to_string()).collect::<Vec<_>>().join(" ")));
+    parts.push(if before.dns == after.dns { String::new() } else { "dns changed".into() });
+    parts.retain(|part| !part.is_empty());
     match parts.is_empty() {
-        true if before == after && *before != none => "result passed on".into(),
-        true => "empty result".into(),
-        false => parts.join(", "),
+        true if passed_on => "result passed on".into(),
+        true if *after == none => "empty result".into(),
+        true => "result changed".into(),
+        false => parts.join("; "),
     }
 }
 
-fn change(before: Option<&Interface>, after: &Interface) -> Option<String> {
-    let Some(before) = before else {
-        let place = if after.sandbox.is_empty() { "on the host" } else { "in the container" };
-        return Some(format!("{} {place}", after.name));
-    };
+fn prefixed(label: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{label}{text}") }
+}
+
+/// What became of an interface that was there before.
+fn change(before: &Interface, after: &Interface) -> Option<String> {
     let mut changes = Vec::new();
     if before.mac != after.mac {
         changes.push(format!("mac {}", after.mac));
@@ -380,7 +379,7 @@ impl<'a> From<&'a Report> for ReportDocument<'a> {
                 code: None,
                 msg,
                 details: String::new(),
-                next: aftermath(report).trim().to_owned(),
+                next: aftermath(report).to_owned(),
             }),
         }
     }
@@ -445,12 +444,12 @@ mod tests {
     #[test]
     fn a_line_says_what_came_out() {
         let first = result(FIRST);
-        assert_eq!(difference(None, &first), "cni0 on the host, eth0 in the container, 10.1.0.2/24, 1 route");
+        assert_eq!(difference(None, &first), "eth0 10.1.0.2/24; host: cni0; routes: 0.0.0.0/0");
         assert_eq!(difference(Some(&first), &first), "result passed on");
         let mut later = first.clone();
         later.interfaces[1].mac = "b".into();
         later.interfaces.push(Interface { name: "bwp1".into(), ..Interface::default() });
-        assert_eq!(difference(Some(&first), &later), "eth0 now mac b, bwp1 on the host");
+        assert_eq!(difference(Some(&first), &later), "eth0 now mac b; host: bwp1");
         assert_eq!(difference(None, &CniResult::default()), "empty result");
     }
 

@@ -184,6 +184,11 @@ fn read_all(pipe: &mut impl Read, most: usize, drain: bool) -> (Vec<u8>, bool) {
 }
 
 impl Ended {
+    /// What the plugin printed, whatever it is.
+    pub fn stdout(&self) -> &[u8] {
+        &self.stdout
+    }
+
     /// What the plugin printed, if it succeeded.
     pub fn success(&self) -> Result<&[u8], Fault> {
         if self.overflowed {
@@ -232,7 +237,7 @@ impl PluginError {
 }
 
 /// Output for an error message: whole if short, in quotes.
-fn quoted(bytes: &[u8]) -> String {
+pub fn quoted(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim();
     if text.is_empty() {
