@@ -53,6 +53,16 @@ pub enum IngressPolicy {
     Isolated,
 }
 
+impl fmt::Display for IngressPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IngressPolicy::Open => "open",
+            IngressPolicy::SameBridge => "same-bridge",
+            IngressPolicy::Isolated => "isolated",
+        })
+    }
+}
+
 /// A family of nftables in which a chain can see forwarded IP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostFamily {
@@ -175,14 +185,17 @@ fn admin_chain(written: String) -> Result<String> {
     }
 }
 
-/// firewalld says itself whether it has the zone; here only what D-Bus couldn't carry is refused.
+/// Bytes of a zone's name: more than firewalld takes (17), and little enough for a comment.
+const ZONE_MAX: usize = 64;
+
+/// firewalld says itself whether it has the zone; here only what can't be a name is refused.
 fn zone(written: String) -> Result<String> {
     if written.is_empty() {
         return Ok(ZONE.to_owned());
     }
-    if written.chars().any(char::is_control) {
+    if written.len() > ZONE_MAX || !written.bytes().all(|b| b.is_ascii_graphic() && b != b'"') {
         let shown = format!("\"{}\"", written.escape_debug());
-        return Err(Error::invalid("firewalldZone", shown, "a zone's name has no control characters"));
+        return Err(Error::invalid("firewalldZone", shown, "a zone's name has at most 64 letters, digits and signs"));
     }
     Ok(written)
 }
@@ -325,6 +338,13 @@ mod tests {
             assert_eq!(code, 7, "{name}: {message}");
         }
         assert!(read(&format!(r#","iptablesAdminChainName":"{}""#, "x".repeat(28))).is_ok());
+    }
+
+    #[test]
+    fn a_zone_that_can_not_be_one_is_refused() {
+        for zone in ["a b", "a\\u0000", "\\\"", &"x".repeat(65)] {
+            assert_eq!(refusal(&format!(r#","firewalldZone":"{zone}""#)).0, 7, "{zone}");
+        }
     }
 
     #[test]

@@ -1,3 +1,6 @@
 //! The firewall plugin.
 
 pub mod config;
+pub mod firewalld;
+pub mod plan;
+pub mod rules;

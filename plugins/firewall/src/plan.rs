@@ -1,0 +1,243 @@
+//! The attachment's share of the firewall, from configuration, prevResult and what was looked up. Opens nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use common::cni::CniResult;
+use common::nft::{Chain, Element, IpVersion, Presence, Table, Transaction};
+use common::{Attachment, Error, Result};
+
+use crate::config::{Backend, Config, HostChain, IngressPolicy};
+use crate::rules::{self, BRIDGE_TABLE, BridgePolicy, ISOLATED_PORTS, TABLE};
+
+/// What was looked up on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Whether firewalld is to be told.
+    pub firewalld: bool,
+    /// The host's interfaces of prevResult that are bridges, in its order.
+    pub bridges: Vec<String>,
+    /// The host's end of the container's interface, if it is a port of a bridge.
+    pub port: Option<String>,
+}
+
+/// One attachment's share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Whose it is.
+    pub attachment: Attachment,
+    /// The container's addresses, without duplicates.
+    pub addresses: Vec<IpAddr>,
+    /// The zone of firewalld for them, if it is to be told.
+    pub zone: Option<String>,
+    /// The policy of a bridge.
+    pub policy: Option<(BridgePolicy, String)>,
+    /// The port by which an isolated container is on its bridge.
+    pub isolated_port: Option<String>,
+    /// The static part.
+    pub host: HostPart,
+}
+
+/// What the host's own filters need, once for all attachments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPart {
+    /// The mark of admitted packets.
+    pub mark: u32,
+    /// The IP versions for which iptables' FORWARD has to accept the mark.
+    pub versions: Vec<IpVersion>,
+    /// Whether FORWARD is made where it isn't there.
+    pub make: bool,
+    /// The administrator's chain.
+    pub admin_chain: String,
+    /// Chains of other tables that have to accept the mark.
+    pub chains: Vec<HostChain>,
+}
+
+/// The plan.
+pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &Facts) -> Result<Share> {
+    let addresses: BTreeSet<IpAddr> = prev.ips.iter().map(|ip| ip.address.addr()).collect();
+    let versions = IpVersion::ALL.into_iter().filter(|v| addresses.iter().any(|a| IpVersion::of(*a) == *v)).collect();
+    let policy = match BridgePolicy::of(config.policy) {
+        Some(policy) => Some((policy, bridge(config.policy, prev, facts)?)),
+        None => None,
+    };
+    Ok(Share {
+        attachment: attachment.clone(),
+        addresses: addresses.into_iter().collect(),
+        zone: facts.firewalld.then(|| config.zone.clone()),
+        isolated_port: facts.port.clone().filter(|_| config.policy == IngressPolicy::Isolated),
+        policy,
+        host: HostPart {
+            mark: config.admit_mark,
+            versions,
+            make: makes_forward(config.backend, facts),
+            admin_chain: config.admin_chain.clone(),
+            chains: config.host_chains.clone(),
+        },
+    })
+}
+
+/// With firewalld or without iptables, a FORWARD chain is used where there is one (Docker makes one beside firewalld),
+/// but none is made.
+fn makes_forward(backend: Backend, facts: &Facts) -> bool {
+    match backend {
+        Backend::Iptables => true,
+        Backend::Detect => !facts.firewalld,
+        Backend::Firewalld | Backend::Nftables => false,
+    }
+}
+
+/// The bridge whose policy it is: the first that is one, else the first interface, as in the reference (for ptp, that
+/// is the container's own interface on the host).
+fn bridge(policy: IngressPolicy, prev: &CniResult, facts: &Facts) -> Result<String> {
+    let on_host = prev.interfaces.iter().filter(|i| i.sandbox.is_empty()).map(|i| &i.name);
+    let name = facts.bridges.iter().chain(on_host).find(|name| !name.is_empty());
+    let name = name.cloned().ok_or_else(|| Error::BadPrevResult {
+        reason: format!(
+            "interface needs to be set for ingress policy \"{policy}\", make sure to chain \"firewall\" plugin with \
+             \"bridge\""
+        ),
+    })?;
+    if name.len() > INTERFACE_NAME_MAX {
+        let reason = format!("interface name \"{name}\" has more than {INTERFACE_NAME_MAX} bytes");
+        return Err(Error::BadPrevResult { reason });
+    }
+    Ok(name)
+}
+
+/// IFNAMSIZ less the NUL (include/uapi/linux/if.h).
+const INTERFACE_NAME_MAX: usize = 15;
+
+impl Share {
+    /// The attachment's own chain: the rules that its packets meet, and the record of what it owns.
+    pub fn chain(&self) -> Chain {
+        let zone = self.zone.as_deref();
+        let mut rules: Vec<_> = self.addresses.iter().flat_map(|a| rules::address_rules(*a, zone)).collect();
+        rules.extend(self.policy.iter().map(|(policy, bridge)| rules::policy_rule(*policy, bridge)));
+        Chain::regular(rules::chain_name(&self.attachment), rules).comment(self.attachment.label())
+    }
+
+    /// The elements that must be there, each with its table and map or set.
+    pub fn elements(&self) -> Vec<(Table, &'static str, Element)> {
+        let own =
+            |a: &IpAddr| (TABLE, rules::addresses(IpVersion::of(*a)), rules::address_element(*a, &self.attachment));
+        let mut elements: Vec<_> = self.addresses.iter().map(own).collect();
+        if let Some((policy, bridge)) = &self.policy {
+            elements.push((TABLE, policy.map, policy.from_element(bridge)));
+            elements.push((TABLE, policy.set, policy.to_element(bridge)));
+        }
+        if let Some(port) = &self.isolated_port {
+            elements.push((BRIDGE_TABLE, ISOLATED_PORTS, rules::port_element(&self.attachment, port)));
+        }
+        elements
+    }
+
+    /// The chains that must be there, each with its table.
+    pub fn chains(&self) -> Vec<(Table, Chain)> {
+        let policy = self.policy.iter().map(|(policy, bridge)| (TABLE, policy.bridge_chain(bridge)));
+        let port = self.isolated_port.iter().map(|p| (BRIDGE_TABLE, rules::port_chain(&self.attachment, p)));
+        policy.chain([(TABLE, self.chain())]).chain(port).collect()
+    }
+
+    /// What makes the share where nothing of it is.
+    pub fn transaction(&self) -> Transaction {
+        let mut transaction = Transaction::new();
+        for (table, chain) in self.chains() {
+            transaction.add_chain(&table, chain);
+        }
+        for (table, set, element) in self.elements() {
+            transaction.add_elements(&table, set, Presence::Shared, vec![element]);
+        }
+        transaction
+    }
+}
+
+/// The whole share for a reader: the transaction, and what others are told.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.transaction())?;
+        let HostPart { mark, versions, make, admin_chain, chains } = &self.host;
+        for version in versions {
+            let or_make = if *make { ", made if absent" } else { ", if there" };
+            writeln!(f, "host: {} filter FORWARD{or_make}: {admin_chain}, then mark {mark:#x}", version.keyword())?;
+        }
+        for chain in chains {
+            writeln!(f, "host: {chain}: mark {mark:#x}")?;
+        }
+        for (zone, address) in self.zone.iter().flat_map(|z| self.addresses.iter().map(move |a| (z, a))) {
+            writeln!(f, "firewalld: zone {zone}: {address}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use common::cni::env::Verb;
+    use common::cni::network::Network;
+
+    use super::*;
+    use crate::config::Written;
+
+    /// What a test directory says was looked up.
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct WrittenFacts {
+        firewalld: bool,
+        bridges: Vec<String>,
+        port: Option<String>,
+    }
+
+    fn directories() -> Vec<PathBuf> {
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+        let mut all: Vec<_> = std::fs::read_dir(testdata).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        all
+    }
+
+    /// config.json and facts.json (if anything was looked up) in, the plan's text or the error's out.
+    fn outcome(directory: &Path) -> String {
+        let facts = match std::fs::read(directory.join("facts.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap(),
+            Err(_) => WrittenFacts::default(),
+        };
+        let facts = Facts { firewalld: facts.firewalld, bridges: facts.bridges, port: facts.port };
+        let planned = Network::parse(&std::fs::read(directory.join("config.json")).unwrap())
+            .and_then(|json| Network::read(json, Verb::Add))
+            .and_then(|network| {
+                let config = network.own_keys::<Written>()?.0.validate()?;
+                let attachment = Attachment::new(&network.name, "c1", "eth0");
+                plan(&config, &attachment, &network.prev_result.unwrap(), &facts)
+            });
+        match planned {
+            Ok(share) => share.to_string(),
+            Err(error) => format!("error {}: {error}\n", error.code()),
+        }
+    }
+
+    #[test]
+    fn every_directory_of_testdata_gives_its_plan() {
+        for directory in directories() {
+            let found = outcome(&directory);
+            let file = directory.join("plan.nft");
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&file, &found).unwrap();
+            }
+            let expected = std::fs::read_to_string(&file).unwrap_or_default();
+            assert_eq!(found, expected, "{} (UPDATE_GOLDEN=1 rewrites it)", file.display());
+        }
+    }
+
+    #[test]
+    fn the_skeletons_are_as_written_down() {
+        let found = format!("{}{}", rules::skeleton(0x1000), rules::bridge_skeleton());
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/skeleton.nft");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&file, &found).unwrap();
+        }
+        assert_eq!(found, std::fs::read_to_string(&file).unwrap_or_default(), "(UPDATE_GOLDEN=1 rewrites it)");
+    }
+}
