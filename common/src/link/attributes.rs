@@ -1,5 +1,7 @@
 //! The attributes of a link that can be changed while it lives, read and set together.
 
+use std::fmt;
+
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
@@ -69,6 +71,25 @@ impl LinkAttributes {
         }
     }
 
+    /// The MTU alone, and the others.
+    pub fn split_mtu(self) -> (LinkAttributes, LinkAttributes) {
+        let mtu = LinkAttributes { mtu: self.mtu, ..LinkAttributes::default() };
+        (mtu, LinkAttributes { mtu: None, ..self })
+    }
+
+    /// Each given attribute alone.
+    pub fn one_by_one(&self) -> Vec<LinkAttributes> {
+        let none = LinkAttributes::default();
+        let each = [
+            LinkAttributes { mac: self.mac.clone(), ..none.clone() },
+            LinkAttributes { mtu: self.mtu, ..none.clone() },
+            LinkAttributes { promisc: self.promisc, ..none.clone() },
+            LinkAttributes { allmulti: self.allmulti, ..none.clone() },
+            LinkAttributes { tx_queue_len: self.tx_queue_len, ..none },
+        ];
+        each.into_iter().filter(|a| !a.is_empty()).collect()
+    }
+
     /// These attributes, and `other`'s where these are not given.
     pub fn or(self, other: LinkAttributes) -> LinkAttributes {
         LinkAttributes {
@@ -79,6 +100,25 @@ impl LinkAttributes {
             tx_queue_len: self.tx_queue_len.or(other.tx_queue_len),
         }
     }
+}
+
+impl fmt::Display for LinkAttributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switch = |on: &bool| if *on { "on" } else { "off" };
+        let given = [
+            self.mac.as_deref().map(|mac| format!("mac {}", mac_text(mac))),
+            self.mtu.map(|mtu| format!("mtu {mtu}")),
+            self.promisc.as_ref().map(|on| format!("promisc {}", switch(on))),
+            self.allmulti.as_ref().map(|on| format!("allmulti {}", switch(on))),
+            self.tx_queue_len.map(|length| format!("txQLen {length}")),
+        ];
+        f.write_str(&given.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A hardware address as the kernel and `ip link` write it.
+pub fn mac_text(mac: &[u8]) -> String {
+    mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
 impl From<&LinkMessage> for LinkFacts {
@@ -127,7 +167,8 @@ impl RouteSocket {
         link.attributes.extend(wanted.mac.clone().map(LinkAttribute::Address));
         link.attributes.extend(wanted.mtu.map(LinkAttribute::Mtu));
         link.attributes.extend(wanted.tx_queue_len.map(LinkAttribute::TxQueueLen));
-        self.request(RouteNetlinkMessage::SetLink(link), 0, "change", &format!("link {name}")).map(drop)
+        let object = format!("link {name} to {wanted}");
+        self.request(RouteNetlinkMessage::SetLink(link), 0, "change", &object).map(drop)
     }
 }
 

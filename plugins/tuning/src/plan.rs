@@ -1,0 +1,215 @@
+//! What ADD will write, and what CHECK finds, as pure functions of configuration and facts.
+//!
+//! The order of writing:
+//!
+//! 1. the MTU, because `net.ipv6.conf.IFNAME.mtu` can't be greater and follows it when it changes;
+//! 2. the sysctls, in the order of the configuration;
+//! 3. the other link attributes, so that `arp_notify` and `ndisc_notify` announce the new hardware address.
+//!
+//! Without sysctls, 1 and 3 are one message.
+
+use std::fmt;
+
+use common::link::attributes::{LinkAttributes, LinkFacts};
+use common::sysctl::{Content, Name, same_value};
+use common::{Difference, Error, Result};
+
+use crate::allowlist::{self, Allowlist};
+use crate::config::{Config, Setting};
+use crate::record::Record;
+
+/// What was found in the container's namespace and on the host.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The container's interface; looked up only if an attribute of it is configured.
+    pub link: Option<LinkFacts>,
+    /// One for each configured sysctl, in that order.
+    pub sysctls: Vec<Found>,
+    /// The administrator's list; `None` without the file.
+    pub allowlist: Option<Allowlist>,
+    /// What an ADD has written down; CHECK only.
+    pub record: Option<Record>,
+}
+
+/// What a configured sysctl is in the container's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is there and can be written (CHECK: read).
+    There {
+        /// Its name.
+        name: Name,
+        /// What it holds.
+        content: Content,
+    },
+    /// It is there, but the namespace can't change it.
+    Locked {
+        /// Its name.
+        name: Name,
+        /// The kernel's word.
+        reason: String,
+    },
+    /// It is not there.
+    Missing {
+        /// Its name on the host, if the host has it.
+        on_host: Option<Name>,
+    },
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Link attributes, with one message.
+    Link {
+        /// What they are.
+        before: LinkAttributes,
+        /// What they shall be.
+        after: LinkAttributes,
+    },
+    /// One sysctl.
+    Sysctl {
+        /// Which.
+        name: Name,
+        /// What it holds; `None` if it holds nothing that could be put back.
+        before: Option<String>,
+        /// What it shall hold.
+        after: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Link { before, after } => write!(f, "link: {after} (was {before})"),
+            Step::Sysctl { name, before: Some(before), after } => write!(f, "sysctl {name}: {after} (was {before})"),
+            Step::Sysctl { name, before: None, after } => write!(f, "sysctl {name}: {after} (can't be put back)"),
+        }
+    }
+}
+
+/// What ADD writes, in order. Whatever can be known to fail fails here, before the first write.
+pub fn steps(config: &Config, ifname: &str, facts: &Facts) -> Result<Vec<Step>> {
+    if let Some(list) = &facts.allowlist {
+        config.sysctls.iter().try_for_each(|s| admit(list, s))?;
+    }
+    let sysctls: Vec<Step> =
+        config.sysctls.iter().zip(&facts.sysctls).map(|(s, found)| sysctl_step(s, found)).collect::<Result<_>>()?;
+    let missing = missing_attributes(config, ifname, facts)?;
+    let before =
+        |after: &LinkAttributes| facts.link.as_ref().map(|link| after.values_in(&link.attributes)).unwrap_or_default();
+    let link_step = |after: LinkAttributes| {
+        Some(after).filter(|a| !a.is_empty()).map(|after| Step::Link { before: before(&after), after })
+    };
+    let (mtu, others) = if sysctls.is_empty() { (LinkAttributes::default(), missing) } else { missing.split_mtu() };
+    Ok(link_step(mtu).into_iter().chain(sysctls).chain(link_step(others)).collect())
+}
+
+/// Fails if the administrator's list does not allow the setting.
+pub fn admit(list: &Allowlist, setting: &Setting) -> Result<()> {
+    if list.admits(setting.key.written()) {
+        return Ok(());
+    }
+    Err(unsupported(
+        setting,
+        format!(
+            "Sysctl {} is not allowed. Only the following sysctls are allowed: [{}]; the list is {}",
+            setting.key,
+            list.texts().join(" "),
+            allowlist::PATH
+        ),
+    ))
+}
+
+fn sysctl_step(setting: &Setting, found: &Found) -> Result<Step> {
+    match found {
+        Found::There { name, content } => Ok(Step::Sysctl {
+            name: name.clone(),
+            before: content.value().map(str::to_owned),
+            after: setting.value.clone(),
+        }),
+        Found::Locked { name, reason } => Err(unsupported(
+            setting,
+            format!(
+                "{name} can't be written from the container's network namespace ({reason}): it belongs to the whole \
+                 host, or /proc/sys is mounted read-only here"
+            ),
+        )),
+        Found::Missing { on_host: Some(name) } => Err(unsupported(
+            setting,
+            format!("{name} is not namespaced: it exists once for the whole host, and no container has its own"),
+        )),
+        Found::Missing { on_host: None } => Err(unsupported(
+            setting,
+            "there is no such sysctl in the container's network namespace: the key is misspelt, its interface is not \
+             there, or the kernel lacks the feature or hasn't loaded its module",
+        )),
+    }
+}
+
+fn unsupported(setting: &Setting, reason: impl Into<String>) -> Error {
+    let value = format!("\"{}\"", setting.value);
+    Error::UnsupportedField { key: format!("sysctl {}", setting.key), value, reason: reason.into() }
+}
+
+/// The attributes that the link doesn't have yet.
+fn missing_attributes(config: &Config, ifname: &str, facts: &Facts) -> Result<LinkAttributes> {
+    if config.link.is_empty() {
+        return Ok(LinkAttributes::default());
+    }
+    let Some(link) = &facts.link else {
+        return Err(Error::Link { link: ifname.to_owned(), reason: ABSENT.into() });
+    };
+    let refuse = |key: &str, value: String, reason: String| {
+        Err(Error::UnsupportedField { key: key.to_owned(), value, reason: format!("{ifname} {reason}") })
+    };
+    if let Some(mac) = &config.link.mac {
+        let own = link.attributes.mac.as_ref().map_or(0, Vec::len);
+        if own != mac.len() {
+            let text = common::link::attributes::mac_text(mac);
+            return refuse("mac", text, format!("has a hardware address of {own} bytes, not {}", mac.len()));
+        }
+    }
+    if let Some(mtu) = config.link.mtu {
+        let (min, max) = (link.min_mtu.unwrap_or(0), link.max_mtu.unwrap_or(u32::MAX));
+        if !(min..=max).contains(&mtu) {
+            return refuse("mtu", mtu.to_string(), format!("takes {min} to {max} bytes"));
+        }
+    }
+    Ok(config.link.missing_in(&link.attributes))
+}
+
+const ABSENT: &str = "there is no such interface in the container's network namespace";
+
+/// Where the container's namespace holds something else than the configuration says.
+pub fn differences(config: &Config, ifname: &str, facts: &Facts) -> Vec<Difference> {
+    let sysctls = config.sysctls.iter().zip(&facts.sysctls);
+    let mut all: Vec<Difference> = sysctls.filter_map(|(s, found)| sysctl_difference(s, found, facts)).collect();
+    if !config.link.is_empty() {
+        let object = format!("link {ifname}");
+        match &facts.link {
+            None => all.push(Difference::missing(object, config.link.to_string())),
+            Some(link) => {
+                let wrong = config.link.missing_in(&link.attributes);
+                let found = wrong.values_in(&link.attributes).to_string();
+                all.extend((!wrong.is_empty()).then(|| Difference::other(object, wrong.to_string(), found)));
+            }
+        }
+    }
+    all
+}
+
+fn sysctl_difference(setting: &Setting, found: &Found, facts: &Facts) -> Option<Difference> {
+    let expected = format!("\"{}\"", setting.value);
+    let other = |name: &Name, is: String| Some(Difference::other(format!("sysctl {name}"), expected.clone(), is));
+    match found {
+        Found::There { name, content: Content::Value(value) } => {
+            let same = same_value(&setting.value, value);
+            let as_kept = || facts.record.as_ref().is_some_and(|r| r.kept_as(name, &setting.value, value));
+            if same || as_kept() { None } else { other(name, format!("\"{value}\"")) }
+        }
+        Found::There { name, content: Content::Unset } => other(name, "no value".into()),
+        // It did what it does when it was written; there is nothing to compare.
+        Found::There { content: Content::WriteOnly, .. } => None,
+        Found::Locked { name, reason } => other(name, reason.clone()),
+        Found::Missing { .. } => Some(Difference::missing(format!("sysctl {}", setting.key), expected)),
+    }
+}
