@@ -30,7 +30,8 @@ for program in portmap bandwidth firewall tuning cni-chain; do cp "bin/$program"
 cp deploy/install.sh deploy/Containerfile deploy/daemonset.yaml build/THIRD-PARTY.txt "dist/$name/"
 cp LICENSE-MIT LICENSE-APACHE deploy/licenses/*.txt docs/licensing.md README.md CHANGELOG.md "dist/$name/"
 cp -R conflists "dist/$name/"
-(cd "dist/$name" && LC_ALL=C find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs sha256sum >SHA256SUMS)
+(cd "dist/$name" && find . -type f | LC_ALL=C sort | xargs sha256sum) >dist/.sums
+mv dist/.sums "dist/$name/SHA256SUMS"
 pack "$name"
 
 # The executables contain GPL software: whoever gets them must be able to get these as well.
