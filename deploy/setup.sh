@@ -129,10 +129,11 @@ ensure_libmnl_a() {
 }
 
 case ${1:-} in
-build) install_packages "$for_build" ;;
-test) install_packages "$for_build$for_test" ;;
-bench) install_packages "$for_build$for_test$for_bench" ;;
+build) packages=$for_build ;;
+test) packages=$for_build$for_test ;;
+bench) packages=$for_build$for_test$for_bench ;;
 *) die "usage: deploy/setup.sh build|test|bench" ;;
 esac
 require_rust
+install_packages "$packages"
 ensure_libmnl_a
