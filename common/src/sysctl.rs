@@ -182,6 +182,30 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
     Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
 }
 
+/// The sysctls that the kernel writes too when `name` is written, as they are in the calling thread's namespace.
+///
+/// `inet_forward_change` (net/ipv4/devinet.c); `addrconf_fixup_forwarding`, `addrconf_disable_ipv6`,
+/// `addrconf_disable_policy` and their like (net/ipv6/addrconf.c) give the value of `all` to every interface.
+pub fn followers(name: &Name) -> Vec<Name> {
+    const V6: [&str; 5] =
+        ["forwarding", "disable_ipv6", "disable_policy", "addr_gen_mode", "ignore_routes_with_linkdown"];
+    let parts: Vec<&str> = name.0.split('/').collect();
+    let (family, leaf, beside) = match parts.as_slice() {
+        ["net", "ipv4", "ip_forward"] | ["net", "ipv4", "conf", "all", "forwarding"] => {
+            ("ipv4", "forwarding", Name::new("net/ipv4/conf/all/accept_redirects"))
+        }
+        ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => ("ipv6", *leaf, None),
+        _ => return Vec::new(),
+    };
+    let interfaces = std::fs::read_dir(format!("{ROOT}/net/{family}/conf")).into_iter().flatten().flatten();
+    let names = interfaces.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<Name> = names.filter_map(|i| Name::from_parts(&["net", family, "conf", &i, leaf])).collect();
+    names.extend(beside);
+    names.retain(|n| n != name);
+    names.sort();
+    names
+}
+
 /// Whether the kernel would let the caller write this sysctl; nothing is written.
 pub fn writable(name: &Name) -> Result<()> {
     open_file(name, OFlag::O_WRONLY).map(drop).map_err(|errno| refused("write", name, errno))

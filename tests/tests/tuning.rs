@@ -165,3 +165,489 @@ fn two_tunings_in_one_chain_end_at_the_original() {
     bench.del(&first);
     bench.assert_same_as(&before);
 }
+
+#[test]
+fn a_value_that_the_kernel_refuses_undoes_what_was_written_before_it() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 1400, "promisc": true, "sysctl": {
+        "net.core.somaxconn": "777", "net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "abc",
+    }});
+    let error = bench.call(Verb::Add, &keys).fails_with(2);
+    assert!(error.msg.contains("net/ipv4/conf/all/rp_filter = \"abc\""), "{error:?}");
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_link_that_refuses_an_attribute_undoes_the_sysctls() {
+    let bench = Bench::new();
+    // A macvlan refuses the address of the link below it (EADDRINUSE).
+    bench.container.run("ip link add link eth0 name mv0 type macvlan mode bridge");
+    let mac = mac_of(&bench.container, "eth0");
+    let before = bench.snapshot();
+    let target = Target::new("c1", &bench.container.path(), "mv0");
+    let keys = json!({"mac": mac, "mtu": 1400, "txQLen": 5, "sysctl": {"net.core.somaxconn": "777"}});
+    let outcome = Plugin::ours("tuning").call(&bench.host, Verb::Add, &bench.config(keys), &target);
+    let error = outcome.fails_with(102);
+    assert!(error.msg.contains("mv0") && error.msg.contains(&mac), "{error:?}");
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_failed_second_tuning_leaves_the_first_and_its_original() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let first = json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "100"}});
+    bench.add(&first);
+    let between = bench.snapshot();
+    let second = json!({"mtu": 1300, "sysctl": {"net.core.somaxconn": "200", "net.ipv4.conf.all.rp_filter": "abc"}});
+    bench.call(Verb::Add, &second).fails();
+    bench.assert_same_as(&between);
+    bench.check(&first);
+    bench.del(&second);
+    bench.del(&first);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn nothing_is_written_where_a_later_key_is_known_to_fail() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for wrong in [
+        json!({"sysctl": {"net.core.somaxconn": "777", "net.core.no_such_key": "1"}}),
+        json!({"sysctl": {"net.core.somaxconn": "777", "kernel.hostname": "x"}}),
+        json!({"sysctl": {"net.core.somaxconn": "777", "net.ipv4.conf.nothere0.rp_filter": "1"}}),
+        json!({"sysctl": {"net.core.somaxconn": "777"}, "mtu": 70000}),
+        json!({"sysctl": {"net.core.somaxconn": "777"}, "mac": "02:00:00:00:00:00:00:01"}),
+        json!({"sysctl": {"net.core.somaxconn": "777"}, "dataDir": "/proc/nowhere"}),
+    ] {
+        bench.call(Verb::Add, &wrong).fails();
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn what_the_kernel_writes_along_is_put_back_too() {
+    let bench = Bench::new();
+    bench.container.set_sysctl("net/ipv4/conf/eth0/forwarding", "1");
+    bench.container.set_sysctl("net/ipv6/conf/eth0/forwarding", "1");
+    let before = bench.snapshot();
+    for keys in [
+        json!({"sysctl": {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}}),
+        json!({"sysctl": {"net.ipv4.conf.all.forwarding": "1", "net.ipv4.conf.IFNAME.forwarding": "0"}}),
+        json!({"sysctl": {"net.ipv6.conf.all.disable_policy": "1"}}),
+    ] {
+        bench.add(&keys);
+        bench.check(&keys);
+        bench.del(&keys);
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn an_ipv6_mtu_sysctl_follows_the_mtu_in_both_directions() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for (mtu, v6) in [(9000, "8000"), (1400, "1300")] {
+        let keys = json!({"sysctl": {"net.ipv6.conf.IFNAME.mtu": v6}, "mtu": mtu});
+        bench.add(&keys);
+        bench.check(&keys);
+        assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/mtu"), v6);
+        bench.del(&keys);
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn neighbours_hear_of_the_new_mac_when_arp_notify_is_set_beside_it() {
+    let bench = Bench::new();
+    bench.host.address("veth0", "10.0.0.1/24");
+    bench.host.set_sysctl("net/ipv4/conf/veth0/arp_accept", "1");
+    bench.add(&json!({"mac": "02:aa:00:00:00:01", "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}));
+    bench.host.wait_until("the host knows the new address", || {
+        bench.host.run("ip neigh show dev veth0").contains("10.0.0.2 lladdr 02:aa:00:00:00:01")
+    });
+}
+
+#[test]
+fn keys_are_written_as_sysctl8_writes_them_even_with_dots_in_the_interface() {
+    let bench = Bench::with_interface("eth0.100");
+    let before = bench.snapshot();
+    let keys = json!({"sysctl": {
+        "net.ipv4.conf.IFNAME.arp_notify": "1",
+        "net/ipv4/conf/eth0.100/arp_announce": "2",
+        "net.ipv4.conf.eth0/100.arp_ignore": "1",
+        "net.ipv4.conf.eth0.100.log_martians": "1",
+        "/net/ipv4/conf/all/log_martians": true,
+        "net.ipv4/conf.default/log_martians": 1,
+    }});
+    bench.add(&keys);
+    let of_link = |leaf: &str| bench.container.sysctl(&format!("net/ipv4/conf/eth0.100/{leaf}"));
+    assert_eq!(["arp_notify", "arp_announce", "arp_ignore", "log_martians"].map(of_link), ["1", "2", "1", "1"]);
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/all/log_martians"), "1");
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/default/log_martians"), "1");
+    bench.check(&keys);
+    bench.del(&keys);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn check_compares_values_not_texts() {
+    let bench = Bench::new();
+    let keys = json!({"mac": "02-AA-00-00-00-0F", "sysctl": {
+        "net.ipv4.tcp_rmem": "4096  131072 6291456", "net.core.somaxconn": "0x100",
+        // The kernel joins ranges, and drops what it can't keep of a time.
+        "net.ipv4.ip_local_reserved_ports": "8081,8080", "net.ipv4.neigh.IFNAME.base_reachable_time_ms": "30001",
+    }});
+    bench.add(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv4/ip_local_reserved_ports"), "8080-8081");
+    bench.check(&keys);
+    bench.container.set_sysctl("net/ipv4/ip_local_reserved_ports", "8080");
+    let error = bench.check_fails(&keys);
+    assert!(error.msg.contains("ip_local_reserved_ports: expected \"8081,8080\", found \"8080\""), "{error:?}");
+}
+
+#[test]
+fn check_leaves_another_ones_promiscuity_alone_and_del_too() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    // As a sniffer does, a bridge counts its wish on its ports; it is not the link's own flag.
+    bench.container.run("ip link add br0 type bridge");
+    bench.container.run("ip link set eth0 master br0");
+    assert!(bench.link().contains("promiscuity 1"), "{}", bench.link());
+    let keys = json!({"promisc": false, "mtu": 1400});
+    bench.add(&keys);
+    bench.check(&keys);
+    bench.del(&keys);
+    bench.add(&json!({"promisc": true}));
+    assert!(bench.link().contains("promiscuity 2"), "{}", bench.link());
+    bench.del(&json!({"promisc": true}));
+    assert!(bench.link().contains("promiscuity 1"), "{}", bench.link());
+    bench.container.run("ip link del br0");
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_sysctl_that_can_only_be_written_is_written() {
+    let bench = Bench::new();
+    let keys = json!({"sysctl": {"net.ipv4.route.flush": "1"}});
+    bench.add(&keys);
+    bench.check(&keys);
+    bench.del(&keys);
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn the_result_shows_the_new_mac_and_mtu_on_the_sandboxes_interface_only() {
+    let bench = Bench::new();
+    let mut config = bench.config(json!({"mac": "02:AA:00:00:00:01", "mtu": 1400}));
+    // A host interface of the same name, and another sandbox's.
+    let mut interfaces = config["prevResult"]["interfaces"].as_array().cloned().unwrap();
+    interfaces.push(json!({"name": "eth0", "mac": "02:00:00:00:00:cc", "mtu": 1500}));
+    interfaces.push(json!({"name": "eth0", "mac": "02:00:00:00:00:dd", "mtu": 1500, "sandbox": "/elsewhere"}));
+    config["prevResult"]["interfaces"] = Value::Array(interfaces.clone());
+    let result = Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+    interfaces[1]["mac"] = "02:aa:00:00:00:01".into();
+    interfaces[1]["mtu"] = 1400.into();
+    assert_eq!(result["interfaces"], Value::Array(interfaces));
+}
+
+#[test]
+fn results_of_older_versions_keep_their_shape() {
+    let bench = Bench::new();
+    for version in ["0.3.1", "0.4.0", "1.0.0"] {
+        let config = json!({
+            "cniVersion": version, "name": "net", "type": "tuning", "mtu": 1400, "mac": "02:aa:00:00:00:01",
+            "prevResult": {"cniVersion": version, "interfaces": [{"name": "eth0", "sandbox": bench.target.netns}]},
+        });
+        let result = Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+        let interface = json!([{"name": "eth0", "mac": "02:aa:00:00:00:01", "sandbox": bench.target.netns}]);
+        assert_eq!(result["interfaces"], interface, "{version}");
+    }
+}
+
+#[test]
+fn nothing_configured_passes_the_result_on_and_opens_nothing() {
+    let bench = Bench::new();
+    let config = bench.config(json!({"promisc": false, "mtu": 0, "sysctl": {}}));
+    let target = Target::new("c1", "/nowhere", "eth0");
+    let result = Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &target).succeeds();
+    assert_eq!(result, config["prevResult"]);
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn a_mac_comes_from_the_strongest_source() {
+    let bench = Bench::new();
+    let args = bench.target.with_args("IgnoreUnknown=1;K8S_POD_NAME=p;MAC=02:00:00:00:00:02");
+    let mut keys = json!({"mac": "02:00:00:00:00:01"});
+    let mut is = |key: &str, value: Value, mac: &str| {
+        if !key.is_empty() {
+            keys[key] = value;
+        }
+        let config = bench.config(keys.clone());
+        Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &args).succeeds();
+        assert_eq!(mac_of(&bench.container, "eth0"), mac);
+    };
+    is("", Value::Null, "02:00:00:00:00:02");
+    is("runtimeConfig", json!({"mac": "02:00:00:00:00:03"}), "02:00:00:00:00:03");
+    is("args", json!({"cni": {"mac": "02:00:00:00:00:04"}}), "02:00:00:00:00:04");
+}
+
+#[test]
+fn each_side_restores_what_the_reference_and_we_saved() {
+    let keys = json!({"mac": "02:aa:00:00:00:01", "mtu": 1400, "promisc": true, "allmulti": true});
+    for (adds, deletes) in [("theirs", "ours"), ("ours", "theirs")] {
+        let plugin = |who: &str| if who == "ours" { Plugin::ours("tuning") } else { Plugin::reference("tuning") };
+        let bench = Bench::new();
+        let before = bench.snapshot();
+        let mut config = bench.config(keys.clone());
+        // The reference of Debian 12 speaks no 1.1.0.
+        config["cniVersion"] = "1.0.0".into();
+        config["prevResult"]["cniVersion"] = "1.0.0".into();
+        plugin(adds).call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+        assert!(bench.link().contains("mtu 1400"));
+        plugin(deletes).call(&bench.host, Verb::Del, &config, &bench.target).succeeds();
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn a_state_file_goes_with_its_namespace_and_with_its_interface() {
+    let bench = Bench::new();
+    let before = bench.host.snapshot();
+    bench.add(&everything());
+    let gone = bench.target.without_netns();
+    Plugin::ours("tuning").call(&bench.host, Verb::Del, &bench.config(everything()), &gone).succeeds();
+    bench.host.assert_same_as(&before);
+
+    bench.add(&everything());
+    let gone = Target { netns: "/run/netns/gone".into(), ..bench.target.clone() };
+    Plugin::ours("tuning").call(&bench.host, Verb::Del, &bench.config(everything()), &gone).succeeds();
+    bench.host.assert_same_as(&before);
+
+    bench.add(&everything());
+    bench.container.run("ip link del eth0");
+    bench.del(&everything());
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn del_without_a_usable_configuration_takes_everything_back() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    bench.add(&everything());
+    let broken = json!({"sysctl": {"kernel.hostname": "x"}, "mac": "garbage", "mtu": "many"});
+    bench.del(&broken);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_late_del_leaves_the_next_interface_of_the_name_alone() {
+    let bench = Bench::new();
+    bench.add(&everything());
+    // A new container under the old identifier, whose state is its own.
+    let next = Netns::new("next container");
+    connect(End::new(&bench.host, "veth1", &[]), End::new(&next, "eth0", &["10.0.0.3/24"]));
+    let before = next.snapshot();
+    let target = Target::new("c1", &next.path(), "eth0");
+    Plugin::ours("tuning").call(&bench.host, Verb::Del, &bench.config(everything()), &target).succeeds();
+    next.assert_same_as(&before);
+    assert!(bench.state_files().is_empty());
+    // A new interface in the old namespace.
+    bench.add(&everything());
+    bench.container.run("ip link del eth0");
+    bench.container.run("ip link add eth0 mtu 1300 type veth peer name other0");
+    let link = bench.link();
+    bench.del(&everything());
+    assert_eq!(bench.link(), link);
+}
+
+#[test]
+fn an_add_for_a_new_container_saves_anew() {
+    let bench = Bench::new();
+    bench.add(&json!({"mtu": 1400}));
+    let next = Netns::new("next container");
+    connect(End::new(&bench.host, "veth1", &[]), End::new(&next, "eth0", &["10.0.0.3/24"]));
+    next.run("ip link set eth0 mtu 1350");
+    let before = next.snapshot();
+    let target = Target::new("c1", &next.path(), "eth0");
+    let config = bench.config(json!({"mtu": 1400}));
+    Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &target).succeeds();
+    Plugin::ours("tuning").call(&bench.host, Verb::Del, &config, &target).succeeds();
+    next.assert_same_as(&before);
+}
+
+#[test]
+fn two_networks_on_one_interface_keep_their_own_originals() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let first = bench.config(json!({"mtu": 1400, "name": "first"}));
+    let second = bench.config(json!({"mtu": 1300, "name": "second"}));
+    let call = |verb, config| Plugin::ours("tuning").call(&bench.host, verb, config, &bench.target).succeeds();
+    call(Verb::Add, &first);
+    let between = bench.snapshot();
+    call(Verb::Add, &second);
+    assert_eq!(bench.state_files().len(), 2);
+    call(Verb::Del, &second);
+    bench.assert_same_as(&between);
+    call(Verb::Check, &first);
+    call(Verb::Del, &first);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn attachments_whose_file_names_meet_keep_their_own_originals() {
+    let bench = Bench::with_interface("b_c");
+    bench.container.run("ip link add c type veth peer name c_peer");
+    let before = bench.snapshot();
+    let config = bench.config(json!({"mtu": 1400}));
+    let targets = [("a", "b_c"), ("a_b", "c")].map(|(id, ifname)| Target::new(id, &bench.container.path(), ifname));
+    for target in &targets {
+        Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, target).succeeds();
+    }
+    assert_eq!(bench.state_files().len(), 2);
+    for target in &targets {
+        Plugin::ours("tuning").call(&bench.host, Verb::Del, &config, target).succeeds();
+    }
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_very_long_container_id_has_a_state_file_too() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let target = Target::new(&"x".repeat(300), &bench.container.path(), "eth0");
+    let config = bench.config(everything());
+    Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &target).succeeds();
+    Plugin::ours("tuning").call(&bench.host, Verb::Del, &config, &target).succeeds();
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_spoilt_state_file_is_removed_and_no_symlink_is_followed() {
+    let bench = Bench::new();
+    let before = bench.host.snapshot();
+    let file = format!("{DATA_DIR}/c1_eth0.json");
+    for content in ["", "{", "[]", "{\"mtu\": \"many\"}", "{\"sysctls\": 7}"] {
+        bench.host.write(&file, content);
+        bench.del(&everything());
+        bench.host.assert_same_as(&before);
+    }
+    bench.host.write("/run/precious", "untouched");
+    let before = bench.host.snapshot();
+    for verb in [Verb::Del, Verb::Add] {
+        bench.host.run(&format!("ln -s /run/precious {file}"));
+        bench.call(verb, &everything()).succeeds();
+        bench.del(&everything());
+        bench.host.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn a_state_file_that_others_can_write_is_not_believed() {
+    let bench = Bench::new();
+    let file = format!("{DATA_DIR}/c1_eth0.json");
+    bench.host.write(&file, "{\"mtu\": 1300, \"sysctls\": [{\"name\": \"net/core/somaxconn\", \"before\": \"1\"}]}");
+    bench.host.run(&format!("chmod 666 {file}"));
+    let before = bench.container.snapshot();
+    bench.del(&everything());
+    bench.container.assert_same_as(&before);
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn no_state_file_reaches_beyond_net() {
+    let bench = Bench::new();
+    let hostname = bench.host.run("cat /proc/sys/kernel/hostname");
+    for name in ["kernel/hostname", "net/../kernel/hostname", "/proc/sys/kernel/hostname"] {
+        let content = json!({"sysctls": [{"name": name, "before": "owned"}]}).to_string();
+        bench.host.write(&format!("{DATA_DIR}/c1_eth0.json"), &content);
+        bench.del(&everything());
+        assert_eq!(bench.host.run("cat /proc/sys/kernel/hostname"), hostname);
+    }
+}
+
+#[test]
+fn gc_removes_the_dead_of_its_own_network_only() {
+    let bench = Bench::new();
+    let call = |verb, network: &str, id: &str, keys: Value| {
+        let mut config = bench.config(keys);
+        config["name"] = network.into();
+        let target = Target::new(id, &bench.container.path(), "eth0");
+        Plugin::ours("tuning").call(&bench.host, verb, &config, &target).succeeds()
+    };
+    for (mtu, (network, id)) in
+        (1400..).zip([("net", "dead"), ("net", "alive"), ("other", "elsewhere"), ("other", "alive")])
+    {
+        call(Verb::Add, network, id, json!({"mtu": mtu}));
+    }
+    // What the reference left, and what is no state file at all, is nobody's.
+    bench.host.write(&format!("{DATA_DIR}/theirs_eth0.json"), "{\"mtu\": 1500}");
+    bench.host.write(&format!("{DATA_DIR}/notes.txt"), "x");
+    assert_eq!(bench.state_files().len(), 6);
+    call(Verb::Gc, "net", "", json!({"cni.dev/valid-attachments": [{"containerID": "alive", "ifname": "eth0"}]}));
+    let left = bench.state_files();
+    assert_eq!(left.len(), 5, "{left:?}");
+    assert!(!left.contains(&"dead_eth0.json".to_owned()), "{left:?}");
+    call(Verb::Gc, "net", "", json!({"cni.dev/valid-attachments": []}));
+    call(Verb::Gc, "net", "", json!({"cni.dev/valid-attachments": []}));
+    let left = bench.state_files();
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert!(
+        left.contains(&"elsewhere_eth0.json".to_owned()) && !left.contains(&"alive_eth0.json".to_owned()),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn the_allowlist_of_the_host_decides_on_add_and_status() {
+    let bench = Bench::new();
+    bench.host.write("/etc/cni/tuning/allowlist.conf", "# ours\n\n^net.core.somaxconn$\nipv4.conf.IFNAME\n");
+    let before = bench.snapshot();
+    let allowed = json!({"sysctl": {"net.core.somaxconn": "777", "net.ipv4.conf.IFNAME.arp_notify": "1"}});
+    let refused = json!({"sysctl": {"net.core.somaxconn": "777", "net.ipv4.ip_forward": "1"}});
+    let outcome = bench.call(Verb::Add, &allowed);
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("line 4") && outcome.stderr.contains("not anchored"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("line 3"), "{}", outcome.stderr);
+    bench.del(&allowed);
+    let error = bench.call(Verb::Add, &refused).fails();
+    assert!(error.msg.contains("Sysctl net.ipv4.ip_forward is not allowed"), "{error:?}");
+    bench.assert_same_as(&before);
+    let status = bench.call(Verb::Status, &allowed);
+    status.succeeds();
+    assert!(status.stderr.contains("not anchored"), "{}", status.stderr);
+    bench.call(Verb::Status, &refused).fails_with(50);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn containers_that_come_and_go_at_once_do_not_meet() {
+    let bench = Bench::new();
+    let before = bench.host.snapshot();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let bench = &bench;
+            scope.spawn(move || {
+                let container = Netns::new(&format!("container {n}"));
+                container.run("ip link add eth0 type veth peer name peer0");
+                let before = container.snapshot();
+                let target = Target::new(&format!("at-once-{n}"), &container.path(), "eth0");
+                for _ in 0..3 {
+                    let config = bench.config(json!({"mtu": 1300 + n, "sysctl": {"net.core.somaxconn": n + 1}}));
+                    for verb in [Verb::Add, Verb::Check, Verb::Del] {
+                        Plugin::ours("tuning").call(&bench.host, verb, &config, &target).succeeds();
+                    }
+                    container.assert_same_as(&before);
+                }
+            });
+        }
+    });
+    bench.host.assert_same_as(&before);
+}
+
+fn mac_of(netns: &Netns, ifname: &str) -> String {
+    let link = netns.run(&format!("ip link show {ifname}"));
+    link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}

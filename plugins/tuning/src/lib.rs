@@ -45,9 +45,13 @@ impl Plugin for Tuning {
         Ok((container, facts))
     }
 
-    fn plan(config: &Config, call: &Call, _prev: &CniResult, facts: Self::Facts) -> Result<Adjustment> {
+    fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Self::Facts) -> Result<Adjustment> {
         let (container, facts) = facts;
         let ifname = &call.attachment.ifname;
+        let has_v6 = prev.ips.iter().any(|ip| ip.address.addr().is_ipv6() && prev.is_on(ip, ifname));
+        if has_v6 && config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU) {
+            log::warn!("mtu below {}: {ifname} loses its IPv6 addresses", plan::IPV6_MIN_MTU);
+        }
         // CHECK wants to name everything that is wrong, not to fail at the first.
         let steps = if call.verb == Verb::Add { plan::steps(config, ifname, &facts)? } else { Vec::new() };
         Ok(Adjustment { config: config.clone(), facts, steps, container })

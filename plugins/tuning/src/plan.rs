@@ -40,6 +40,8 @@ pub enum Found {
         name: Name,
         /// What it holds.
         content: Content,
+        /// What the kernel will write too when it is written, and what that holds.
+        followers: Vec<(Name, String)>,
     },
     /// It is there, but the namespace can't change it.
     Locked {
@@ -73,6 +75,8 @@ pub enum Step {
         before: Option<String>,
         /// What it shall hold.
         after: String,
+        /// What the kernel will write too, and what that holds.
+        followers: Vec<(Name, String)>,
     },
 }
 
@@ -80,8 +84,11 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Link { before, after } => write!(f, "link: {after} (was {before})"),
-            Step::Sysctl { name, before: Some(before), after } => write!(f, "sysctl {name}: {after} (was {before})"),
-            Step::Sysctl { name, before: None, after } => write!(f, "sysctl {name}: {after} (can't be put back)"),
+            Step::Sysctl { name, before, after, followers } => {
+                let was = before.as_ref().map_or("can't be put back".to_owned(), |b| format!("was {b}"));
+                write!(f, "sysctl {name}: {after} ({was})")?;
+                followers.iter().try_for_each(|(name, before)| write!(f, "; changes {name} (was {before})"))
+            }
         }
     }
 }
@@ -94,6 +101,7 @@ pub fn steps(config: &Config, ifname: &str, facts: &Facts) -> Result<Vec<Step>> 
     let sysctls: Vec<Step> =
         config.sysctls.iter().zip(&facts.sysctls).map(|(s, found)| sysctl_step(s, found)).collect::<Result<_>>()?;
     let missing = missing_attributes(config, ifname, facts)?;
+    keep_ipv6(&missing, &sysctls, ifname)?;
     let before =
         |after: &LinkAttributes| facts.link.as_ref().map(|link| after.values_in(&link.attributes)).unwrap_or_default();
     let link_step = |after: LinkAttributes| {
@@ -121,10 +129,11 @@ pub fn admit(list: &Allowlist, setting: &Setting) -> Result<()> {
 
 fn sysctl_step(setting: &Setting, found: &Found) -> Result<Step> {
     match found {
-        Found::There { name, content } => Ok(Step::Sysctl {
+        Found::There { name, content, followers } => Ok(Step::Sysctl {
             name: name.clone(),
             before: content.value().map(str::to_owned),
             after: setting.value.clone(),
+            followers: followers.clone(),
         }),
         Found::Locked { name, reason } => Err(unsupported(
             setting,
@@ -177,6 +186,24 @@ fn missing_attributes(config: &Config, ifname: &str, facts: &Facts) -> Result<Li
     Ok(config.link.missing_in(&link.attributes))
 }
 
+/// Bytes that a link must carry for IPv6 (RFC 8200, section 5).
+pub const IPV6_MIN_MTU: u32 = 1280;
+
+/// Below 1280 bytes the kernel takes IPv6 from a link, with its addresses and its sysctls (`addrconf_notify` in
+/// net/ipv6/addrconf.c), so those can't be set as well.
+fn keep_ipv6(missing: &LinkAttributes, sysctls: &[Step], ifname: &str) -> Result<()> {
+    let Some(mtu) = missing.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU) else { return Ok(()) };
+    let own =
+        |name: &Name| ["conf", "neigh"].iter().any(|d| name.as_str().starts_with(&format!("net/ipv6/{d}/{ifname}/")));
+    let lost = sysctls.iter().find_map(|step| match step {
+        Step::Sysctl { name, .. } if own(name) => Some(name),
+        _ => None,
+    });
+    let Some(name) = lost else { return Ok(()) };
+    let reason = format!("with less than {IPV6_MIN_MTU} bytes {ifname} has no IPv6, and {name} would not exist");
+    Err(Error::UnsupportedField { key: "mtu".into(), value: mtu.to_string(), reason })
+}
+
 const ABSENT: &str = "there is no such interface in the container's network namespace";
 
 /// Where the container's namespace holds something else than the configuration says.
@@ -201,12 +228,12 @@ fn sysctl_difference(setting: &Setting, found: &Found, facts: &Facts) -> Option<
     let expected = format!("\"{}\"", setting.value);
     let other = |name: &Name, is: String| Some(Difference::other(format!("sysctl {name}"), expected.clone(), is));
     match found {
-        Found::There { name, content: Content::Value(value) } => {
+        Found::There { name, content: Content::Value(value), .. } => {
             let same = same_value(&setting.value, value);
             let as_kept = || facts.record.as_ref().is_some_and(|r| r.kept_as(name, &setting.value, value));
             if same || as_kept() { None } else { other(name, format!("\"{value}\"")) }
         }
-        Found::There { name, content: Content::Unset } => other(name, "no value".into()),
+        Found::There { name, content: Content::Unset, .. } => other(name, "no value".into()),
         // It did what it does when it was written; there is nothing to compare.
         Found::There { content: Content::WriteOnly, .. } => None,
         Found::Locked { name, reason } => other(name, reason.clone()),

@@ -67,8 +67,9 @@ struct Saved {
     /// What it held; absent if it held nothing that could be put back.
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<String>,
-    /// What was written last.
-    written: String,
+    /// What was written last; absent if the kernel wrote it along with another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written: Option<String>,
     /// What the kernel made of it, where that is another value (it rounds times, joins ranges, …).
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
@@ -90,10 +91,14 @@ impl Original {
         for step in steps {
             match step {
                 Step::Link { before, .. } => original.link = original.link.or(before.clone()),
-                Step::Sysctl { name, before: Some(before), .. } => {
-                    original.sysctls.push((name.clone(), before.clone()));
+                Step::Sysctl { name, before, followers, .. } => {
+                    let own = before.as_ref().map(|b| (name, b));
+                    for (name, before) in own.into_iter().chain(followers.iter().map(|(n, b)| (n, b))) {
+                        if original.sysctls.iter().all(|(known, _)| known != name) {
+                            original.sysctls.push((name.clone(), before.clone()));
+                        }
+                    }
                 }
-                Step::Sysctl { before: None, .. } => {}
             }
         }
         original
@@ -155,23 +160,30 @@ impl Record {
             place.ifindex = place.ifindex.or(ifindex);
         }
         for step in steps {
-            let Step::Sysctl { name, before, after } = step else { continue };
-            match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
-                Some(saved) => saved.written = after.clone(),
-                None => self.sysctls.push(Saved {
-                    name: name.as_str().to_owned(),
-                    before: before.clone(),
-                    written: after.clone(),
-                    kept: None,
-                }),
-            }
+            let Step::Sysctl { name, before, after, followers } = step else { continue };
+            self.save(name, before.as_ref(), Some(after));
+            followers.iter().for_each(|(name, before)| self.save(name, Some(before), None));
+        }
+    }
+
+    /// What a sysctl held first, and what was written last.
+    fn save(&mut self, name: &Name, before: Option<&String>, written: Option<&String>) {
+        match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
+            Some(saved) => saved.written = written.cloned().or(saved.written.take()),
+            None => self.sysctls.push(Saved {
+                name: name.as_str().to_owned(),
+                before: before.cloned(),
+                written: written.cloned(),
+                kept: None,
+            }),
         }
     }
 
     /// Notes what the kernel made of what was written; says whether that is another value.
     pub fn note_kept(&mut self, name: &Name, kernels: &str) -> bool {
         let Some(saved) = self.sysctls.iter_mut().find(|s| s.name == name.as_str()) else { return false };
-        let new = (!same_value(&saved.written, kernels)).then(|| kernels.to_owned());
+        let written = saved.written.as_deref().unwrap_or_default();
+        let new = (!same_value(written, kernels)).then(|| kernels.to_owned());
         let changed = saved.kept != new;
         saved.kept = new;
         changed
@@ -180,7 +192,7 @@ impl Record {
     /// Whether `value` is what the kernel made of `written`.
     pub fn kept_as(&self, name: &Name, written: &str, value: &str) -> bool {
         let saved = self.sysctls.iter().find(|s| s.name == name.as_str());
-        saved.is_some_and(|s| s.written == written && s.kept.as_deref() == Some(value))
+        saved.is_some_and(|s| s.written.as_deref() == Some(written) && s.kept.as_deref() == Some(value))
     }
 
     /// What there is to put back; values that can't be ones are left out.

@@ -31,7 +31,10 @@ impl Container {
     /// Opens the namespace of a call, and a socket in it if `with_link`.
     pub fn open(call: &Call, with_link: bool) -> Result<Container> {
         let path = call.netns.as_deref().unwrap_or(Path::new(""));
-        let netns = Netns::open(path)?;
+        Container::inside(Netns::open(path)?, path, call, with_link)
+    }
+
+    fn inside(netns: Netns, path: &Path, call: &Call, with_link: bool) -> Result<Container> {
         let socket = if with_link { Some(RouteSocket::open_in(&netns)?) } else { None };
         let (device, inode) = identity(path).unwrap_or_default();
         Ok(Container { netns, identity: format!("{device}:{inode}"), ifname: call.attachment.ifname.clone(), socket })
@@ -78,14 +81,15 @@ impl Container {
 
     /// Writes the steps in order; on failure says how many were tried, the failed one included.
     fn write(&self, steps: &[Step], index: u32) -> std::result::Result<(), (usize, Error)> {
-        for (done, step) in steps.iter().enumerate() {
-            let outcome = match step {
-                Step::Link { after, .. } => self.set_link(index, after),
-                Step::Sysctl { name, after, .. } => self.netns.enter(|| write_sysctl(name, after)),
-            };
-            outcome.map_err(|error| (done + 1, error))?;
-        }
-        Ok(())
+        let write = |step: &Step| match step {
+            Step::Link { after, .. } => self.set_link(index, after),
+            Step::Sysctl { name, after, .. } => write_sysctl(name, after),
+        };
+        let all = || {
+            let first_failure = steps.iter().enumerate().find_map(|(at, s)| write(s).err().map(|e| (at + 1, e)));
+            Ok(first_failure.map_or(Ok(()), Err))
+        };
+        self.netns.enter(all).unwrap_or_else(|error| Err((steps.len(), error)))
     }
 
     /// Puts everything back: the MTU, the sysctls from the last to the first, the other attributes; then once more those
@@ -155,11 +159,21 @@ fn first_existing(key: &Key) -> Result<Option<(Name, Content)>> {
 
 fn find(key: &Key, to_write: bool) -> Result<Found> {
     let Some((name, content)) = first_existing(key)? else { return Ok(Found::Missing { on_host: None }) };
-    match sysctl::writable(&name) {
-        Err(Error::Kernel { errno, .. }) if to_write => Ok(Found::Locked { name, reason: errno.to_string() }),
-        Err(error) if to_write => Err(error),
-        _ => Ok(Found::There { name, content }),
+    if !to_write {
+        return Ok(Found::There { name, content, followers: Vec::new() });
     }
+    match sysctl::writable(&name) {
+        Ok(()) => {}
+        Err(Error::Kernel { errno, .. }) => return Ok(Found::Locked { name, reason: errno.to_string() }),
+        Err(error) => return Err(error),
+    }
+    let mut followers = Vec::new();
+    for follower in sysctl::followers(&name) {
+        if let Some(Content::Value(value)) = sysctl::read(&follower)? {
+            followers.push((follower, value));
+        }
+    }
+    Ok(Found::There { name, content, followers })
 }
 
 /// Writes a sysctl; a value that the kernel does not take is the configuration's fault.
@@ -362,11 +376,10 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
 /// Puts back what was saved, unless the namespace it was found in is gone.
 fn put_back_if_there(call: &Call, record: &Record) -> Result<Vec<Error>> {
     let original = record.original();
+    let Some(path) = call.netns.as_deref() else { return Ok(Vec::new()) };
     // A namespace that can't be opened is gone: nothing is left to put back.
-    if call.netns.as_deref().is_none_or(|path| Netns::open(path).is_err()) {
-        return Ok(Vec::new());
-    }
-    let container = Container::open(call, !original.link.is_empty())?;
+    let Ok(netns) = Netns::open(path) else { return Ok(Vec::new()) };
+    let container = Container::inside(netns, path, call, !original.link.is_empty())?;
     if !record.is_of_netns(&container.identity) {
         return Ok(Vec::new());
     }
