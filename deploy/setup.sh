@@ -25,6 +25,9 @@ util-linux           command:unshare
 conntrack            command:conntrack
 iperf3               command:iperf3
 containernetworking-plugins  main-plugin:bridge
+podman               command:podman
+crun                 command:crun
+busybox-static       command:busybox
 '
 # make bench counts system calls.
 for_bench='

@@ -40,6 +40,7 @@ pub mod lab;
 pub mod namespace;
 pub mod plugin;
 pub mod recorded;
+pub mod sandbox;
 pub mod snapshot;
 pub mod traffic;
 

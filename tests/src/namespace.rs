@@ -44,6 +44,11 @@ impl Netns {
         Netns { name: "the machine".into(), net: Arc::new(net.into()), mounts: None }
     }
 
+    /// A namespace that somebody else made, kept by its open file.
+    pub(crate) fn held(name: &str, file: File) -> Netns {
+        Netns { name: name.into(), net: Arc::new(file.into()), mounts: None }
+    }
+
     /// Makes namespaces on a fresh thread; `prepare` runs inside.
     pub(crate) fn make(
         name: &str,
