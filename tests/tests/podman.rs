@@ -35,7 +35,7 @@ impl Podman {
         );
         sandbox.write("/etc/containers/policy.json", r#"{"default": [{"type": "insecureAcceptAnything"}]}"#);
         for network in networks {
-            let name = network["name"].as_str().unwrap();
+            let name = network["name"].as_str().unwrap_or_default();
             sandbox.write(&format!("/etc/cni/net.d/{name}.conflist"), &network.to_string());
         }
         let podman = Podman { lab, sandbox };
