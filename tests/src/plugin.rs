@@ -147,7 +147,8 @@ pub fn directory() -> PathBuf {
 
 fn reference_dirs() -> Vec<PathBuf> {
     let given = std::env::var_os("CNI_PLUGINS").unwrap_or_default();
-    std::env::split_paths(&given).chain(MAIN_PLUGIN_DIRS.map(PathBuf::from)).collect()
+    let given = std::env::split_paths(&given).filter(|dir| !dir.as_os_str().is_empty());
+    given.chain(MAIN_PLUGIN_DIRS.map(PathBuf::from)).collect()
 }
 
 /// CNI_PATH as a runtime would have it: ours before the reference's.
