@@ -152,10 +152,13 @@ fn throughput_sees_a_limit_and_only_a_limit() {
     lab.client.run("tc qdisc add dev eth0 root tbf rate 10mbit burst 20kb latency 50ms");
     for (proto, address) in [(Proto::Tcp, "192.0.2.1:5001"), (Proto::Udp, "[2001:db8:2::1]:5001")] {
         let measured = throughput(&lab.client, &lab.host, proto, address, 2);
-        let rate = measured.after_first_second();
-        assert!((7e6..11e6).contains(&rate), "{proto}: {rate} bit/s through a limit of 10 Mbit/s: {measured:?}");
+        measured.assert_limited(10e6, 20e3 * 8.0);
         assert_eq!(measured.buckets.len(), 20);
     }
+    let held_to_less = std::panic::catch_unwind(|| {
+        throughput(&lab.client, &lab.host, Proto::Tcp, "192.0.2.1:5001", 1).assert_limited(5e6, 20e3 * 8.0);
+    });
+    assert!(held_to_less.is_err(), "10 Mbit/s are more than 5 Mbit/s");
     // The other direction has no limit.
     let free = throughput(&lab.host, &lab.client, Proto::Tcp, "192.0.2.2:5001", 1).bits_per_second();
     assert!(free > 100e6, "without a limit only {free} bit/s");

@@ -227,8 +227,6 @@ fn hostile_values() -> Vec<Value> {
         json!("💥\u{202e}"),
         json!([]),
         json!({}),
-        json!([null]),
-        json!({"a": {"b": [-1]}}),
         deep,
     ]
 }
@@ -277,9 +275,8 @@ fn nonsense_in_any_place_is_refused_without_a_trace(plugin: &str) {
     for mutant in mutations(&bench.config()) {
         let stdin = mutant.to_string();
         let outcome = bench.run("ADD", stdin.as_bytes());
-        let after = if outcome.exit == 0 { "CHECK" } else { "STATUS" };
-        bench.run(after, stdin.as_bytes());
         if outcome.exit == 0 {
+            bench.run("CHECK", stdin.as_bytes());
             // With another name it is another attachment: DEL it by the mutant.
             bench.run("DEL", stdin.as_bytes()).succeeds();
         } else {

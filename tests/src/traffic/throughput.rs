@@ -39,6 +39,19 @@ impl Measured {
         rate(self.buckets.get(per_second()..).filter(|rest| !rest.is_empty()).unwrap_or(&self.buckets))
     }
 
+    /// Fails the test unless the flow was held to `rate` bit/s from its first byte on, but for `burst` bits, and made use
+    /// of it.
+    ///
+    /// Above, one part in twenty is allowed for; below, a half, because the machine may be busy. Over TCP a lost segment
+    /// holds up those behind it, so that a single second may well show more than the rate, but never the whole.
+    #[track_caller]
+    pub fn assert_limited(&self, rate: f64, burst: f64) {
+        let seconds = self.buckets.len() as f64 * BUCKET.as_secs_f64();
+        let (bits, most, least) = (self.bytes() as f64 * 8.0, (rate * seconds + burst) * 1.05, rate * seconds * 0.5);
+        assert!(bits <= most, "{bits} bits came in {seconds} s, more than {rate} bit/s and {burst} bits: {self:?}");
+        assert!(bits >= least, "{bits} bits came in {seconds} s, far below {rate} bit/s: {self:?}");
+    }
+
     /// All payload bytes.
     pub fn bytes(&self) -> u64 {
         self.buckets.iter().sum()
