@@ -144,18 +144,10 @@ fn dispatch<P: Plugin>(
         return Ok(version_document(&stdin().unwrap_or_default()));
     }
     let env = Environment::read(verb, lookup)?;
-    let json = Network::parse(&stdin()?)?;
-    *version = network::version_for_errors(&json);
-    let net = Network::read(json, verb)?;
-    let call = Call {
-        verb,
-        attachment: Attachment::new(net.name.clone(), env.container, env.ifname),
-        netns: env.netns,
-        args: env.args,
-        version: net.version,
-    };
+    let own_netns_allowed = env.netns_override;
+    let (net, call) = receive(env, &stdin()?, version)?;
     record.concerns(&call);
-    if !env.netns_override && matches!(verb, Verb::Add | Verb::Del) {
+    if !own_netns_allowed && matches!(verb, Verb::Add | Verb::Del) {
         netns::refuse_own(call.netns.as_deref())?;
     }
     match verb {
@@ -166,6 +158,30 @@ fn dispatch<P: Plugin>(
         Verb::Status => configured::<P>(&net, &call).and_then(|c| P::status(&c)).map(|()| String::new()),
         Verb::Version => Ok(String::new()),
     }
+}
+
+/// Reads a call from its environment and stdin; `version` becomes the configuration's as soon as that can be told, so
+/// that an error can be written in it.
+fn receive(env: Environment, stdin: &[u8], version: &mut Version) -> Result<(Network, Call)> {
+    let json = Network::parse(stdin)?;
+    *version = network::version_for_errors(&json);
+    let net = Network::read(json, env.verb)?;
+    let call = Call {
+        verb: env.verb,
+        attachment: Attachment::new(net.name.clone(), env.container, env.ifname),
+        netns: env.netns,
+        args: env.args,
+        version: net.version,
+    };
+    Ok((net, call))
+}
+
+/// What a plugin would make of a call before it looks at the host: the call, what was meant by the configuration, and
+/// the prevResult. Opens nothing; fuzzing and tools use it.
+pub fn interpret<P: Plugin>(env: Environment, stdin: &[u8]) -> Result<(Call, P::Config, Option<CniResult>)> {
+    let (net, call) = receive(env, stdin, &mut { Version::LATEST })?;
+    let config = configured::<P>(&net, &call)?;
+    Ok((call, config, net.prev_result))
 }
 
 fn configured<P: Plugin>(net: &Network, call: &Call) -> Result<P::Config> {
