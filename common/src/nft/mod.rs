@@ -1,11 +1,27 @@
 //! nf_tables: a model that prints as nft syntax, and the only door to the kernel's tables.
 
+mod attributes;
+mod compare;
+mod compile;
+mod decompile;
+mod encode;
+mod expression;
+pub mod kernel;
+mod message;
 pub mod model;
+mod object;
+mod option;
 mod prefix;
 mod print;
+mod read;
+mod skeleton;
+mod socket;
 pub mod transaction;
+mod uapi;
+mod userdata;
 pub mod value;
 
+pub use kernel::{ChainInfo, CommitError, NftSocket, Refusal, RuleInfo, SetInfo};
 pub use model::{
     Chain, Data, DnatTarget, Element, Family, Hook, HookKind, HookPoint, MarkOf, Pattern, Policy, Rule, Selector, Set,
     SetData, SetSource, Skeleton, Statement, Table, Transport, Verdict,

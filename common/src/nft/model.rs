@@ -93,7 +93,7 @@ pub struct Hook {
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Its name, at most 127 bytes.
+    /// Its name, at most 255 bytes.
     pub name: String,
     /// What makes it a base chain.
     pub hook: Option<Hook>,
@@ -122,8 +122,8 @@ impl Chain {
     }
 }
 
-/// Bytes of a comment (NFTNL_UDATA_COMMENT_MAXLEN is 128 with the NUL; nft refuses more).
-pub const COMMENT_MAX: usize = 127;
+/// Bytes of a comment (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN is 128 with two bytes of head and a NUL).
+pub const COMMENT_MAX: usize = crate::attachment::LABEL_MAX;
 
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -534,6 +534,18 @@ impl Element {
     pub fn comment(mut self, comment: impl Into<String>) -> Element {
         self.comment = Some(comment.into());
         self
+    }
+}
+
+impl Element {
+    /// As the kernel returns it: a range of one key is that key, comments are cut.
+    pub(super) fn normalise(&mut self) {
+        if self.upper.as_ref() == self.key.first() {
+            self.upper = None;
+        }
+        if let Some(comment) = &mut self.comment {
+            comment.truncate(super::userdata::comment_end(comment));
+        }
     }
 }
 

@@ -36,3 +36,18 @@ pub(super) fn mask(address: IpAddr, prefix_len: u8) -> Vec<u8> {
         .map(|i| 0xffu8.checked_shl(8 - u32::from(prefix_len.saturating_sub(i * 8).min(8))).unwrap_or(0))
         .collect()
 }
+
+/// The prefix length of a netmask; none if its bits have gaps.
+pub(super) fn of_mask(mask: &[u8]) -> Option<u8> {
+    let mut ones = 0u8;
+    let mut ended = false;
+    for byte in mask {
+        let here = byte.leading_ones();
+        if byte.count_ones() != here || (ended && here > 0) {
+            return None;
+        }
+        ended |= here < 8;
+        ones = ones.checked_add(u8::try_from(here).ok()?)?;
+    }
+    Some(ones)
+}

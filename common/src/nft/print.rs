@@ -255,7 +255,7 @@ impl Display for Rule {
             separator = " ";
         }
         match &self.comment {
-            Some(comment) => write!(f, "{separator}comment \"{comment}\""),
+            Some(comment) => write!(f, " comment \"{comment}\""),
             None => Ok(()),
         }
     }
@@ -379,6 +379,16 @@ impl Set {
         }
     }
 
+    /// What it is, on one line.
+    pub(super) fn signature(&self) -> String {
+        let data = match &self.data {
+            SetData::None => String::new(),
+            SetData::Verdict => " : verdict".to_owned(),
+            SetData::Values(types) => format!(" : {}", Joined(types, " . ")),
+        };
+        format!("type {}{data}{}", Joined(&self.key, " . "), if self.interval { "; flags interval" } else { "" })
+    }
+
     fn write_properties(&self, f: &mut Formatter<'_>, before: &str, after: &str) -> fmt::Result {
         write!(f, "{before}type {}", Joined(&self.key, " . "))?;
         match &self.data {
@@ -449,6 +459,10 @@ impl Display for Command {
             Command::DeleteSet(table, set) => write!(f, "delete set {table} {set}"),
             Command::FlushSet(table, set) => write!(f, "flush set {table} {set}"),
             Command::AddChain(table, chain) => write_add_chain(f, table, chain),
+            Command::AddRules(table, chain) => {
+                let mut rules = chain.rules.iter();
+                rules.try_for_each(|rule| writeln!(f, "add rule {table} {} {rule}", chain.name))
+            }
             Command::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
             Command::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Command::AddRule(table, chain, position, rule) => {

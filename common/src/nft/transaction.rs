@@ -40,6 +40,8 @@ pub enum Command {
     FlushSet(Table, String),
     /// `add chain`, then `add rule` for each of its rules
     AddChain(Table, Chain),
+    /// `add rule` for each of a chain's rules; the chain is there already
+    AddRules(Table, Chain),
     /// `delete chain`; it must be empty and nothing may jump to it any more
     DeleteChain(Table, String),
     /// `flush chain`: all its rules

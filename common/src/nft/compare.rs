@@ -1,0 +1,133 @@
+//! Where the kernel's tables are not what a plan says: what CHECK reports.
+//!
+//! Rules are compared by what they are compiled to, expression by expression, with the contents of their anonymous sets;
+//! counters' values and handles don't count.
+
+use super::compile::compile;
+use super::encode::only_version;
+use super::kernel::{ChainInfo, NftSocket, RuleInfo};
+use super::model::{Chain, Element, Rule, Set, Skeleton, Table};
+use super::userdata::comment_end;
+use crate::cni::error::{Difference, Result};
+
+impl NftSocket {
+    /// Where the static part of a table differs: hooks, sets and rules. Elements aren't part of it.
+    pub fn differences(&mut self, skeleton: &Skeleton) -> Result<Vec<Difference>> {
+        let table = &skeleton.table;
+        if self.table(table)?.is_none() {
+            return Ok(vec![Difference::missing(format!("table {table}"), "the table")]);
+        }
+        let mut differences = Vec::new();
+        for set in &skeleton.sets {
+            differences.extend(self.set_difference(table, set)?);
+        }
+        for chain in &skeleton.chains {
+            differences.extend(self.chain_differences(table, chain)?);
+        }
+        Ok(differences)
+    }
+
+    fn set_difference(&mut self, table: &Table, wanted: &Set) -> Result<Option<Difference>> {
+        let object = format!("{} {} of table {table}", wanted.keyword(), wanted.name);
+        let Some(found) = self.set(table, &wanted.name)? else {
+            return Ok(Some(Difference::missing(object, wanted.signature())));
+        };
+        let same = |set: &Set| set.signature() == wanted.signature();
+        Ok(match found.set {
+            Some(set) if same(&set) => None,
+            Some(set) => Some(Difference::other(object, wanted.signature(), set.signature())),
+            None => Some(Difference::other(object, wanted.signature(), "a set of other types")),
+        })
+    }
+
+    /// Where one chain differs: its hook, its comment (if it should have one) and its rules.
+    pub fn chain_differences(&mut self, table: &Table, wanted: &Chain) -> Result<Vec<Difference>> {
+        let object = format!("chain {} of table {table}", wanted.name);
+        let Some(found) = self.chain(table, &wanted.name)? else {
+            return Ok(vec![Difference::missing(object, "the chain")]);
+        };
+        let mut differences = Vec::new();
+        differences.extend(hook_difference(&object, wanted, &found));
+        differences.extend(comment_difference(&object, wanted.comment.as_deref(), found.comment.as_deref()));
+        let found = self.rules(table, &wanted.name)?;
+        rule_differences(&object, table, &wanted.rules, &found, &mut differences)?;
+        Ok(differences)
+    }
+
+    /// Which of these elements are missing or lead elsewhere. Each is looked up by its key: a set's other elements cost
+    /// nothing. Not for ranges.
+    pub fn element_differences(&mut self, table: &Table, set: &Set, wanted: &[Element]) -> Result<Vec<Difference>> {
+        let mut differences = Vec::new();
+        for element in wanted {
+            let object = format!("element of {} {} of table {table}", set.keyword(), set.name);
+            let mut wanted = element.clone();
+            wanted.normalise();
+            let found = self.element(table, set, &wanted)?;
+            if found
+                .as_ref()
+                .is_some_and(|f| f.data == wanted.data && (f.comment == wanted.comment || wanted.comment.is_none()))
+            {
+                continue;
+            }
+            differences.push(match found {
+                None => Difference::missing(object, wanted.to_string()),
+                Some(found) => Difference::other(object, wanted.to_string(), found.to_string()),
+            });
+        }
+        Ok(differences)
+    }
+}
+
+fn hook_difference(object: &str, wanted: &Chain, found: &ChainInfo) -> Option<Difference> {
+    if wanted.hook == found.hook && wanted.hook.is_some() == found.is_base {
+        return None;
+    }
+    let expected = wanted.hook.map_or_else(|| "no hook".to_owned(), |hook| hook.to_string());
+    let there = match (&found.hook, found.is_base) {
+        (Some(hook), _) => hook.to_string(),
+        (None, true) => "another hook".to_owned(),
+        (None, false) => "no hook".to_owned(),
+    };
+    Some(Difference::other(object, expected, there))
+}
+
+fn comment_difference(object: &str, wanted: Option<&str>, found: Option<&str>) -> Option<Difference> {
+    let wanted = wanted?;
+    let wanted = wanted.get(..comment_end(wanted)).unwrap_or_default();
+    if found == Some(wanted) {
+        return None;
+    }
+    let quoted = |text: &str| format!("comment \"{text}\"");
+    Some(Difference::other(object, quoted(wanted), found.map_or_else(|| "no comment".to_owned(), quoted)))
+}
+
+/// What is between the rules that agree at the top and those that agree at the end, one against one.
+fn rule_differences(
+    object: &str,
+    table: &Table,
+    wanted: &[Rule],
+    found: &[RuleInfo],
+    differences: &mut Vec<Difference>,
+) -> Result<()> {
+    let version = only_version(table.family);
+    let compiled: Vec<_> = wanted.iter().map(|rule| compile(rule, version)).collect::<Result<_>>()?;
+    let comment = |rule: &Rule| rule.comment.as_ref().map(|c| c.get(..comment_end(c)).unwrap_or_default().to_owned());
+    let same = |((rule, expressions), there): &((&Rule, &Vec<_>), &RuleInfo)| {
+        **expressions == there.expressions && comment(rule) == there.comment
+    };
+    let pairs = || wanted.iter().zip(&compiled);
+    let top = pairs().zip(found).take_while(same).count();
+    let most = wanted.len().min(found.len()) - top;
+    let end = pairs().rev().zip(found.iter().rev()).take(most).take_while(same).count();
+    let mut expected = wanted.iter().take(wanted.len() - end).skip(top);
+    let mut there = found.iter().take(found.len() - end).skip(top);
+    let rule = format!("rule of {object}");
+    loop {
+        differences.push(match (expected.next(), there.next()) {
+            (Some(a), Some(b)) => Difference::other(&rule, a.to_string(), b.text.clone()),
+            (Some(a), None) => Difference::missing(&rule, a.to_string()),
+            (None, Some(b)) => Difference::other(&rule, "nothing", b.text.clone()),
+            (None, None) => return Ok(()),
+        });
+    }
+}

@@ -1,0 +1,330 @@
+//! From the kernel's messages to the model. Whatever the model has no words for is kept out of it, never guessed.
+
+use super::attributes::{attributes, find, find_long, find_number, find_text};
+use super::encode::TYPE_BITS;
+use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
+use super::kernel::{ChainInfo, SetInfo};
+use super::model::{Data, Element, Hook, HookKind, HookPoint, Policy, Set, SetData, Table, Verdict};
+use super::value::{DataType, Value};
+use super::{uapi, userdata};
+
+pub(super) fn table_comment(bytes: &[u8]) -> Option<String> {
+    userdata::find_comment(uapi::userdata::COMMENT, find(bytes, uapi::table::USERDATA)?)
+}
+
+/// A chain, if it is of this table.
+pub(super) fn chain(bytes: &[u8], table: &Table) -> Option<ChainInfo> {
+    if find_text(bytes, uapi::chain::TABLE)? != table.name {
+        return None;
+    }
+    let comment = find(bytes, uapi::chain::USERDATA);
+    Some(ChainInfo {
+        name: find_text(bytes, uapi::chain::NAME)?,
+        handle: find_long(bytes, uapi::chain::HANDLE)?,
+        hook: hook(bytes),
+        is_base: find(bytes, uapi::chain::HOOK).is_some(),
+        comment: comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data)),
+        uses: find_number(bytes, uapi::chain::USE).unwrap_or(0),
+    })
+}
+
+fn hook(bytes: &[u8]) -> Option<Hook> {
+    use HookPoint::{Forward, Input, Output, Postrouting, Prerouting};
+    let hook = find(bytes, uapi::chain::HOOK)?;
+    let number = find_number(hook, uapi::chain::HOOK_NUMBER)?;
+    let kind = match find_text(bytes, uapi::chain::TYPE)?.as_str() {
+        "filter" => HookKind::Filter,
+        "nat" => HookKind::Nat,
+        "route" => HookKind::Route,
+        _ => return None,
+    };
+    Some(Hook {
+        kind,
+        point: [Prerouting, Input, Forward, Output, Postrouting].into_iter().find(|p| *p as u32 == number)?,
+        priority: find_number(hook, uapi::chain::HOOK_PRIORITY)?.cast_signed(),
+        policy: match find_number(bytes, uapi::chain::POLICY)? {
+            uapi::verdict::ACCEPT => Policy::Accept,
+            uapi::verdict::DROP => Policy::Drop,
+            _ => return None,
+        },
+    })
+}
+
+/// A rule before its anonymous sets' contents are read: a lookup names every set.
+pub(super) struct RawRule {
+    pub(super) handle: u64,
+    pub(super) comment: Option<String>,
+    pub(super) expressions: Vec<Expression>,
+}
+
+pub(super) fn rule(bytes: &[u8]) -> Option<RawRule> {
+    let comment = find(bytes, uapi::rule::USERDATA);
+    let expressions = find(bytes, uapi::rule::EXPRESSIONS).unwrap_or_default();
+    Some(RawRule {
+        handle: find_long(bytes, uapi::rule::HANDLE)?,
+        comment: comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data)),
+        expressions: attributes(expressions).map(|(_, one)| expression(one)).collect(),
+    })
+}
+
+fn expression(bytes: &[u8]) -> Expression {
+    let name = find_text(bytes, uapi::EXPR_NAME).unwrap_or_default();
+    let data = find(bytes, uapi::EXPR_DATA).unwrap_or_default();
+    let known = match name.as_str() {
+        "meta" => meta(data),
+        "ct" => ct(data),
+        "payload" => payload(data),
+        "fib" => fib(data),
+        "bitwise" => bitwise(data),
+        "cmp" => compare(data),
+        "range" => range(data),
+        "lookup" => lookup(data),
+        "immediate" => immediate(data),
+        "nat" => nat(data),
+        // Port ranges and random flags (attributes 1 to 3) aren't ours.
+        "masq" => attributes(data).all(|(_, v)| v.iter().all(|b| *b == 0)).then_some(Expression::Masquerade),
+        "counter" => Some(Expression::Counter),
+        _ => None,
+    };
+    known.unwrap_or(Expression::Foreign(name))
+}
+
+fn register(data: &[u8], attribute: u16) -> Option<Register> {
+    Register::from_number(find_number(data, attribute)?)
+}
+
+fn value(data: &[u8], attribute: u16) -> Option<Vec<u8>> {
+    find(find(data, attribute)?, uapi::data::VALUE).map(<[u8]>::to_vec)
+}
+
+/// NFTA_META_DREG 1, KEY 2, SREG 3
+fn meta(data: &[u8]) -> Option<Expression> {
+    let key = find_number(data, 2)?;
+    load_or_store(data, (1, 3), Source::Meta(key), Sink::Meta(key))
+}
+
+/// NFTA_CT_DREG 1, KEY 2, DIRECTION 3, SREG 4
+fn ct(data: &[u8]) -> Option<Expression> {
+    let key = find_number(data, 2)?;
+    let direction = find(data, 3).and_then(|v| v.first().copied());
+    load_or_store(data, (1, 4), Source::Ct { key, direction }, Sink::Ct(key))
+}
+
+fn load_or_store(data: &[u8], (into, out): (u16, u16), from: Source, to: Sink) -> Option<Expression> {
+    match (register(data, into), register(data, out)) {
+        (Some(register), None) => Some(Expression::Load { from, to: register }),
+        (None, Some(register)) => Some(Expression::Store { from: register, to }),
+        _ => None,
+    }
+}
+
+/// NFTA_PAYLOAD_DREG 1, BASE 2, OFFSET 3, LEN 4; SREG 5 for writing, which isn't ours
+fn payload(data: &[u8]) -> Option<Expression> {
+    let from =
+        Source::Payload { base: find_number(data, 2)?, offset: find_number(data, 3)?, len: find_number(data, 4)? };
+    Some(Expression::Load { from, to: register(data, 1)? })
+}
+
+/// NFTA_FIB_DREG 1, RESULT 2, FLAGS 3
+fn fib(data: &[u8]) -> Option<Expression> {
+    let from = Source::Fib { result: find_number(data, 2)?, flags: find_number(data, 3)? };
+    Some(Expression::Load { from, to: register(data, 1)? })
+}
+
+/// NFTA_BITWISE_SREG 1, DREG 2, LEN 3, MASK 4, XOR 5, OP 6 (0 is mask and xor)
+fn bitwise(data: &[u8]) -> Option<Expression> {
+    let (from, to) = (register(data, 1)?, register(data, 2)?);
+    let plain = from == to && find_number(data, 6).unwrap_or(0) == 0;
+    plain.then_some(Expression::Bitwise { register: to, mask: value(data, 4)?, xor: value(data, 5)? })
+}
+
+/// NFTA_CMP_SREG 1, OP 2, DATA 3
+fn compare(data: &[u8]) -> Option<Expression> {
+    let how = Comparison::from_number(find_number(data, 2)?)?;
+    Some(Expression::Compare { register: register(data, 1)?, how, with: value(data, 3)? })
+}
+
+/// NFTA_RANGE_SREG 1, OP 2, FROM 3, TO 4
+fn range(data: &[u8]) -> Option<Expression> {
+    let how = Comparison::from_number(find_number(data, 2)?)?;
+    Some(Expression::Range { register: register(data, 1)?, how, from: value(data, 3)?, to: value(data, 4)? })
+}
+
+/// NFTA_LOOKUP_SET 1, SREG 2, DREG 3, SET_ID 4, FLAGS 5 (1 is inverted)
+fn lookup(data: &[u8]) -> Option<Expression> {
+    let into = match find_number(data, 3) {
+        None => LookupInto::Nothing,
+        Some(0) => LookupInto::Verdict,
+        Some(number) => LookupInto::Data(Register::from_number(number)?),
+    };
+    let set = LookupSet::Named(find_text(data, 1)?);
+    let inverted = find_number(data, 5).unwrap_or(0) & 1 != 0;
+    Some(Expression::Lookup { register: register(data, 2)?, set, into, inverted })
+}
+
+/// NFTA_IMMEDIATE_DREG 1, DATA 2
+fn immediate(data: &[u8]) -> Option<Expression> {
+    let contents = find(data, 2)?;
+    match find_number(data, 1)? {
+        0 => Some(Expression::Verdict(verdict(find(contents, uapi::data::VERDICT)?)?)),
+        number => {
+            let value = find(contents, uapi::data::VALUE)?.to_vec();
+            Some(Expression::Immediate { register: Register::from_number(number)?, value })
+        }
+    }
+}
+
+/// NFTA_NAT_TYPE 1 (1 is dnat), FAMILY 2, ADDR_MIN 3, ADDR_MAX 4, PROTO_MIN 5, PROTO_MAX 6, FLAGS 7.
+///
+/// The kernel returns each maximum even where it is the minimum, and flags 1 and 2 that say as much as the registers.
+fn nat(data: &[u8]) -> Option<Expression> {
+    let (address, port) = (register(data, 3)?, register(data, 5));
+    let single = register(data, 4).is_none_or(|r| r == address) && register(data, 6) == register(data, 6).and(port);
+    let ours = find_number(data, 1)? == 1 && single && find_number(data, 7).unwrap_or(0) & !3 == 0;
+    ours.then_some(Expression::Dnat { family: find_number(data, 2)?, address, port })
+}
+
+fn verdict(data: &[u8]) -> Option<Verdict> {
+    let chain = || find_text(data, uapi::data::VERDICT_CHAIN);
+    Some(match find_number(data, uapi::data::VERDICT_CODE)? {
+        uapi::verdict::ACCEPT => Verdict::Accept,
+        uapi::verdict::DROP => Verdict::Drop,
+        uapi::verdict::CONTINUE => Verdict::Continue,
+        uapi::verdict::RETURN => Verdict::Return,
+        uapi::verdict::JUMP => Verdict::Jump(chain()?),
+        uapi::verdict::GOTO => Verdict::Goto(chain()?),
+        _ => return None,
+    })
+}
+
+pub(super) fn set(bytes: &[u8]) -> Option<SetInfo> {
+    let name = find_text(bytes, uapi::set::NAME)?;
+    let flags = find_number(bytes, uapi::set::FLAGS).unwrap_or(0);
+    let words = || {
+        let data = match find_number(bytes, uapi::set::DATA_TYPE) {
+            None => SetData::None,
+            Some(uapi::set::DATA_VERDICT) => SetData::Verdict,
+            Some(id) => SetData::Values(data_types(id)?),
+        };
+        let known = uapi::set::F_ANONYMOUS | uapi::set::F_CONSTANT | uapi::set::F_INTERVAL | uapi::set::F_MAP;
+        let comment = find(bytes, uapi::set::USERDATA);
+        (flags & !known == 0).then_some(Set {
+            name: name.clone(),
+            key: data_types(find_number(bytes, uapi::set::KEY_TYPE)?)?,
+            data,
+            interval: flags & uapi::set::F_INTERVAL != 0,
+            comment: comment.and_then(|data| userdata::find_comment(uapi::userdata::SET_COMMENT, data)),
+        })
+    };
+    Some(SetInfo { set: words(), anonymous: flags & uapi::set::F_ANONYMOUS != 0, name: name.clone() })
+}
+
+/// The fields of a concatenation's type.
+fn data_types(mut id: u32) -> Option<Vec<DataType>> {
+    let mut types = Vec::new();
+    while id != 0 {
+        types.push(DataType::from_id(id & ((1 << TYPE_BITS) - 1))?);
+        id >>= TYPE_BITS;
+    }
+    types.reverse();
+    (!types.is_empty()).then_some(types)
+}
+
+/// An element as it is stored; a range is two.
+pub(super) struct RawElement {
+    key: Vec<u8>,
+    is_end: bool,
+    data: Option<Data>,
+    comment: Option<String>,
+}
+
+/// The elements in one message.
+pub(super) fn elements(bytes: &[u8], set: &Set) -> Vec<RawElement> {
+    let list = find(bytes, uapi::element::LIST_ELEMENTS).unwrap_or_default();
+    attributes(list).filter_map(|(_, one)| element(one, set)).collect()
+}
+
+fn element(bytes: &[u8], set: &Set) -> Option<RawElement> {
+    let contents = find(bytes, uapi::element::DATA);
+    let data = match &set.data {
+        SetData::None => None,
+        SetData::Verdict => contents.and_then(|c| verdict(find(c, uapi::data::VERDICT)?)).map(Data::Verdict),
+        SetData::Values(types) => contents.and_then(|c| values(types, find(c, uapi::data::VALUE)?)).map(Data::Values),
+    };
+    let comment = find(bytes, uapi::element::USERDATA);
+    Some(RawElement {
+        key: value(bytes, uapi::element::KEY)?,
+        is_end: find_number(bytes, uapi::element::FLAGS).unwrap_or(0) & uapi::element::F_INTERVAL_END != 0,
+        data,
+        comment: comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data)),
+    })
+}
+
+fn values(types: &[DataType], mut bytes: &[u8]) -> Option<Vec<Value>> {
+    types
+        .iter()
+        .map(|one| {
+            let value = Value::from_bytes(*one, bytes)?;
+            bytes = bytes.get(one.padded_width()..).unwrap_or_default();
+            Some(value)
+        })
+        .collect()
+}
+
+/// Elements of the model, sorted by key: the first of a range with its last.
+pub(super) fn pair_up(mut raw: Vec<RawElement>, set: &Set) -> Vec<Element> {
+    raw.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
+    let mut elements: Vec<Element> = Vec::with_capacity(raw.len());
+    let mut open = raw.iter().peekable();
+    while let Some(one) = open.next() {
+        if one.is_end {
+            continue;
+        }
+        let Some(key) = values(&set.key, &one.key) else { continue };
+        let upper = set.interval.then(|| match open.peek() {
+            Some(end) => predecessor(&end.key),
+            None => vec![0xff; one.key.len()],
+        });
+        let upper = upper.and_then(|bytes| values(&set.key, &bytes)?.into_iter().next());
+        // A range of one is shown and compared as what it is.
+        let upper = upper.filter(|last| Some(last) != key.first());
+        elements.push(Element { key, upper, data: one.data.clone(), comment: one.comment.clone() });
+    }
+    elements
+}
+
+fn predecessor(key: &[u8]) -> Vec<u8> {
+    let mut before = key.to_vec();
+    for byte in before.iter_mut().rev() {
+        *byte = byte.wrapping_sub(1);
+        if *byte != 0xff {
+            break;
+        }
+    }
+    before
+}
+
+impl DataType {
+    fn from_id(id: u32) -> Option<DataType> {
+        use DataType::*;
+        let all = [
+            NfProto,
+            Ipv4Addr,
+            Ipv6Addr,
+            EtherAddr,
+            InetProto,
+            InetService,
+            Mark,
+            IfaceIndex,
+            Uid,
+            Gid,
+            CtState,
+            CtDir,
+            CtStatus,
+            PktType,
+            FibAddrType,
+            Ifname,
+        ];
+        all.into_iter().find(|t| *t as u32 == id)
+    }
+}
