@@ -65,7 +65,7 @@ impl Host {
 
     /// Writes a file as the programs on this host see it, making its directories. Only below the private directories.
     #[track_caller]
-    pub fn write(&self, path: &str, content: &str) {
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]> + Send) {
         let private = mounts::PRIVATE.iter().any(|dir| path.starts_with(&format!("{dir}/")));
         assert!(private && !path.contains("/../"), "{path} is the machine's, not this host's");
         let written = self.inside(|| {

@@ -346,6 +346,51 @@ of_every_plugin! {
     flipped_bytes_are_survived
 }
 
+/// A conflist as the operator's tool would be given it, with all four plugins behind a main plugin.
+fn conflist() -> String {
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}});
+    let plugins: Vec<Value> = std::iter::once(bridge).chain(PLUGINS.map(|plugin| json!({"type": plugin}))).collect();
+    json!({"cniVersion": "1.1.0", "name": "net", "plugins": plugins}).to_string()
+}
+
+/// Runs cni-chain with a conflist of these bytes, which it must refuse in words and in one JSON document.
+fn cni_chain_refuses(host: &Host, container: &Netns, verb: &str, conflist: &[u8]) {
+    host.write("/run/hostile.conflist", conflist);
+    let mut command = host.command(netns_tests::plugin::directory().join("cni-chain"));
+    command.args(["--json", verb, "/run/hostile.conflist"]);
+    match verb {
+        "gc" => command.arg("--none-live"),
+        "status" | "version" => &mut command,
+        _ => command.arg(container.path()),
+    };
+    let done = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let input = String::from_utf8_lossy(&conflist[..conflist.len().min(300)]);
+    assert_eq!(done.status.code(), Some(1), "{verb} of {input}: {stdout}{stderr}");
+    let json: Value =
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{verb} of {input}: {e}: {stdout}{stderr}"));
+    assert_eq!(json["ok"], false, "{verb} of {input}");
+    assert!(!stderr.contains("panicked"), "{verb} of {input}: {stderr}");
+}
+
+#[test]
+fn cni_chain_refuses_what_is_no_conflist() {
+    let (host, container) = (Host::new(), Netns::new("container"));
+    let conflist = conflist().into_bytes();
+    let before = host.snapshot();
+    for verb in ["add", "check", "del", "gc", "status", "version"] {
+        for (_, bytes, _) in garbage() {
+            // Those that are JSON lack the plugins, as a conflist.
+            cni_chain_refuses(&host, &container, verb, &bytes);
+        }
+        for end in (0..conflist.len()).step_by(29) {
+            cni_chain_refuses(&host, &container, verb, &conflist[..end]);
+        }
+    }
+    host.inside(|| std::fs::remove_file("/run/hostile.conflist")).unwrap();
+    host.assert_same_as(&before);
+}
+
 #[test]
 fn without_a_command_a_plugin_says_what_it_is_and_nothing_on_stdout() {
     let (host, none) = (Host::new(), Netns::new("none"));

@@ -105,7 +105,7 @@ impl<'a> Demo<'a> {
         screen.step("Before: the container with its main plugin alone");
         let mut alone = self.conflist.clone();
         alone["plugins"] = json!([alone["plugins"][0]]);
-        lab.host.write(MAIN_PLUGIN_ALONE, &alone.to_string());
+        lab.host.write(MAIN_PLUGIN_ALONE, alone.to_string());
         let alone = Path::new(MAIN_PLUGIN_ALONE);
         self.must(self.cni_chain("add", alone, &[]));
         let _server = serve(container, PORTS.1, TOKENS.0);

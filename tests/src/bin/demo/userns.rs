@@ -1,5 +1,7 @@
 //! Root of a user namespace, for who isn't root of the machine.
 
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
@@ -15,12 +17,18 @@ pub(crate) fn become_root() -> Result<(), String> {
              `sudo make demo`"
         )
     };
-    unshare(flags).map_err(|e| refused(format!("unshare: {}", e.desc())))?;
+    unshare(flags).map_err(|e| match e {
+        Errno::ENOSPC => refused("/proc/sys/user/max_user_namespaces is reached".into()),
+        e => refused(format!("unshare: {}", e.desc())),
+    })?;
     // user_namespaces(7): an unprivileged process may map its own ids, and its group only after giving up setgroups.
     let write = |file: &str, text: String| {
         std::fs::write(format!("/proc/self/{file}"), text).map_err(|e| refused(format!("{file}: {e}")))
     };
     write("setgroups", "deny".into())?;
     write("uid_map", format!("0 {uid} 1"))?;
-    write("gid_map", format!("0 {gid} 1"))
+    write("gid_map", format!("0 {gid} 1"))?;
+    // AppArmor may grant the namespace and take away what it is for (Ubuntu since 23.10).
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|e| refused(format!("mount in a user namespace: {}", e.desc())))
 }
