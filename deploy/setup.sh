@@ -80,6 +80,7 @@ require_rust() {
     how="rustup brings it: https://rustup.rs, or on Debian 13 and Ubuntu 24.04 \`apt-get install rustup && rustup default stable\`."
     command -v cargo >/dev/null 2>&1 || die "Rust $wanted or newer is needed and there is no cargo in PATH; $how"
     have=$(rustc -V | cut -d' ' -f2)
+    [ -n "$have" ] || die "Rust $wanted or newer is needed and rustc does not run; $how"
     oldest=$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)
     [ "$oldest" = "$wanted" ] || die "Rust $wanted or newer is needed, this is $have; $how"
 }
