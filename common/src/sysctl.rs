@@ -382,4 +382,21 @@ mod tests {
         let range = read(&Name::new("net/ipv4/tcp_mem").unwrap()).unwrap().unwrap();
         assert_eq!(range.value().unwrap().split_whitespace().count(), 3);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_written_stays_below_net(written in "(net)?[./]?[a-zIFNAME./\\x00 ]{0,30}", ifname in "[a-z.]{1,15}") {
+            let Ok(key) = Key::parse(&written, &ifname) else { return Ok(()) };
+            for name in key.names() {
+                let parts: Vec<&str> = name.as_str().split('/').collect();
+                proptest::prop_assert!(parts.len() >= 2 && parts[0] == "net", "{name}");
+                proptest::prop_assert!(parts.iter().all(|p| !matches!(*p, "" | "." | "..") && !p.contains('\0')), "{name}");
+            }
+        }
+
+        #[test]
+        fn a_value_is_the_same_as_itself_in_any_white_space(words in proptest::collection::vec("[0-9a-fx-]{1,12}", 0..5)) {
+            proptest::prop_assert!(same_value(&words.join(" "), &words.join("\t")));
+        }
+    }
 }

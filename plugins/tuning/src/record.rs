@@ -218,3 +218,98 @@ pub fn file_names(attachment: &Attachment) -> Vec<String> {
     let own = format!("{}.json", attachment.key());
     [shared, own].into_iter().filter(|name| name.len() <= store::NAME_MAX && !name.starts_with('.')).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn sysctl(key: &str, before: &str, after: &str) -> Step {
+        Step::Sysctl { name: name(key), before: Some(before.into()), after: after.into(), followers: Vec::new() }
+    }
+
+    fn mtu(before: u32, after: u32) -> Step {
+        let mtu = |mtu| LinkAttributes { mtu: Some(mtu), ..LinkAttributes::default() };
+        Step::Link { before: mtu(before), after: mtu(after) }
+    }
+
+    fn record() -> Record {
+        let place = Place { netns: "4:1".into(), ifindex: None };
+        Record::new(&Attachment::new("net", "c1", "eth0"), place)
+    }
+
+    #[test]
+    fn a_file_of_the_reference_is_read() {
+        let theirs = r#"{"mac":"02:00:00:00:00:01","promisc":true,"mtu":1500,"allmulti":false,"txQLen":0}"#;
+        let record = Record::parse(theirs.as_bytes()).unwrap();
+        let link = LinkAttributes {
+            mac: Some(vec![2, 0, 0, 0, 0, 1]),
+            mtu: Some(1500),
+            promisc: Some(true),
+            allmulti: Some(false),
+            tx_queue_len: Some(0),
+        };
+        assert_eq!(record.original(), Original { link, sysctls: Vec::new() });
+        assert!(record.belongs_to(&Attachment::new("any", "c", "e")) && record.is_of_netns("4:1"));
+    }
+
+    #[test]
+    fn a_file_of_ours_comes_back() {
+        let mut record = record();
+        record.remember(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], Some(3));
+        assert!(record.note_kept(&name("net/core/somaxconn"), "01x"));
+        assert_eq!(Record::parse(&record.to_bytes()), Ok(record.clone()));
+        assert!(!record.belongs_to(&Attachment::new("other", "c1", "eth0")));
+        assert!(!record.is_of_netns("4:2"));
+        assert_eq!(record.ifindex(), Some(3));
+    }
+
+    #[test]
+    fn what_was_saved_first_stays() {
+        let mut record = record();
+        record.remember(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], Some(3));
+        let first = record.original();
+        record.remember(&[mtu(1400, 1300), sysctl("net/core/somaxconn", "1", "2")], Some(3));
+        assert_eq!(record.original(), first);
+    }
+
+    #[test]
+    fn a_sysctl_that_is_written_and_follows_another_is_put_back_once() {
+        let followers = vec![(name("net/ipv4/conf/eth0/forwarding"), "1".to_owned())];
+        let all = Step::Sysctl {
+            name: name("net/ipv4/conf/all/forwarding"),
+            before: Some("0".into()),
+            after: "1".into(),
+            followers,
+        };
+        let steps = [all, sysctl("net/ipv4/conf/eth0/forwarding", "1", "0")];
+        let mut record = record();
+        record.remember(&steps, None);
+        assert_eq!(record.original(), Original::of(&steps));
+        assert_eq!(record.original().sysctls.len(), 2);
+    }
+
+    #[test]
+    fn what_the_kernel_made_of_a_value_is_known_for_that_value_only() {
+        let mut record = record();
+        let ports = name("net/ipv4/ip_local_reserved_ports");
+        record.remember(&[sysctl(ports.as_str(), "", "8080,8081")], None);
+        assert!(record.note_kept(&ports, "8080-8081"));
+        assert!(record.kept_as(&ports, "8080,8081", "8080-8081"));
+        assert!(!record.kept_as(&ports, "8080,8082", "8080-8081"));
+        assert!(!record.kept_as(&ports, "8080,8081", "8080"));
+        record.remember(&[sysctl(ports.as_str(), "8080-8081", "9000")], None);
+        assert!(record.note_kept(&ports, "9000"), "what was kept of the old value is forgotten");
+        assert!(!record.kept_as(&ports, "9000", "8080-8081"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = Record::parse(&bytes).map(|record| record.original());
+        }
+    }
+}
