@@ -105,6 +105,9 @@ impl Directory {
     /// Replaces a file as a whole: a reader, or a machine that loses power, sees the old content or the new.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let temporary = format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1);
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(unusable(&self.path_of(name), format!("it would be larger than {FILE_MAX} bytes")));
+        }
         let outcome = self.write_temporary(&temporary, bytes).and_then(|()| {
             renameat(&self.handle, temporary.as_str(), &self.handle, name)?;
             nix::unistd::fsync(self.handle.as_fd())
@@ -236,7 +239,8 @@ mod tests {
         nix::unistd::mkfifo(&directory.path_of("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         std::fs::create_dir(directory.path_of("dir")).unwrap();
         let large = vec![b' '; usize::try_from(FILE_MAX).unwrap() + 1];
-        directory.write("large", &large).unwrap();
+        assert!(directory.write("large", &large).is_err());
+        std::fs::write(directory.path_of("large"), &large).unwrap();
         for name in ["fifo", "dir", "large"] {
             assert!(matches!(directory.read(name).unwrap(), Stored::Spoilt(_)), "{name}");
         }

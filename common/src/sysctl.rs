@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::cni::error::{Error, Result};
 
@@ -25,8 +26,9 @@ const ROOT: &str = "/proc/sys";
 /// The placeholder for CNI_IFNAME in a key, as in the reference.
 pub const PLACEHOLDER: &str = "IFNAME";
 
-/// Bytes of a value that are read; the kernel's longest are bitmaps of ports, a few KiB.
-const VALUE_MAX: usize = 64 << 10;
+/// Bytes of a value that are read at first, and if that was too little. The kernel's longest is a list of every second
+/// port (`ip_local_reserved_ports`), about 190 KiB.
+const VALUE_SIZES: [usize; 2] = [8 << 10, 1 << 20];
 
 /// The name of a sysctl: its path below `/proc/sys`, beginning with `net/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,16 +172,32 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
         }
         Err(errno) => return Err(refused("read", name, errno)),
     };
-    // The kernel gives the whole value to the first read and nothing to the next, so the buffer must be large enough.
-    let mut value = Vec::with_capacity(VALUE_MAX);
-    match File::from(file).take(VALUE_MAX as u64).read_to_end(&mut value) {
-        Ok(_) => {}
+    match read_whole(file, name) {
+        Ok(value) => {
+            let text = String::from_utf8_lossy(&value);
+            Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
+        }
         // addrconf_sysctl_stable_secret (net/ipv6/addrconf.c) answers so while there is no secret.
-        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(Some(Content::Unset)),
-        Err(error) => return Err(Error::io("read", object(name), &error)),
+        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(Some(Content::Unset)),
+        Err(error) => Err(Error::io("read", object(name), &error)),
     }
-    let text = String::from_utf8_lossy(&value);
-    Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
+}
+
+/// The kernel gives to the first read(2) what fits, and to the next nothing or garbage (`proc_do_large_bitmap` in
+/// kernel/sysctl.c): a value that fills the buffer is read again, from the beginning, into a larger one.
+fn read_whole(file: OwnedFd, name: &Name) -> std::io::Result<Vec<u8>> {
+    let mut file = File::from(file);
+    let mut value = Vec::new();
+    for size in VALUE_SIZES {
+        value.resize(size, 0);
+        let length = file.read(&mut value)?;
+        value.truncate(length);
+        if length < size {
+            break;
+        }
+        file = File::from(open_file(name, OFlag::O_RDONLY)?);
+    }
+    Ok(value)
 }
 
 /// The sysctls that the kernel writes too when `name` is written, as they are in the calling thread's namespace.
@@ -206,22 +224,24 @@ pub fn followers(name: &Name) -> Vec<Name> {
     names
 }
 
+/// Whether `/proc/sys` is mounted read-only, as it is inside most containers: then no sysctl can be written.
+pub fn all_read_only() -> bool {
+    statvfs(ROOT).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
+}
+
 /// Whether the kernel would let the caller write this sysctl; nothing is written.
 pub fn writable(name: &Name) -> Result<()> {
     open_file(name, OFlag::O_WRONLY).map(drop).map_err(|errno| refused("write", name, errno))
 }
 
-/// Writes a sysctl in the calling thread's namespace, with one write(2).
+/// Writes a sysctl in the calling thread's namespace. Only long lists take more than one write(2): the kernel says how much
+/// of them it took.
 ///
 /// An empty value is written as a newline: a write of no bytes never reaches the kernel's handler.
 pub fn write(name: &Name, value: &str) -> Result<()> {
     let file = open_file(name, OFlag::O_WRONLY).map_err(|errno| refused("write", name, errno))?;
     let bytes = if value.is_empty() { b"\n" } else { value.as_bytes() };
-    match File::from(file).write(bytes) {
-        Ok(written) if written == bytes.len() => Ok(()),
-        Ok(_) => Err(refused("write", name, Errno::EINVAL)),
-        Err(error) => Err(Error::io("write", object(name), &error)),
-    }
+    File::from(file).write_all(bytes).map_err(|error| Error::io("write", object(name), &error))
 }
 
 /// Whether two values are one to the kernel: number by number, whatever the white space and the base.

@@ -338,6 +338,25 @@ fn a_sysctl_that_can_only_be_written_is_written() {
 }
 
 #[test]
+fn a_value_of_many_pages_comes_back_whole() {
+    let bench = Bench::new();
+    let every_second: Vec<String> = (10_000..30_000).step_by(2).map(|port: u16| port.to_string()).collect();
+    let many = json!({"sysctl": {"net.ipv4.ip_local_reserved_ports": every_second.join(",")}});
+    bench.add(&many);
+    bench.check(&many);
+    let before = bench.container.snapshot();
+    // Its own state directory: as if another had set them before.
+    let few = json!({"sysctl": {"net.ipv4.ip_local_reserved_ports": "8080"}, "dataDir": "/run/few"});
+    bench.add(&few);
+    assert_eq!(bench.container.sysctl("net/ipv4/ip_local_reserved_ports"), "8080");
+    bench.del(&few);
+    bench.container.assert_same_as(&before);
+    bench.check(&many);
+    bench.del(&many);
+    assert_eq!(bench.container.sysctl("net/ipv4/ip_local_reserved_ports"), "");
+}
+
+#[test]
 fn the_result_shows_the_new_mac_and_mtu_on_the_sandboxes_interface_only() {
     let bench = Bench::new();
     let mut config = bench.config(json!({"mac": "02:AA:00:00:00:01", "mtu": 1400}));
@@ -619,6 +638,21 @@ fn the_allowlist_of_the_host_decides_on_add_and_status() {
     status.succeeds();
     assert!(status.stderr.contains("not anchored"), "{}", status.stderr);
     bench.call(Verb::Status, &refused).fails_with(50);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_read_only_proc_is_named_by_status_and_by_add() {
+    let bench = Bench::new();
+    bench.host.run("mount --bind /proc/sys /proc/sys");
+    bench.host.run("mount -o remount,bind,ro /proc/sys");
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "777"}});
+    let error = bench.call(Verb::Status, &keys).fails_with(50);
+    assert!(error.msg.contains("read-only"), "{error:?}");
+    bench.call(Verb::Status, &json!({"mtu": 1400})).succeeds();
+    let error = bench.call(Verb::Add, &keys).fails_with(2);
+    assert!(error.msg.contains("read-only"), "{error:?}");
     bench.assert_same_as(&before);
 }
 

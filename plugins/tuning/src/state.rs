@@ -402,6 +402,12 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
 /// STATUS: the allowlist admits what is configured, and what ADD needs can be written.
 pub fn status(config: &Config) -> Result<()> {
     let not_available = |error: Error, next: &str| Error::NotAvailable { reason: error.to_string(), next: next.into() };
+    if !config.sysctls.is_empty() && sysctl::all_read_only() {
+        return Err(Error::NotAvailable {
+            reason: "/proc/sys is mounted read-only, so no sysctl can be set".into(),
+            next: "run the container runtime, or the container that it runs in, with a writable /proc/sys".into(),
+        });
+    }
     if !config.sysctls.is_empty()
         && let Some(list) = read_allowlist()?
     {
