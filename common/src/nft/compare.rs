@@ -4,8 +4,9 @@
 //! counters' values and handles don't count.
 
 use super::compile::compile;
+use super::dump::{ChainInfo, RuleInfo};
 use super::encode::only_version;
-use super::kernel::{ChainInfo, NftSocket, RuleInfo};
+use super::kernel::NftSocket;
 use super::model::{Chain, Element, Rule, Set, Skeleton, Table};
 use super::userdata::comment_end;
 use crate::cni::error::{Difference, Result};
@@ -14,7 +15,7 @@ impl NftSocket {
     /// Where the static part of a table differs: hooks, sets and rules. Elements aren't part of it.
     pub fn differences(&mut self, skeleton: &Skeleton) -> Result<Vec<Difference>> {
         let table = &skeleton.table;
-        if self.table(table)?.is_none() {
+        if !self.has_table(table)? {
             return Ok(vec![Difference::missing(format!("table {table}"), "the table")]);
         }
         let mut differences = Vec::new();
@@ -62,7 +63,7 @@ impl NftSocket {
             let object = format!("element of {} {} of table {table}", set.keyword(), set.name);
             let mut wanted = element.clone();
             wanted.normalise();
-            let found = self.element(table, set, &wanted)?;
+            let found = self.element(table, set, &wanted.key)?;
             if found
                 .as_ref()
                 .is_some_and(|f| f.data == wanted.data && (f.comment == wanted.comment || wanted.comment.is_none()))
@@ -92,13 +93,11 @@ fn hook_difference(object: &str, wanted: &Chain, found: &ChainInfo) -> Option<Di
 }
 
 fn comment_difference(object: &str, wanted: Option<&str>, found: Option<&str>) -> Option<Difference> {
-    let wanted = wanted?;
+    // Kernels before 5.10 keep none: its absence alone is no fault.
+    let (wanted, found) = (wanted?, found?);
     let wanted = wanted.get(..comment_end(wanted)).unwrap_or_default();
-    if found == Some(wanted) {
-        return None;
-    }
     let quoted = |text: &str| format!("comment \"{text}\"");
-    Some(Difference::other(object, quoted(wanted), found.map_or_else(|| "no comment".to_owned(), quoted)))
+    (found != wanted).then(|| Difference::other(object, quoted(wanted), quoted(found)))
 }
 
 /// What is between the rules that agree at the top and those that agree at the end, one against one.

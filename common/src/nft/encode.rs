@@ -438,10 +438,15 @@ pub(super) fn successor(key: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-/// An element; where it is only named (deleted, asked for), its key alone.
-pub(super) fn element_object(element: &Element, whole: bool) -> Result<ElementObject> {
+/// An element that is only named: to be asked for or deleted.
+pub(super) fn key_object(key: &[Value]) -> Result<ElementObject> {
     let object = ElementObject::new();
-    object.data(sys::NFTNL_SET_ELEM_KEY, &concatenated(&element.key))?;
+    object.data(sys::NFTNL_SET_ELEM_KEY, &concatenated(key))?;
+    Ok(object)
+}
+
+fn element_object(element: &Element, whole: bool) -> Result<ElementObject> {
+    let object = key_object(&element.key)?;
     if !whole {
         return Ok(object);
     }

@@ -1,20 +1,12 @@
 //! The door: transactions go in, tables are read.
 
-use std::fmt;
-
 use nix::errno::Errno;
-use nix::libc;
 
-use super::decompile::{RuleText, decompile};
 use super::encode::{self, Encoded};
-use super::expression::{Expression, LookupSet};
-use super::message::{Body, Message};
-use super::model::{Element, Family, Hook, Rule, Set, Skeleton, Table};
-use super::object::{ChainObject, SetObject};
-use super::read::{self, RawRule};
+use super::model::{Element, Skeleton, Table};
 use super::socket::{Channel, Refused};
 use super::transaction::{Command, Transaction};
-use super::uapi;
+use super::{attributes, uapi};
 use crate::cni::error::{Error, Result};
 
 /// Why a transaction came to nothing. The tables are as they were.
@@ -29,23 +21,19 @@ pub struct Refusal {
     pub command: Option<usize>,
     /// The place of the element within that command, if it is about one.
     pub element: Option<usize>,
-    /// The command, or the element, as text.
+    /// What it was to do: `add`, `delete`, `flush`.
+    pub action: &'static str,
+    /// To what: the rule, the element, …
     pub object: String,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.object, self.errno.desc(), self.ext_ack)
-    }
 }
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
-        let Refusal { errno, ext_ack, object, .. } = refusal;
+        let Refusal { errno, ext_ack, action, object, .. } = refusal;
         if errno == Errno::ERESTART {
             return Error::TryAgain { what: "the host's nftables rules keep changing".into() };
         }
-        Error::Kernel { action: "carry out", object, errno, ext_ack }
+        Error::Kernel { action, object, errno, ext_ack }
     }
 }
 
@@ -88,48 +76,8 @@ impl From<Error> for CommitError {
     }
 }
 
-/// A chain as the kernel has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChainInfo {
-    /// Its name.
-    pub name: String,
-    /// Its handle.
-    pub handle: u64,
-    /// What makes it a base chain; `None` also for hooks that the model has no words for.
-    pub hook: Option<Hook>,
-    /// Whether the kernel calls it.
-    pub is_base: bool,
-    /// Its comment.
-    pub comment: Option<String>,
-    /// How many rules it has and how many rules and elements lead to it, together.
-    pub uses: u32,
-}
-
-/// A rule as the kernel has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleInfo {
-    /// Its handle.
-    pub handle: u64,
-    /// The rule; `None` if it has expressions that the model has no words for.
-    pub rule: Option<Rule>,
-    /// Its comment.
-    pub comment: Option<String>,
-    /// The rule as text: nft's syntax, or the kernel's expressions where the model has no words.
-    pub text: String,
-    /// What it is made of.
-    pub(super) expressions: Vec<super::expression::Expression>,
-}
-
-/// A set as the kernel has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetInfo {
-    /// The set; `None` if it has data types that the model has no words for.
-    pub set: Option<Set>,
-    /// Its name.
-    pub name: String,
-    /// Whether it is a rule's own.
-    pub anonymous: bool,
-}
+/// How often a plan is made anew because somebody else changed the tables.
+const GENERATION_TRIES: u32 = 100;
 
 /// A connection to nf_tables, opened when it is first used, in the network namespace the thread is in then.
 ///
@@ -137,7 +85,7 @@ pub struct SetInfo {
 /// failed: never use a transaction that may fail as a question.
 #[derive(Debug, Default)]
 pub struct NftSocket {
-    channel: Channel,
+    pub(super) channel: Channel,
 }
 
 impl NftSocket {
@@ -188,7 +136,28 @@ impl NftSocket {
         Err(Error::TryAgain { what: format!("table {} keeps being removed", skeleton.table) }.into())
     }
 
-    pub(super) fn commit_all(
+    /// Reads, plans and sends until nothing changed in between: what `plan` read is what the transaction changes.
+    ///
+    /// `plan` may be called several times; an empty transaction ends it.
+    pub fn commit_as_read<T>(
+        &mut self,
+        mut plan: impl FnMut(&mut NftSocket) -> Result<(Transaction, T)>,
+    ) -> Result<T, CommitError> {
+        let mut tries = 0;
+        loop {
+            let generation = self.generation()?;
+            let (transaction, value) = plan(self)?;
+            let outcome = self.commit_at(&transaction, generation).map(|()| value);
+            tries += 1;
+            match &outcome {
+                // Refused before anything was tried: repeating costs no grace period.
+                Err(error) if error.errno() == Some(Errno::ERESTART) && tries < GENERATION_TRIES => {}
+                _ => return outcome,
+            }
+        }
+    }
+
+    fn commit_all(
         &mut self,
         before: &[Command],
         transaction: &Transaction,
@@ -201,148 +170,6 @@ impl NftSocket {
             .commit(&encoded.batch, begin.as_deref())
             .map_err(|refused| CommitError::Refused(refusal(refused, &encoded, &commands, before.len())))
     }
-
-    fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refused) -> Error {
-        let object = object.to_string();
-        move |refused| match refused.errno {
-            Errno::EAGAIN => Error::TryAgain { what: format!("{object} keeps changing while it is read") },
-            errno => Error::Kernel { action, object, errno, ext_ack: refused.text },
-        }
-    }
-
-    /// The number of the state that the tables of this namespace are in; every transaction raises it.
-    pub fn generation(&mut self) -> Result<u32> {
-        let request = request(None, libc::NFT_MSG_GETGEN, Body::None);
-        let answer = self.channel.get(&request, |bytes| super::attributes::find_number(bytes, uapi::GEN_ID));
-        let found = answer.map_err(Self::refused("read", "the generation of nf_tables"))?;
-        found.ok_or_else(|| Error::kernel("read", "the generation of nf_tables", Errno::ENODATA))
-    }
-
-    /// All tables of this namespace, of the families that the model knows.
-    pub fn tables(&mut self) -> Result<Vec<Table>> {
-        let mut tables = Vec::new();
-        let all = [Family::Inet, Family::Ip, Family::Arp, Family::Netdev, Family::Bridge, Family::Ip6];
-        for family in all {
-            let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETTABLE, Body::None) };
-            let names = self.channel.dump(&request, &mut |bytes, all| {
-                all.extend(super::attributes::find_text(bytes, uapi::table::NAME));
-            });
-            let names = names.map_err(Self::refused("list", "the tables"))?;
-            tables.extend(names.into_iter().map(|name| Table { family, name: name.into() }));
-        }
-        Ok(tables)
-    }
-
-    /// A table's comment; `None` if there is no such table.
-    pub fn table(&mut self, table: &Table) -> Result<Option<Option<String>>> {
-        let body = Body::Table(encode::table_object(table, None)?);
-        self.channel
-            .get(&request(Some(table), libc::NFT_MSG_GETTABLE, body), |bytes| Some(read::table_comment(bytes)))
-            .map_err(Self::refused("read", format_args!("table {table}")))
-    }
-
-    /// One chain, without its rules.
-    pub fn chain(&mut self, table: &Table, name: &str) -> Result<Option<ChainInfo>> {
-        let body = Body::Chain(encode::chain_name_object(table, name)?);
-        self.channel
-            .get(&request(Some(table), libc::NFT_MSG_GETCHAIN, body), |bytes| read::chain(bytes, table))
-            .map_err(Self::refused("read", format_args!("chain {name} of table {table}")))
-    }
-
-    /// All chains of a table, without their rules, in the order they were made.
-    pub fn chains(&mut self, table: &Table) -> Result<Vec<ChainInfo>> {
-        let request = dump(Some(table), libc::NFT_MSG_GETCHAIN, Body::Chain(ChainObject::new()));
-        self.channel
-            .dump(&request, &mut |bytes, all| all.extend(read::chain(bytes, table)))
-            .map_err(Self::refused("list", format_args!("the chains of table {table}")))
-    }
-
-    /// A chain's rules, first to last, with the contents of their anonymous sets; none if there is no such chain.
-    pub fn rules(&mut self, table: &Table, chain: &str) -> Result<Vec<RuleInfo>> {
-        let body = Body::Rule(encode::rule_object(table, chain)?);
-        let raw = self
-            .channel
-            .dump(&dump(Some(table), libc::NFT_MSG_GETRULE, body), &mut |bytes, all| all.extend(read::rule(bytes)))
-            .map_err(Self::refused("list", format_args!("the rules of chain {chain} of table {table}")))?;
-        raw.into_iter().map(|rule| self.resolve(table, rule)).collect()
-    }
-
-    /// Reads the contents of the rule's anonymous sets.
-    fn resolve(&mut self, table: &Table, raw: RawRule) -> Result<RuleInfo> {
-        let RawRule { handle, comment, mut expressions } = raw;
-        for expression in &mut expressions {
-            let Expression::Lookup { set: LookupSet::Named(name), .. } = expression else { continue };
-            // The kernel completes `__set%d` and `__map%d`; nobody else's names begin so, but that is only a custom.
-            if !name.starts_with("__") {
-                continue;
-            }
-            let Some(SetInfo { set, anonymous: true, .. }) = self.set(table, name)? else { continue };
-            *expression = match set {
-                Some(set) => {
-                    let elements = self.elements(table, &set)?;
-                    let Expression::Lookup { set: place, .. } = expression else { continue };
-                    *place = LookupSet::sorted(elements);
-                    continue;
-                }
-                None => Expression::Foreign(format!("lookup @{name}")),
-            };
-        }
-        let rule = decompile(&expressions, comment.as_deref(), encode::only_version(table.family));
-        let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
-        Ok(RuleInfo { handle, rule, comment, text, expressions })
-    }
-
-    /// A set without its elements.
-    pub fn set(&mut self, table: &Table, name: &str) -> Result<Option<SetInfo>> {
-        let body = Body::Set(encode::set_name_object(table, name)?);
-        self.channel
-            .get(&request(Some(table), libc::NFT_MSG_GETSET, body), read::set)
-            .map_err(Self::refused("read", format_args!("set {name} of table {table}")))
-    }
-
-    /// All sets of a table without their elements, anonymous ones included.
-    pub fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
-        let object = SetObject::new();
-        object.string(nftnl::nftnl_sys::NFTNL_SET_TABLE, &encode::c_string(&table.name)?);
-        self.channel
-            .dump(&dump(Some(table), libc::NFT_MSG_GETSET, Body::Set(object)), &mut |bytes, all| {
-                all.extend(read::set(bytes));
-            })
-            .map_err(Self::refused("list", format_args!("the sets of table {table}")))
-    }
-
-    /// The element with this key, without reading the others; `None` also if there is no such set.
-    pub fn element(&mut self, table: &Table, set: &Set, element: &Element) -> Result<Option<Element>> {
-        let object = encode::set_name_object(table, &set.name)?;
-        object.push(encode::element_object(element, false)?);
-        let found = self
-            .channel
-            .get(&request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object)), |bytes| {
-                Some(read::elements(bytes, set))
-            })
-            .map_err(Self::refused("read", format_args!("element {element} of set {} of table {table}", set.name)))?;
-        Ok(found.and_then(|raw| read::pair_up(raw, set).into_iter().next()))
-    }
-
-    /// All elements of a set, sorted by key.
-    pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>> {
-        let body = Body::Elements(encode::set_name_object(table, &set.name)?);
-        let raw = self
-            .channel
-            .dump(&dump(Some(table), libc::NFT_MSG_GETSETELEM, body), &mut |bytes, all| {
-                all.extend(read::elements(bytes, set));
-            })
-            .map_err(Self::refused("list", format_args!("the elements of set {} of table {table}", set.name)))?;
-        Ok(read::pair_up(raw, set))
-    }
-}
-
-fn request(table: Option<&Table>, kind: i32, body: Body) -> Message {
-    Message { kind, family: table.map(|t| t.family), flags: libc::NLM_F_ACK, body }
-}
-
-fn dump(table: Option<&Table>, kind: i32, body: Body) -> Message {
-    Message { flags: libc::NLM_F_DUMP, ..request(table, kind, body) }
 }
 
 /// What the kernel refused, in terms of the caller's commands: those before `own` were put before them.
@@ -354,35 +181,28 @@ fn refusal(refused: Refused, encoded: &Encoded, commands: &[&Command], own: usiz
         let behind = if count == 1 { 0 } else { element_at(encoded.message(refused.sequence)?, refused.offset?)? };
         Some(first + behind)
     });
-    let object = match (command, element) {
-        (Some(Command::AddElements(table, set, _, all) | Command::DeleteElements(table, set, all)), Some(n)) => {
-            format!("element {} of set {set} of table {table}", all.get(n).map(Element::to_string).unwrap_or_default())
-        }
-        (Some(command), _) => first_line(command),
-        (None, _) => "the nftables transaction".to_owned(),
+    let (action, object) = match (command, element) {
+        (Some(Command::AddElements(table, set, _, all)), Some(n)) => ("add", element_text(table, set, all.get(n))),
+        (Some(Command::DeleteElements(table, set, all)), Some(n)) => ("delete", element_text(table, set, all.get(n))),
+        (Some(command), _) => command.subject(),
+        (None, _) => ("begin", "an nftables transaction".to_owned()),
     };
     let command = place.and_then(|p| p.command.checked_sub(own));
-    Refusal { errno: refused.errno, ext_ack: refused.text, command, element, object }
+    Refusal { errno: refused.errno, ext_ack: refused.text, command, element, action, object }
 }
 
-/// A command may be as long as 65535 elements.
-fn first_line(command: &Command) -> String {
-    let text = command.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    match line.char_indices().nth(200) {
-        Some((end, _)) => format!("{} …", line.get(..end).unwrap_or_default()),
-        None => line.to_owned(),
-    }
+fn element_text(table: &Table, set: &str, element: Option<&Element>) -> String {
+    format!("element {} of set {set} of table {table}", element.map(Element::to_string).unwrap_or_default())
 }
 
 /// The place of the element that the attribute at this offset of a message is or is within.
 fn element_at(message: &[u8], offset: u32) -> Option<usize> {
     let offset = usize::try_from(offset).ok()?;
     // Behind the heads nlmsghdr and nfgenmsg: table, set, list of elements.
-    let list = super::attributes::find(message.get(20..)?, uapi::element::LIST_ELEMENTS)?;
+    let list = attributes::find(message.get(20..)?, uapi::element::LIST_ELEMENTS)?;
     let within = offset.checked_sub(list.as_ptr() as usize - message.as_ptr() as usize)?;
     let mut end = 0;
-    super::attributes::attributes(list).position(|(_, value)| {
+    attributes::attributes(list).position(|(_, value)| {
         end += (value.len() + 4).next_multiple_of(4);
         within < end
     })

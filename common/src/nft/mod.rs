@@ -4,6 +4,7 @@ mod attributes;
 mod compare;
 mod compile;
 mod decompile;
+mod dump;
 mod encode;
 mod expression;
 pub mod kernel;
@@ -21,7 +22,8 @@ mod uapi;
 mod userdata;
 pub mod value;
 
-pub use kernel::{ChainInfo, CommitError, NftSocket, Refusal, RuleInfo, SetInfo};
+pub use dump::{ChainInfo, RuleInfo, SetInfo};
+pub use kernel::{CommitError, NftSocket, Refusal};
 pub use model::{
     Chain, Data, DnatTarget, Element, Family, Hook, HookKind, HookPoint, MarkOf, Pattern, Policy, Rule, Selector, Set,
     SetData, SetSource, Skeleton, Statement, Table, Transport, Verdict,

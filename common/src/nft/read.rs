@@ -1,16 +1,12 @@
 //! From the kernel's messages to the model. Whatever the model has no words for is kept out of it, never guessed.
 
 use super::attributes::{attributes, find, find_long, find_number, find_text};
+use super::dump::{ChainInfo, SetInfo};
 use super::encode::TYPE_BITS;
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
-use super::kernel::{ChainInfo, SetInfo};
 use super::model::{Data, Element, Hook, HookKind, HookPoint, Policy, Set, SetData, Table, Verdict};
 use super::value::{DataType, Value};
 use super::{uapi, userdata};
-
-pub(super) fn table_comment(bytes: &[u8]) -> Option<String> {
-    userdata::find_comment(uapi::userdata::COMMENT, find(bytes, uapi::table::USERDATA)?)
-}
 
 /// A chain, if it is of this table.
 pub(super) fn chain(bytes: &[u8], table: &Table) -> Option<ChainInfo> {

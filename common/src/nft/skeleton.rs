@@ -17,22 +17,22 @@ const ENCODING: u8 = 1;
 
 impl Skeleton {
     /// The set that says which skeleton is in place.
-    pub(super) fn marker_set() -> Set {
+    fn marker_set() -> Set {
         Set::of("skeleton", [DataType::Mark]).comment("digest of the static rules")
     }
 
-    pub(super) fn marker(&self) -> Element {
+    fn marker(&self) -> Value {
         let mut digest = Sha256::new_with_prefix([ENCODING]);
         digest.update(self.to_string().as_bytes());
         let word = digest.finalize().first_chunk().map_or(0, |b: &[u8; 4]| u32::from_be_bytes(*b));
-        Element::key([Value::Mark(word)])
+        Value::Mark(word)
     }
 }
 
 impl NftSocket {
     /// Whether this very skeleton is in place, by its marker: one look-up.
     pub fn has_skeleton(&mut self, skeleton: &Skeleton) -> Result<bool> {
-        let found = self.element(&skeleton.table, &Skeleton::marker_set(), &skeleton.marker())?;
+        let found = self.element(&skeleton.table, &Skeleton::marker_set(), &[skeleton.marker()])?;
         Ok(found.is_some())
     }
 
@@ -51,7 +51,12 @@ impl NftSocket {
         // Rules jump to chains and look into sets: these come first, all of them.
         commands.extend(skeleton.chains.iter().map(|chain| Command::AddRules(table.clone(), chain.clone())));
         commands.push(Command::FlushSet(table.clone(), marker.name.clone()));
-        commands.push(Command::AddElements(table.clone(), marker.name, Presence::Shared, vec![skeleton.marker()]));
+        commands.push(Command::AddElements(
+            table.clone(),
+            marker.name,
+            Presence::Shared,
+            vec![Element::key([skeleton.marker()])],
+        ));
         Ok(commands)
     }
 

@@ -24,7 +24,7 @@ use super::option;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often a dump is begun anew because the tables changed while it was read.
-const DUMP_TRIES: u32 = 50;
+pub(super) const DUMP_TRIES: u32 = 50;
 
 /// As large as the kernel ever makes one datagram of a dump; aligned for the headers in it.
 #[repr(align(16))]

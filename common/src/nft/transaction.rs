@@ -56,6 +56,31 @@ pub enum Command {
     DeleteElements(Table, String, Vec<Element>),
 }
 
+impl Command {
+    /// What it does, in a word, and to what.
+    pub fn subject(&self) -> (&'static str, String) {
+        match self {
+            Command::AddTable(table, _) => ("add", format!("table {table}")),
+            Command::DeleteTable(table) => ("delete", format!("table {table}")),
+            Command::AddSet(table, set) => ("add", format!("{} {} of table {table}", set.keyword(), set.name)),
+            Command::DeleteSet(table, set) => ("delete", format!("set {set} of table {table}")),
+            Command::FlushSet(table, set) => ("flush", format!("set {set} of table {table}")),
+            Command::AddChain(table, chain) => ("add", format!("chain {} of table {table}", chain.name)),
+            Command::AddRules(table, chain) => ("add", format!("the rules of chain {} of table {table}", chain.name)),
+            Command::DeleteChain(table, chain) => ("delete", format!("chain {chain} of table {table}")),
+            Command::FlushChain(table, chain) => ("flush", format!("chain {chain} of table {table}")),
+            Command::AddRule(table, chain, _, rule) => {
+                ("add", format!("rule {rule} to chain {chain} of table {table}"))
+            }
+            Command::DeleteRule(table, chain, handle) => {
+                ("delete", format!("rule {handle} of chain {chain} of table {table}"))
+            }
+            Command::AddElements(table, set, ..) => ("add", format!("elements to set {set} of table {table}")),
+            Command::DeleteElements(table, set, _) => ("delete", format!("elements of set {set} of table {table}")),
+        }
+    }
+}
+
 /// An ordered list of commands that take effect together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
@@ -82,6 +107,12 @@ impl Transaction {
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()
+    }
+
+    /// `add table` and `delete table`: it is gone afterwards, whether it was there or not.
+    pub fn destroy_table(&mut self, table: &Table) -> &mut Transaction {
+        self.push(Command::AddTable(table.clone(), None));
+        self.push(Command::DeleteTable(table.clone()))
     }
 
     /// `add chain` with its rules.

@@ -3,7 +3,6 @@
 /// Attributes of a table.
 pub(super) mod table {
     pub(in super::super) const NAME: u16 = 1;
-    pub(in super::super) const USERDATA: u16 = 6;
 }
 
 /// Attributes of a chain and of its hook.

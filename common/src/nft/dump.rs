@@ -1,0 +1,236 @@
+//! Reading tables, chains, rules, sets and elements.
+//!
+//! One object is asked for by its name or key, so it costs the same in a table of ten and of ten thousand. Lists are
+//! dumps, repeated by the socket when the tables changed meanwhile.
+
+use std::fmt;
+
+use nix::errno::Errno;
+use nix::libc;
+
+use super::decompile::{RuleText, decompile};
+use super::encode;
+use super::expression::{Expression, LookupSet};
+use super::kernel::NftSocket;
+use super::message::{Body, Message};
+use super::model::{Element, Family, Hook, Rule, Set, Table};
+use super::object::{ChainObject, SetObject};
+use super::read::{self, RawRule};
+use super::socket::{DUMP_TRIES, Refused};
+use super::value::Value;
+use super::{attributes, uapi};
+use crate::cni::error::{Error, Result};
+
+/// A chain as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainInfo {
+    /// Its name.
+    pub name: String,
+    /// Its handle.
+    pub handle: u64,
+    /// What makes it a base chain; `None` also for hooks that the model has no words for.
+    pub hook: Option<Hook>,
+    /// Whether the kernel calls it.
+    pub is_base: bool,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// How many rules it has and how many rules and elements lead to it, together.
+    pub uses: u32,
+}
+
+/// A rule as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleInfo {
+    /// Its handle.
+    pub handle: u64,
+    /// The rule; `None` if it has expressions that the model has no words for.
+    pub rule: Option<Rule>,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// The rule as text: nft's syntax, or the kernel's expressions where the model has no words.
+    pub text: String,
+    /// What it is made of.
+    pub(super) expressions: Vec<super::expression::Expression>,
+}
+
+/// A set as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetInfo {
+    /// The set; `None` if it has data types that the model has no words for.
+    pub set: Option<Set>,
+    /// Its name.
+    pub name: String,
+    /// Whether it is a rule's own.
+    pub anonymous: bool,
+}
+
+impl NftSocket {
+    /// The number of the state that the tables of this namespace are in; every transaction raises it.
+    pub fn generation(&mut self) -> Result<u32> {
+        let request = request(None, libc::NFT_MSG_GETGEN, Body::None);
+        let answer = self.channel.get(&request, |bytes| attributes::find_number(bytes, uapi::GEN_ID));
+        let found = answer.map_err(refused("read", "the generation of nf_tables"))?;
+        found.ok_or_else(|| Error::kernel("read", "the generation of nf_tables", Errno::ENODATA))
+    }
+
+    /// All tables of this namespace, of the families that the model knows.
+    pub fn tables(&mut self) -> Result<Vec<Table>> {
+        let mut tables = Vec::new();
+        for family in [Family::Inet, Family::Ip, Family::Arp, Family::Netdev, Family::Bridge, Family::Ip6] {
+            let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETTABLE, Body::None) };
+            let names = self.channel.dump(&request, &mut |bytes, all| {
+                all.extend(attributes::find_text(bytes, uapi::table::NAME));
+            });
+            let names = names.map_err(refused("list", "the tables"))?;
+            tables.extend(names.into_iter().map(|name| Table { family, name: name.into() }));
+        }
+        Ok(tables)
+    }
+
+    /// Whether there is such a table.
+    pub fn has_table(&mut self, table: &Table) -> Result<bool> {
+        let body = Body::Table(encode::table_object(table, None)?);
+        let found = self.channel.get(&request(Some(table), libc::NFT_MSG_GETTABLE, body), |_| Some(()));
+        Ok(found.map_err(refused("read", format_args!("table {table}")))?.is_some())
+    }
+
+    /// One chain, without its rules.
+    pub fn chain(&mut self, table: &Table, name: &str) -> Result<Option<ChainInfo>> {
+        let body = Body::Chain(encode::chain_name_object(table, name)?);
+        self.channel
+            .get(&request(Some(table), libc::NFT_MSG_GETCHAIN, body), |bytes| read::chain(bytes, table))
+            .map_err(refused("read", format_args!("chain {name} of table {table}")))
+    }
+
+    /// All chains of a table, without their rules, in the order they were made.
+    pub fn chains(&mut self, table: &Table) -> Result<Vec<ChainInfo>> {
+        let request = dump(Some(table), libc::NFT_MSG_GETCHAIN, Body::Chain(ChainObject::new()));
+        self.channel
+            .dump(&request, &mut |bytes, all| all.extend(read::chain(bytes, table)))
+            .map_err(refused("list", format_args!("the chains of table {table}")))
+    }
+
+    /// A chain's rules, first to last, with the contents of their anonymous sets; none if there is no such chain.
+    ///
+    /// All is of one generation: the kernel gives an anonymous set's name to the next one as soon as it is free.
+    pub fn rules(&mut self, table: &Table, chain: &str) -> Result<Vec<RuleInfo>> {
+        let what = || format!("the rules of chain {chain} of table {table}");
+        for _ in 0..DUMP_TRIES {
+            let generation = self.generation()?;
+            let body = Body::Rule(encode::rule_object(table, chain)?);
+            let request = dump(Some(table), libc::NFT_MSG_GETRULE, body);
+            let mut raw = self
+                .channel
+                .dump(&request, &mut |bytes, all| all.extend(read::rule(bytes)))
+                .map_err(refused("list", what()))?;
+            let mut dependent = false;
+            for rule in &mut raw {
+                dependent |= self.resolve(table, rule)?;
+            }
+            if !dependent || self.generation()? == generation {
+                return Ok(raw.into_iter().map(|rule| info(table, rule)).collect());
+            }
+        }
+        Err(Error::TryAgain { what: format!("{} keep changing while they are read", what()) })
+    }
+
+    /// Puts the contents of the rule's anonymous sets in their places; whether it has any.
+    fn resolve(&mut self, table: &Table, rule: &mut RawRule) -> Result<bool> {
+        let mut any = false;
+        for expression in &mut rule.expressions {
+            let Expression::Lookup { set: place @ LookupSet::Named(_), .. } = expression else { continue };
+            // The kernel completes `__set%d` and `__map%d`. A named set may be called so, too: hence the flag.
+            let LookupSet::Named(name) = &*place else { continue };
+            if !name.starts_with("__") {
+                continue;
+            }
+            any = true;
+            match self.set(table, name)? {
+                Some(SetInfo { set: Some(set), anonymous: true, .. }) => {
+                    *place = LookupSet::sorted(self.elements(table, &set)?);
+                }
+                Some(SetInfo { set: None, anonymous: true, .. }) => {
+                    *expression = Expression::Foreign("lookup in a set of unknown types".to_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(any)
+    }
+
+    /// A set without its elements.
+    pub fn set(&mut self, table: &Table, name: &str) -> Result<Option<SetInfo>> {
+        let body = Body::Set(encode::set_name_object(table, name)?);
+        self.channel
+            .get(&request(Some(table), libc::NFT_MSG_GETSET, body), read::set)
+            .map_err(refused("read", format_args!("set {name} of table {table}")))
+    }
+
+    /// All sets of a table without their elements, anonymous ones included.
+    pub fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
+        let object = SetObject::new();
+        object.string(nftnl::nftnl_sys::NFTNL_SET_TABLE, &encode::c_string(&table.name)?);
+        self.channel
+            .dump(&dump(Some(table), libc::NFT_MSG_GETSET, Body::Set(object)), &mut |bytes, all| {
+                all.extend(read::set(bytes));
+            })
+            .map_err(refused("list", format_args!("the sets of table {table}")))
+    }
+
+    /// The element with this key, without reading the others; `None` also if there is no such set.
+    pub fn element(&mut self, table: &Table, set: &Set, key: &[Value]) -> Result<Option<Element>> {
+        let object = encode::set_name_object(table, &set.name)?;
+        object.push(encode::key_object(key)?);
+        let request = request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object));
+        let found = self.channel.get(&request, |bytes| Some(read::elements(bytes, set)));
+        let what = || format!("element {} of {} {} of table {table}", Element::key(key), set.keyword(), set.name);
+        let found = found.map_err(|refusal| refused("read", what())(refusal))?;
+        Ok(found.and_then(|raw| read::pair_up(raw, set).into_iter().next()))
+    }
+
+    /// The first of these elements whose key is there: who is in the way after an EEXIST.
+    pub fn first_present(&mut self, table: &Table, set: &Set, elements: &[Element]) -> Result<Option<Element>> {
+        for element in elements {
+            let found = self.element(table, set, &element.key)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// All elements of a set, sorted by key.
+    pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>> {
+        let body = Body::Elements(encode::set_name_object(table, &set.name)?);
+        let raw = self
+            .channel
+            .dump(&dump(Some(table), libc::NFT_MSG_GETSETELEM, body), &mut |bytes, all| {
+                all.extend(read::elements(bytes, set));
+            })
+            .map_err(refused("list", format_args!("the elements of set {} of table {table}", set.name)))?;
+        Ok(read::pair_up(raw, set))
+    }
+}
+
+fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refused) -> Error {
+    let object = object.to_string();
+    move |refused| match refused.errno {
+        Errno::EAGAIN => Error::TryAgain { what: format!("{object} keeps changing while it is read") },
+        errno => Error::Kernel { action, object, errno, ext_ack: refused.text },
+    }
+}
+
+fn info(table: &Table, rule: RawRule) -> RuleInfo {
+    let RawRule { handle, comment, expressions } = rule;
+    let rule = decompile(&expressions, comment.as_deref(), encode::only_version(table.family));
+    let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
+    RuleInfo { handle, rule, comment, text, expressions }
+}
+
+fn request(table: Option<&Table>, kind: i32, body: Body) -> Message {
+    Message { kind, family: table.map(|t| t.family), flags: 0, body }
+}
+
+fn dump(table: Option<&Table>, kind: i32, body: Body) -> Message {
+    Message { flags: libc::NLM_F_DUMP, ..request(table, kind, body) }
+}
