@@ -58,17 +58,53 @@ impl Snapshot {
                 continue;
             }
             let _ = writeln!(out, "== {name}");
-            for change in TextDiff::from_lines(&old, &new).iter_all_changes() {
-                let sign = match change.tag() {
-                    ChangeTag::Delete => '-',
-                    ChangeTag::Insert => '+',
-                    ChangeTag::Equal => continue,
-                };
-                let _ = writeln!(out, "{sign} {}", change.value().trim_end());
-            }
+            let changes = TextDiff::from_lines(&old, &new);
+            let lines: Vec<(ChangeTag, &str)> = changes
+                .iter_all_changes()
+                .filter(|change| change.tag() != ChangeTag::Equal)
+                .map(|change| (change.tag(), change.value().trim_end()))
+                .collect();
+            show(&lines, &mut out);
         }
         out
     }
+}
+
+/// Lines longer than this are shown by the words that differ.
+const LONG: usize = 160;
+
+fn show(mut lines: &[(ChangeTag, &str)], out: &mut String) {
+    loop {
+        lines = match lines {
+            [] => return,
+            [(ChangeTag::Delete, old), (ChangeTag::Insert, new), rest @ ..] if old.len().min(new.len()) > LONG => {
+                let _ = writeln!(out, "~ {}", words_that_differ(old, new));
+                rest
+            }
+            [(tag, line), rest @ ..] => {
+                let _ = writeln!(out, "{} {line}", if *tag == ChangeTag::Delete { '-' } else { '+' });
+                rest
+            }
+        };
+    }
+}
+
+/// `bridge … hello_time [- 200] [+ 100] …`
+fn words_that_differ(old: &str, new: &str) -> String {
+    let [old, new] = [old, new].map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut shown: Vec<String> = old.iter().take(1).map(|word| format!("{word} …")).collect();
+    let mut before = "";
+    for change in TextDiff::from_slices(&old, &new).iter_all_changes() {
+        let word = *change.value_ref();
+        match change.tag() {
+            ChangeTag::Equal => before = word,
+            tag => {
+                let sign = if tag == ChangeTag::Delete { '-' } else { '+' };
+                shown.push(format!("{} [{sign} {word}]", std::mem::take(&mut before)).trim().to_owned());
+            }
+        }
+    }
+    shown.join(" ")
 }
 
 impl Netns {

@@ -204,6 +204,17 @@ fn a_snapshot_sees_every_kind_of_change() {
     }
 }
 
+#[test]
+fn a_diff_of_a_long_line_shows_the_words_that_differ() {
+    let host = Host::new();
+    host.run("ip link add br0 type bridge");
+    let before = host.snapshot();
+    host.run("ip link set br0 type bridge ageing_time 100");
+    let diff = before.diff(&host.snapshot());
+    assert!(diff.contains("ageing_time [- 30000] [+ 100]"), "{diff}");
+    assert!(diff.len() < 200, "{diff}");
+}
+
 fn main_plugin_makes_a_reachable_container(conf: serde_json::Value) {
     let (lab, netns) = (Lab::without_bridge(), Netns::new("container"));
     let target = Target::new("container-1", &netns.path(), "eth0");
