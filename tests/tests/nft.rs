@@ -211,7 +211,7 @@ fn without_marker(listing: &str) -> String {
 fn nft_lists_what_the_model_prints() {
     let netns = Netns::new("nft");
     let skeleton = everything();
-    netns.inside(|| NftSocket::new().commit_on(&skeleton, &Transaction::new()).unwrap());
+    netns.inside(|| NftSocket::new().commit_on(&[&skeleton], &Transaction::new()).unwrap());
     let listing = without_marker(&listed(&netns));
     assert_eq!(without_order(&skeleton.to_string()), without_order(&listing), "{skeleton}\n{listing}");
 }
@@ -222,7 +222,7 @@ fn what_was_applied_is_read_back_without_differences() {
     let skeleton = everything();
     netns.inside(|| {
         let mut nft = NftSocket::new();
-        nft.commit_on(&skeleton, &Transaction::new()).unwrap();
+        nft.commit_on(&[&skeleton], &Transaction::new()).unwrap();
         assert_eq!(nft.differences(&skeleton).unwrap(), []);
         for chain in &skeleton.chains {
             let read: Vec<RuleInfo> = nft.rules(&TABLE, &chain.name).unwrap();

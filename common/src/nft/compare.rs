@@ -5,7 +5,6 @@
 
 use super::compile::compile;
 use super::dump::{ChainInfo, RuleInfo};
-use super::encode::only_version;
 use super::kernel::NftSocket;
 use super::model::{Chain, Element, Rule, Set, Skeleton, Table};
 use super::userdata::comment_end;
@@ -108,8 +107,7 @@ fn rule_differences(
     found: &[RuleInfo],
     differences: &mut Vec<Difference>,
 ) -> Result<()> {
-    let version = only_version(table.family);
-    let compiled: Vec<_> = wanted.iter().map(|rule| compile(rule, version)).collect::<Result<_>>()?;
+    let compiled: Vec<_> = wanted.iter().map(|rule| compile(rule, table.family)).collect::<Result<_>>()?;
     let comment = |rule: &Rule| rule.comment.as_ref().map(|c| c.get(..comment_end(c)).unwrap_or_default().to_owned());
     let same = |((rule, expressions), there): &((&Rule, &Vec<_>), &RuleInfo)| {
         **expressions == there.expressions && comment(rule) == there.comment

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use nix::libc;
 
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
-use super::model::{DnatTarget, MarkOf, Pattern, Rule, Selector, SetSource, Statement, Verdict};
+use super::model::{DnatTarget, Family, MarkOf, Pattern, Rule, Selector, SetSource, Statement, Verdict};
 use super::value::{DataType, IpVersion, Value};
 use super::{Element, prefix};
 use crate::cni::error::{Error, Result};
@@ -29,6 +29,7 @@ impl Selector {
     pub const fn data_type(self) -> DataType {
         match self {
             Selector::Nfproto => DataType::NfProto,
+            Selector::Protocol => DataType::EtherType,
             Selector::L4proto => DataType::InetProto,
             Selector::Iif | Selector::Oif => DataType::IfaceIndex,
             Selector::Iifname | Selector::Oifname => DataType::Ifname,
@@ -66,6 +67,7 @@ impl Selector {
         }
         match self {
             Selector::Nfproto => meta(libc::NFT_META_NFPROTO),
+            Selector::Protocol => meta(libc::NFT_META_PROTOCOL),
             Selector::L4proto => meta(libc::NFT_META_L4PROTO),
             Selector::Iif => meta(libc::NFT_META_IIF),
             Selector::Oif => meta(libc::NFT_META_OIF),
@@ -99,10 +101,16 @@ impl Selector {
     }
 }
 
-/// The expressions of a rule in a table of this family's packets: in a table of one IP version, packets of the other
-/// never come, and nft leaves the test out.
-pub(super) fn compile(rule: &Rule, known: Option<IpVersion>) -> Result<Vec<Expression>> {
-    let mut compiler = Compiler { out: Vec::with_capacity(rule.statements.len() * 3), version: known, transport: None };
+/// The expressions of a rule in a table of this family.
+pub(super) fn compile(rule: &Rule, family: Family) -> Result<Vec<Expression>> {
+    // In a table of one IP version, packets of the other never come, and nft leaves the test out.
+    let version = match family {
+        Family::Ip => Some(IpVersion::V4),
+        Family::Ip6 => Some(IpVersion::V6),
+        Family::Inet | Family::Arp | Family::Netdev | Family::Bridge => None,
+    };
+    let mut compiler =
+        Compiler { out: Vec::with_capacity(rule.statements.len() * 3), family, version, transport: None };
     for statement in &rule.statements {
         compiler.statement(statement)?;
     }
@@ -120,6 +128,7 @@ fn refuse(what: impl std::fmt::Display, why: &str) -> Error {
 /// What is already tested in this rule need not be tested again.
 struct Compiler {
     out: Vec<Expression>,
+    family: Family,
     version: Option<IpVersion>,
     transport: Option<u8>,
 }
@@ -150,8 +159,13 @@ impl Compiler {
             && self.version != Some(version)
         {
             self.version = Some(version);
-            self.load(Selector::Nfproto.source());
-            self.compare(Comparison::Equal, vec![version.nfproto()]);
+            // Below the IP hooks a frame's family is the bridge's or the device's: what it carries is in its head.
+            let (selector, value) = match self.family {
+                Family::Bridge | Family::Netdev => (Selector::Protocol, Value::Protocol(version.ether_type())),
+                Family::Inet | Family::Ip | Family::Ip6 | Family::Arp => (Selector::Nfproto, Value::Nfproto(version)),
+            };
+            self.load(selector.source());
+            self.compare(Comparison::Equal, value.bytes());
         }
         if let Some(transport) = selector.transport()
             && self.transport != Some(transport as u8)
@@ -220,6 +234,9 @@ impl Compiler {
     fn remember(&mut self, selector: Selector, negated: bool, value: &Value) {
         match (selector, value) {
             (Selector::Nfproto, Value::Nfproto(version)) if !negated => self.version = Some(*version),
+            (Selector::Protocol, Value::Protocol(number)) if !negated => {
+                self.version = IpVersion::ALL.into_iter().find(|v| v.ether_type() == *number).or(self.version);
+            }
             (Selector::L4proto, Value::Proto(number)) if !negated => self.transport = Some(*number),
             _ => {}
         }

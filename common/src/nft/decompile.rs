@@ -8,16 +8,17 @@ use std::net::IpAddr;
 
 use super::compile::compile;
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
-use super::model::{DnatTarget, MarkOf, Pattern, Rule, Selector, SetSource, Statement, Transport};
+use super::model::{DnatTarget, Family, MarkOf, Pattern, Rule, Selector, SetSource, Statement, Transport};
 use super::prefix;
 use super::value::{DataType, IpVersion, Value};
 
 /// The selectors, those for any protocol before those for one.
-const SELECTORS: [Selector; 29] = {
+const SELECTORS: [Selector; 30] = {
     use IpVersion::{V4, V6};
     use Selector::*;
     [
         Nfproto,
+        Protocol,
         L4proto,
         Iif,
         Oif,
@@ -53,20 +54,20 @@ const TRANSPORTS: [Transport; 5] =
     [Transport::Tcp, Transport::Udp, Transport::Dccp, Transport::Sctp, Transport::Udplite];
 
 /// The rule that compiles to these expressions, as short as it can be said.
-pub(super) fn decompile(expressions: &[Expression], comment: Option<&str>, known: Option<IpVersion>) -> Option<Rule> {
+pub(super) fn decompile(expressions: &[Expression], comment: Option<&str>, family: Family) -> Option<Rule> {
     let mut reader = Reader { rest: expressions, transport: None };
     let mut statements = Vec::new();
     while !reader.rest.is_empty() {
         statements.push(reader.statement()?);
     }
     let mut rule = Rule { statements, comment: comment.map(str::to_owned) };
-    if compile(&rule, known).ok()? != expressions {
+    if compile(&rule, family).ok()? != expressions {
         return None;
     }
     let mut place = 0;
     while place < rule.statements.len() {
         let implied = rule.statements.remove(place);
-        if compile(&rule, known).ok().as_deref() != Some(expressions) {
+        if compile(&rule, family).ok().as_deref() != Some(expressions) {
             rule.statements.insert(place, implied);
             place += 1;
         }

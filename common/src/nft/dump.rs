@@ -222,7 +222,7 @@ fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refus
 
 fn info(table: &Table, rule: RawRule) -> RuleInfo {
     let RawRule { handle, comment, expressions } = rule;
-    let rule = decompile(&expressions, comment.as_deref(), encode::only_version(table.family));
+    let rule = decompile(&expressions, comment.as_deref(), table.family);
     let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
     RuleInfo { handle, rule, comment, text, expressions }
 }

@@ -10,11 +10,11 @@ use nix::libc;
 use super::compile::compile;
 use super::expression::{Expression, LookupInto, LookupSet, Register, Sink, Source, concatenated};
 use super::message::{Body, Message};
-use super::model::{Chain, Data, Element, Family, Hook, HookKind, Policy, Rule, Set, SetData, Table, Verdict};
+use super::model::{Chain, Data, Element, Hook, HookKind, Policy, Rule, Set, SetData, Table, Verdict};
 use super::object::{ChainObject, ElementObject, ExpressionObject, RuleObject, SetObject, TableObject};
 use super::transaction::{Command, Position, Presence};
 use super::uapi::{element as elem, set as set_uapi, verdict};
-use super::value::{DataType, IpVersion, Value};
+use super::value::{DataType, Value};
 use super::{uapi, userdata};
 use crate::cni::error::{Error, Result};
 
@@ -214,7 +214,7 @@ impl Encoder {
         if let Position::Before(handle) | Position::After(handle) = position {
             object.handle(sys::NFTNL_RULE_POSITION, handle);
         }
-        for expression in compile(rule, only_version(table.family))? {
+        for expression in compile(rule, table.family)? {
             let set_id = match &expression {
                 Expression::Lookup { set: LookupSet::Inline(elements), into, .. } => {
                     self.inline_set(table, elements, *into)?
@@ -289,15 +289,6 @@ fn data_size(data: &Data) -> usize {
     match data {
         Data::Verdict(verdict) => verdict.chain().map_or(0, str::len),
         Data::Values(values) => values.iter().map(|v| v.data_type().padded_width()).sum(),
-    }
-}
-
-/// The IP version that all packets of the table have.
-pub(super) fn only_version(family: Family) -> Option<IpVersion> {
-    match family {
-        Family::Ip => Some(IpVersion::V4),
-        Family::Ip6 => Some(IpVersion::V6),
-        _ => None,
     }
 }
 

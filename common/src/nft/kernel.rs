@@ -79,6 +79,9 @@ impl From<Error> for CommitError {
 /// How often a plan is made anew because somebody else changed the tables.
 const GENERATION_TRIES: u32 = 100;
 
+/// How often a skeleton is put in anew because somebody else removed it.
+const SKELETON_TRIES: u32 = 3;
+
 /// A connection to nf_tables, opened when it is first used, in the network namespace the thread is in then.
 ///
 /// Closing it waits for a grace period of the kernel (4 to 24 ms) if one of its transactions deleted something or
@@ -112,28 +115,39 @@ impl NftSocket {
         self.commit_all(&[], transaction, Some(generation))
     }
 
-    /// Sends a transaction that needs the skeleton: put in, if it is missing or another, by the same transaction.
+    /// Sends a transaction that needs skeletons: put in, if they are missing or others, by the same transaction.
     ///
-    /// The skeleton costs one look-up when it is there.
-    pub fn commit_on(&mut self, skeleton: &Skeleton, transaction: &Transaction) -> Result<(), CommitError> {
-        for _ in 0..3 {
-            let (missing, before) = match self.has_skeleton(skeleton)? {
-                true => (false, Vec::new()),
-                false => (true, self.bootstrap(skeleton)?),
+    /// A skeleton costs one look-up when it is there.
+    pub fn commit_on(&mut self, skeletons: &[&Skeleton], transaction: &Transaction) -> Result<(), CommitError> {
+        let mut tries = 0;
+        loop {
+            let mut before = Vec::new();
+            for skeleton in self.missing(skeletons)? {
+                before.extend(self.bootstrap(skeleton)?);
+            }
+            let outcome = self.commit_all(&before, transaction, None);
+            tries += 1;
+            let Err(CommitError::Refused(refusal)) = &outcome else { return outcome };
+            let overtaken = match refusal.command {
+                // A table was removed between the look and the leap.
+                Some(_) => refusal.errno == Errno::ENOENT && !self.missing(skeletons)?.is_empty(),
+                // Another call put its own version in meanwhile.
+                None => matches!(refusal.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY),
             };
-            match self.commit_all(&before, transaction, None) {
-                // The whole table was removed between the look and the leap.
-                Err(CommitError::Refused(r))
-                    if r.errno == Errno::ENOENT && !missing && !self.has_skeleton(skeleton)? => {}
-                // Another call changed the static base chains at the same time.
-                Err(CommitError::Refused(r))
-                    if missing
-                        && matches!(r.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY)
-                        && r.command.is_none() => {}
-                outcome => return outcome,
+            if !overtaken || tries == SKELETON_TRIES {
+                return outcome;
             }
         }
-        Err(Error::TryAgain { what: format!("table {} keeps being removed", skeleton.table) }.into())
+    }
+
+    fn missing<'a>(&mut self, skeletons: &[&'a Skeleton]) -> Result<Vec<&'a Skeleton>> {
+        let mut missing = Vec::new();
+        for skeleton in skeletons {
+            if !self.has_skeleton(skeleton)? {
+                missing.push(*skeleton);
+            }
+        }
+        Ok(missing)
     }
 
     /// Reads, plans and sends until nothing changed in between: what `plan` read is what the transaction changes.

@@ -167,6 +167,8 @@ pub enum Transport {
 pub enum Selector {
     /// `meta nfproto`
     Nfproto,
+    /// `meta protocol`: the EtherType
+    Protocol,
     /// `meta l4proto`
     L4proto,
     /// `iif`, by index

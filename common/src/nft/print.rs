@@ -80,6 +80,7 @@ impl Display for Selector {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Selector::Nfproto => f.write_str("meta nfproto"),
+            Selector::Protocol => f.write_str("meta protocol"),
             Selector::L4proto => f.write_str("meta l4proto"),
             Selector::Iif => f.write_str("iif"),
             Selector::Oif => f.write_str("oif"),
@@ -271,6 +272,7 @@ fn is_said_by_the_next(statement: &Statement, next: Option<&Statement>) -> bool 
     };
     match (value, first) {
         (Value::Nfproto(version), Some(first)) => first.version() == Some(*version),
+        (Value::Protocol(number), Some(first)) => first.version().is_some_and(|v| v.ether_type() == *number),
         (Value::Proto(number), Some(first)) => first.transport().is_some_and(|t| t as u8 == *number),
         _ => false,
     }
@@ -327,22 +329,47 @@ impl Display for Policy {
 
 impl Display for Hook {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "type {} hook {} priority ", self.kind, self.point)?;
-        write_priority(f, self.point, self.priority)?;
-        write!(f, "; policy {};", self.policy)
+        let Hook { kind, point, priority, policy } = self;
+        write!(f, "type {kind} hook {point} priority {priority}; policy {policy};")
     }
 }
 
-/// nft names a priority within 10 of a standard one (`std_prios` in its src/rule.c); the bridge family's are others.
-fn write_priority(f: &mut Formatter<'_>, point: HookPoint, priority: i32) -> fmt::Result {
-    let names: [(i32, &str, Option<HookPoint>); 6] = [
-        (-300, "raw", None),
-        (-150, "mangle", None),
-        (-100, "dstnat", Some(HookPoint::Prerouting)),
-        (0, "filter", None),
-        (50, "security", None),
-        (100, "srcnat", Some(HookPoint::Postrouting)),
-    ];
+/// A hook as `nft list` prints it: a priority within 10 of a standard one by that one's name (`std_prios` and
+/// `bridge_std_prios` in nft's src/rule.c).
+struct InFamily<'a, T>(&'a T, Family);
+
+impl Display for InFamily<'_, Hook> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let InFamily(Hook { kind, point, priority, policy }, family) = self;
+        write!(f, "type {kind} hook {point} priority ")?;
+        if *family == Family::Bridge {
+            write_priority(f, &BRIDGE_PRIORITIES, *point, *priority)?;
+        } else {
+            write_priority(f, &PRIORITIES, *point, *priority)?;
+        }
+        write!(f, "; policy {policy};")
+    }
+}
+
+type Standard = (i32, &'static str, Option<HookPoint>);
+
+const BRIDGE_PRIORITIES: [Standard; 4] = [
+    (-300, "dstnat", Some(HookPoint::Prerouting)),
+    (-200, "filter", None),
+    (100, "out", Some(HookPoint::Output)),
+    (300, "srcnat", Some(HookPoint::Postrouting)),
+];
+
+const PRIORITIES: [Standard; 6] = [
+    (-300, "raw", None),
+    (-150, "mangle", None),
+    (-100, "dstnat", Some(HookPoint::Prerouting)),
+    (0, "filter", None),
+    (50, "security", None),
+    (100, "srcnat", Some(HookPoint::Postrouting)),
+];
+
+fn write_priority(f: &mut Formatter<'_>, names: &[Standard], point: HookPoint, priority: i32) -> fmt::Result {
     let near = names.iter().find(|(standard, _, only)| {
         priority.saturating_sub(*standard).abs() <= 10 && only.is_none_or(|only| only == point)
     });
@@ -356,14 +383,21 @@ fn write_priority(f: &mut Formatter<'_>, point: HookPoint, priority: i32) -> fmt
 
 impl Display for Chain {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\tchain {} {{", self.name)?;
-        if let Some(comment) = &self.comment {
+        InFamily(self, Family::Inet).fmt(f)
+    }
+}
+
+impl Display for InFamily<'_, Chain> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let InFamily(chain, family) = self;
+        writeln!(f, "\tchain {} {{", chain.name)?;
+        if let Some(comment) = &chain.comment {
             writeln!(f, "\t\tcomment \"{comment}\"")?;
         }
-        if let Some(hook) = &self.hook {
-            writeln!(f, "\t\t{hook}")?;
+        if let Some(hook) = &chain.hook {
+            writeln!(f, "\t\t{}", InFamily(hook, *family))?;
         }
-        for rule in &self.rules {
+        for rule in &chain.rules {
             writeln!(f, "\t\t{rule}")?;
         }
         writeln!(f, "\t}}")
@@ -427,7 +461,7 @@ impl Display for Skeleton {
             separator = "\n";
         }
         for chain in &self.chains {
-            write!(f, "{separator}{chain}")?;
+            write!(f, "{separator}{}", InFamily(chain, self.table.family))?;
             separator = "\n";
         }
         writeln!(f, "}}")

@@ -308,6 +308,7 @@ impl DataType {
             Ipv4Addr,
             Ipv6Addr,
             EtherAddr,
+            EtherType,
             InetProto,
             InetService,
             Mark,

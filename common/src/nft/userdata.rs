@@ -43,7 +43,7 @@ pub(super) fn find_comment(kind: u8, mut bytes: &[u8]) -> Option<String> {
 fn byte_order(types: &[DataType]) -> u32 {
     match types {
         [DataType::Ipv4Addr | DataType::Ipv6Addr | DataType::InetService | DataType::InetProto] => 2,
-        [DataType::EtherAddr] => 2,
+        [DataType::EtherAddr | DataType::EtherType] => 2,
         [_] => 1,
         _ => 0,
     }

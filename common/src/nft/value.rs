@@ -29,6 +29,14 @@ impl IpVersion {
         }
     }
 
+    /// ETH_P_IP or ETH_P_IPV6 (include/uapi/linux/if_ether.h).
+    pub const fn ether_type(self) -> u16 {
+        match self {
+            IpVersion::V4 => 0x0800,
+            IpVersion::V6 => 0x86dd,
+        }
+    }
+
     /// NFPROTO_IPV4 or NFPROTO_IPV6 (include/uapi/linux/netfilter.h).
     pub const fn nfproto(self) -> u8 {
         match self {
@@ -63,6 +71,8 @@ pub enum DataType {
     Ipv6Addr = 8,
     /// `ether_addr`.
     EtherAddr = 9,
+    /// `ether_type`.
+    EtherType = 10,
     /// `inet_proto`: the transport protocol's number.
     InetProto = 12,
     /// `inet_service`: a port.
@@ -94,7 +104,7 @@ impl DataType {
     pub const fn width(self) -> usize {
         match self {
             DataType::NfProto | DataType::InetProto | DataType::CtDir | DataType::PktType => 1,
-            DataType::InetService => 2,
+            DataType::InetService | DataType::EtherType => 2,
             DataType::EtherAddr => 6,
             DataType::Ipv6Addr | DataType::Ifname => 16,
             _ => 4,
@@ -113,6 +123,7 @@ impl DataType {
             DataType::Ipv4Addr => "ipv4_addr",
             DataType::Ipv6Addr => "ipv6_addr",
             DataType::EtherAddr => "ether_addr",
+            DataType::EtherType => "ether_type",
             DataType::InetProto => "inet_proto",
             DataType::InetService => "inet_service",
             DataType::Mark => "mark",
@@ -140,6 +151,8 @@ pub enum Value {
     V6(Ipv6Addr),
     /// A hardware address.
     Ether([u8; 6]),
+    /// An EtherType.
+    Protocol(u16),
     /// A transport protocol's number (6 is TCP).
     Proto(u8),
     /// A port.
@@ -199,6 +212,7 @@ impl Value {
             Value::V4(_) => DataType::Ipv4Addr,
             Value::V6(_) => DataType::Ipv6Addr,
             Value::Ether(_) => DataType::EtherAddr,
+            Value::Protocol(_) => DataType::EtherType,
             Value::Proto(_) => DataType::InetProto,
             Value::Port(_) => DataType::InetService,
             Value::Mark(_) => DataType::Mark,
@@ -224,7 +238,7 @@ impl Value {
             Value::Ether(address) => bytes.extend(address),
             Value::Proto(number) | Value::PktType(number) => bytes.push(*number),
             Value::CtReply(reply) => bytes.push(u8::from(*reply)),
-            Value::Port(port) => bytes.extend(port.to_be_bytes()),
+            Value::Port(number) | Value::Protocol(number) => bytes.extend(number.to_be_bytes()),
             Value::Ifname(name) => {
                 let end = bytes.len() + DataType::Ifname.width();
                 bytes.extend(name.bytes().take(DataType::Ifname.width() - 1));
@@ -256,6 +270,7 @@ impl Value {
             DataType::Ipv4Addr => Value::V4(Ipv4Addr::from(*bytes.first_chunk::<4>()?)),
             DataType::Ipv6Addr => Value::V6(Ipv6Addr::from(*bytes.first_chunk::<16>()?)),
             DataType::EtherAddr => Value::Ether(*bytes.first_chunk()?),
+            DataType::EtherType => Value::Protocol(u16::from_be_bytes(*bytes.first_chunk()?)),
             DataType::InetProto => Value::Proto(byte()?),
             DataType::InetService => Value::Port(u16::from_be_bytes(*bytes.first_chunk()?)),
             DataType::Mark => Value::Mark(word()?),
@@ -342,6 +357,12 @@ impl fmt::Display for Value {
             Value::V4(address) => address.fmt(f),
             Value::V6(address) => address.fmt(f),
             Value::Ether([a, b, c, d, e, g]) => write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"),
+            Value::Protocol(number) => match number {
+                0x0800 => f.write_str("ip"),
+                0x0806 => f.write_str("arp"),
+                0x86dd => f.write_str("ip6"),
+                other => write!(f, "0x{other:04x}"),
+            },
             Value::Proto(number) => match protocol_name(*number) {
                 Some(name) => f.write_str(name),
                 None => number.fmt(f),
