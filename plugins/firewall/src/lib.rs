@@ -1,6 +1,73 @@
-//! The firewall plugin.
+//! The firewall plugin: a container's traffic passes whatever filter the host has, exactly as far as the policy says.
+//!
+//! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
+//! [`hostfilter`], [`legacy`] and [`firewalld`] (what the host's own firewalls need), [`record`] (what an attachment
+//! owns, read back), [`state`] and [`removal`] (in and out of the kernel).
 
 pub mod config;
 pub mod firewalld;
+pub mod hostfilter;
+pub mod legacy;
+pub mod observe;
 pub mod plan;
+pub mod record;
+pub mod removal;
 pub mod rules;
+pub mod state;
+
+use std::collections::BTreeSet;
+
+use common::cni::CniResult;
+use common::nft::NftSocket;
+use common::{Attachment, Call, Plugin, Result};
+
+use crate::config::{Config, Written};
+use crate::observe::Observed;
+use crate::state::Placed;
+
+/// The plugin.
+pub struct Firewall;
+
+impl Plugin for Firewall {
+    const NAME: &'static str = "firewall";
+    type Written = Written;
+    type Config = Config;
+    type Facts = Observed;
+    type State = Placed;
+
+    fn validate(written: Written, _call: &Call) -> Result<Config> {
+        written.validate()
+    }
+
+    fn is_idle(_config: &Config) -> bool {
+        false
+    }
+
+    fn observe(config: &Config, call: &Call, prev: &CniResult) -> Result<Observed> {
+        observe::observe(config, call, prev)
+    }
+
+    fn plan(config: &Config, call: &Call, prev: &CniResult, observed: Observed) -> Result<Placed> {
+        let share = plan::plan(config, &call.attachment, prev, &observed.facts)?;
+        Ok(Placed { share, firewalld: observed.firewalld })
+    }
+
+    fn remove(call: &Call, _config: Option<&Config>, _prev: Option<&CniResult>) -> Result<()> {
+        let mut socket = NftSocket::new();
+        removal::remove_chain(&mut socket, &rules::chain_name(&call.attachment)).map(drop)
+    }
+
+    fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
+        let live: BTreeSet<String> = live.iter().map(rules::chain_name).collect();
+        removal::collect(&mut NftSocket::new(), network, &live)
+    }
+
+    fn status(config: &Config) -> Result<()> {
+        observe::firewalld(config.backend)?;
+        let mut socket = NftSocket::new();
+        for chain in &config.host_chains {
+            chain.read(&mut socket)?;
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,5 @@
-fn main() {}
+//! The firewall plugin.
+
+fn main() -> std::process::ExitCode {
+    common::run::<firewall::Firewall>()
+}

@@ -18,8 +18,8 @@ pub struct Facts {
     pub firewalld: bool,
     /// The host's interfaces of prevResult that are bridges, in its order.
     pub bridges: Vec<String>,
-    /// The host's end of the container's interface, if it is a port of a bridge.
-    pub port: Option<String>,
+    /// The host's ends of the container's interfaces that are ports of bridges.
+    pub ports: Vec<String>,
 }
 
 /// One attachment's share.
@@ -33,8 +33,8 @@ pub struct Share {
     pub zone: Option<String>,
     /// The policy of a bridge.
     pub policy: Option<(BridgePolicy, String)>,
-    /// The port by which an isolated container is on its bridge.
-    pub isolated_port: Option<String>,
+    /// The ports by which an isolated container is on its bridge.
+    pub isolated_ports: Vec<String>,
     /// The static part.
     pub host: HostPart,
 }
@@ -54,6 +54,13 @@ pub struct HostPart {
     pub chains: Vec<HostChain>,
 }
 
+impl HostPart {
+    /// The part of each IP version by itself.
+    pub fn each_version(&self) -> impl Iterator<Item = (IpVersion, HostPart)> {
+        self.versions.iter().map(|v| (*v, HostPart { versions: vec![*v], chains: vec![], ..self.clone() }))
+    }
+}
+
 /// The plan.
 pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &Facts) -> Result<Share> {
     let addresses: BTreeSet<IpAddr> = prev.ips.iter().map(|ip| ip.address.addr()).collect();
@@ -66,7 +73,7 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         attachment: attachment.clone(),
         addresses: addresses.into_iter().collect(),
         zone: facts.firewalld.then(|| config.zone.clone()),
-        isolated_port: facts.port.clone().filter(|_| config.policy == IngressPolicy::Isolated),
+        isolated_ports: if config.policy == IngressPolicy::Isolated { facts.ports.clone() } else { vec![] },
         policy,
         host: HostPart {
             mark: config.admit_mark,
@@ -127,17 +134,17 @@ impl Share {
             elements.push((TABLE, policy.map, policy.from_element(bridge)));
             elements.push((TABLE, policy.set, policy.to_element(bridge)));
         }
-        if let Some(port) = &self.isolated_port {
-            elements.push((BRIDGE_TABLE, ISOLATED_PORTS, rules::port_element(&self.attachment, port)));
-        }
+        let port = |port: &String| (BRIDGE_TABLE, ISOLATED_PORTS, rules::port_element(&self.attachment, port));
+        elements.extend(self.isolated_ports.iter().map(port));
         elements
     }
 
     /// The chains that must be there, each with its table.
     pub fn chains(&self) -> Vec<(Table, Chain)> {
         let policy = self.policy.iter().map(|(policy, bridge)| (TABLE, policy.bridge_chain(bridge)));
-        let port = self.isolated_port.iter().map(|p| (BRIDGE_TABLE, rules::port_chain(&self.attachment, p)));
-        policy.chain([(TABLE, self.chain())]).chain(port).collect()
+        let on_bridges = (!self.isolated_ports.is_empty())
+            .then(|| (BRIDGE_TABLE, rules::port_chain(&self.attachment, &self.isolated_ports)));
+        policy.chain([(TABLE, self.chain())]).chain(on_bridges).collect()
     }
 
     /// What makes the share where nothing of it is.
@@ -188,7 +195,7 @@ mod tests {
     struct WrittenFacts {
         firewalld: bool,
         bridges: Vec<String>,
-        port: Option<String>,
+        ports: Vec<String>,
     }
 
     fn directories() -> Vec<PathBuf> {
@@ -204,7 +211,7 @@ mod tests {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap(),
             Err(_) => WrittenFacts::default(),
         };
-        let facts = Facts { firewalld: facts.firewalld, bridges: facts.bridges, port: facts.port };
+        let facts = Facts { firewalld: facts.firewalld, bridges: facts.bridges, ports: facts.ports };
         let planned = Network::parse(&std::fs::read(directory.join("config.json")).unwrap())
             .and_then(|json| Network::read(json, Verb::Add))
             .and_then(|network| {

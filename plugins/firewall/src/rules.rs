@@ -232,11 +232,11 @@ pub fn address_rules(address: IpAddr, zone: Option<&str>) -> Vec<Rule> {
     ]
 }
 
-/// What keeps the frames of an isolated container from the other ports of its bridge, in [`BRIDGE_TABLE`]: the chain of
-/// the attachment there, which is the record of its port as well.
-pub fn port_chain(attachment: &Attachment, port: &str) -> Chain {
-    let refuse = |s: Selector| Rule::new([Statement::is(s, ifname(port)), Statement::DROP]);
-    let rules = vec![refuse(Selector::Iifname), refuse(Selector::Oifname)];
+/// What keeps the frames of an isolated container from the other ports of its bridges, in [`BRIDGE_TABLE`]: the chain of
+/// the attachment there, which is the record of its ports as well.
+pub fn port_chain(attachment: &Attachment, ports: &[String]) -> Chain {
+    let refuse = |port: &str, s: Selector| Rule::new([Statement::is(s, ifname(port)), Statement::DROP]);
+    let rules = ports.iter().flat_map(|p| [Selector::Iifname, Selector::Oifname].map(|s| refuse(p, s))).collect();
     Chain::regular(chain_name(attachment), rules).comment(attachment.label())
 }
 
@@ -256,6 +256,8 @@ pub fn policy_rule(policy: BridgePolicy, bridge: &str) -> Rule {
 
 /// The one rule for the host's own filter.
 pub fn accept_rule(mark: u32) -> Rule {
-    Rule::new([Statement::has_mark(mark), Statement::Counter, Statement::ACCEPT])
-        .comment("CNI firewall plugin: admitted")
+    Rule::new([Statement::has_mark(mark), Statement::Counter, Statement::ACCEPT]).comment(ACCEPT_COMMENT)
 }
+
+/// By this comment an accepting rule of ours is known, whatever its mark.
+pub const ACCEPT_COMMENT: &str = "CNI firewall plugin: admitted";

@@ -1,0 +1,245 @@
+//! A legacy table's entries, read (`struct ipt_entry`, `struct ip6t_entry`: include/uapi/linux/netfilter_ipv4/ip_tables.h,
+//! …_ipv6/ip6_tables.h, netfilter/x_tables.h).
+//!
+//! A table is one run of entries, each with the offset of the next. A built-in chain begins where the table's head says
+//! (`hook_entry`) and ends with its policy (`underflow`); a user's chain begins with an entry whose target is `ERROR` and
+//! carries its name. A verdict that isn't negative is a jump to the entry at that offset.
+
+use std::collections::BTreeMap;
+
+use common::nft::IpVersion;
+
+use super::kernel::RawTable;
+
+/// A filter table, as far as we look at it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterTable {
+    chains: Vec<Chain>,
+}
+
+/// One chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// A built-in chain's.
+    pub(super) policy: Option<Verdict>,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// Whether it tests addresses, interfaces, protocol or fragments.
+    tests_header: bool,
+    matches: Vec<Match>,
+    pub(super) target: Target,
+}
+
+/// An extension's test: its name, revision and data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Match {
+    name: String,
+    revision: u8,
+    data: Vec<u8>,
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Verdict(Verdict),
+    Jump(String),
+    /// LOG, REJECT, …
+    Extension(String),
+}
+
+/// A final verdict, or the end of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accept,
+    Drop,
+    Return,
+    Queue,
+}
+
+/// Where the fields of an entry are.
+struct Layout {
+    /// Bytes of what is tested in the packet's header, without padding.
+    header: usize,
+    /// `target_offset`, followed by `next_offset`.
+    offsets_at: usize,
+    /// Bytes of an entry before its matches.
+    entry: usize,
+}
+
+impl Layout {
+    const fn of(version: IpVersion) -> Layout {
+        match version {
+            IpVersion::V4 => Layout { header: 84, offsets_at: 88, entry: 112 },
+            IpVersion::V6 => Layout { header: 133, offsets_at: 140, entry: 168 },
+        }
+    }
+}
+
+/// Bytes of `struct xt_entry_match` and `struct xt_entry_target`: size, name[29], revision.
+const EXTENSION_HEAD: usize = 32;
+
+/// NF_INET_FORWARD, and its neighbours in the filter table.
+const HOOKS: [(usize, &str); 3] = [(1, "INPUT"), (2, "FORWARD"), (3, "OUTPUT")];
+
+/// Where `hook_entry` and `underflow` are in `struct ipt_getinfo`.
+const HOOK_ENTRY_AT: usize = 36;
+const UNDERFLOW_AT: usize = 56;
+
+impl FilterTable {
+    /// Reads a table; `None` if it contradicts itself.
+    pub fn parse(version: IpVersion, raw: &RawTable) -> Option<FilterTable> {
+        let layout = Layout::of(version);
+        let entries = entries(&layout, &raw.entries)?;
+        let builtin = |(hook, name): (usize, &'static str)| {
+            let begin = word(&raw.info, HOOK_ENTRY_AT + 4 * hook)?;
+            let policy = word(&raw.info, UNDERFLOW_AT + 4 * hook)?;
+            Some((begin, (name, policy)))
+        };
+        let builtins: BTreeMap<u32, (&str, u32)> = HOOKS.into_iter().filter_map(builtin).collect();
+        let names = chain_names(&entries, &builtins);
+        let mut table = FilterTable::default();
+        for (offset, entry) in &entries {
+            if let Some((name, _)) = builtins.get(offset) {
+                table.chains.push(Chain { name: (*name).to_owned(), policy: None, rules: vec![] });
+            }
+            if let Some(name) = entry.chain_begins() {
+                table.chains.push(Chain { name, policy: None, rules: vec![] });
+                continue;
+            }
+            let chain = table.chains.last_mut()?;
+            let rule = entry.rule(&layout, &names)?;
+            match (&rule.target, builtins.values().any(|(_, policy)| policy == offset)) {
+                (Target::Verdict(verdict), true) => chain.policy = Some(*verdict),
+                _ => chain.rules.push(rule),
+            }
+        }
+        table.chains.iter_mut().filter(|c| c.policy.is_none()).for_each(|chain| {
+            // The last entry of a user's chain is the return that every chain ends with.
+            chain.rules.pop();
+        });
+        Some(table)
+    }
+
+    pub(super) fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+}
+
+impl Rule {
+    /// Whether every packet meets its target.
+    pub(super) fn is_unconditional(&self) -> bool {
+        !self.tests_header && self.matches.iter().all(|m| m.name == "comment")
+    }
+
+    /// Whether it tests that the bits of `mark` are set, and nothing else.
+    pub(super) fn tests_mark_only(&self, mark: u32) -> bool {
+        let mut tests = self.matches.iter().filter(|m| m.name != "comment");
+        let is_mark = tests.next().is_some_and(|m| {
+            // `struct xt_mark_mtinfo1`: mark, mask, invert
+            m.name == "mark"
+                && m.revision == 1
+                && word(&m.data, 0) == Some(mark)
+                && word(&m.data, 4) == Some(mark)
+                && m.data.get(8) == Some(&0)
+        });
+        is_mark && tests.next().is_none() && !self.tests_header
+    }
+}
+
+/// The bytes of one entry.
+struct Entry<'a> {
+    bytes: &'a [u8],
+    target_at: usize,
+}
+
+fn entries<'a>(layout: &Layout, mut bytes: &'a [u8]) -> Option<BTreeMap<u32, Entry<'a>>> {
+    let mut found = BTreeMap::new();
+    let mut offset = 0u32;
+    while !bytes.is_empty() {
+        let target_at = usize::from(half(bytes, layout.offsets_at)?);
+        let len = half(bytes, layout.offsets_at + 2)?;
+        if target_at < layout.entry || usize::from(len) < target_at + EXTENSION_HEAD {
+            return None;
+        }
+        let (entry, rest) = bytes.split_at_checked(len.into())?;
+        found.insert(offset, Entry { bytes: entry, target_at });
+        offset = offset.checked_add(len.into())?;
+        bytes = rest;
+    }
+    Some(found)
+}
+
+/// A jump goes to the entry behind the one that carries the chain's name.
+fn chain_names(entries: &BTreeMap<u32, Entry<'_>>, builtins: &BTreeMap<u32, (&str, u32)>) -> BTreeMap<u32, String> {
+    let begins = entries.iter().filter_map(|(offset, entry)| {
+        let len = u32::try_from(entry.bytes.len()).ok()?;
+        Some((offset.checked_add(len)?, entry.chain_begins()?))
+    });
+    begins.chain(builtins.iter().map(|(offset, (name, _))| (*offset, (*name).to_owned()))).collect()
+}
+
+impl Entry<'_> {
+    /// The name of the user's chain that begins here; the table's very last entry looks like one named `ERROR`.
+    fn chain_begins(&self) -> Option<String> {
+        let target = self.bytes.get(self.target_at..)?;
+        (text(target, 2, 29) == "ERROR").then(|| text(target, EXTENSION_HEAD, 30))
+    }
+
+    fn rule(&self, layout: &Layout, names: &BTreeMap<u32, String>) -> Option<Rule> {
+        let mut matches = Vec::new();
+        let mut rest = self.bytes.get(layout.entry..self.target_at)?;
+        while !rest.is_empty() {
+            let len = usize::from(half(rest, 0)?);
+            if len < EXTENSION_HEAD {
+                return None;
+            }
+            let (extension, behind) = rest.split_at_checked(len)?;
+            let data = extension.get(EXTENSION_HEAD..)?.to_vec();
+            matches.push(Match { name: text(extension, 2, 29), revision: *extension.get(31)?, data });
+            rest = behind;
+        }
+        let tests_header = self.bytes.get(..layout.header)?.iter().any(|byte| *byte != 0);
+        Some(Rule { tests_header, matches, target: self.target(names)? })
+    }
+
+    fn target(&self, names: &BTreeMap<u32, String>) -> Option<Target> {
+        let target = self.bytes.get(self.target_at..)?;
+        let name = text(target, 2, 29);
+        if !name.is_empty() {
+            return Some(Target::Extension(name));
+        }
+        // Standard verdicts are -NF_… - 1 (include/uapi/linux/netfilter.h), and RETURN is -NF_REPEAT - 1.
+        let verdict = word(target, EXTENSION_HEAD)?.cast_signed();
+        Some(match verdict {
+            -1 => Target::Verdict(Verdict::Drop),
+            -2 => Target::Verdict(Verdict::Accept),
+            -4 => Target::Verdict(Verdict::Queue),
+            -5 => Target::Verdict(Verdict::Return),
+            offset => match names.get(&u32::try_from(offset).ok()?) {
+                Some(name) => Target::Jump(name.clone()),
+                // A rule without a target goes on to the next entry, which begins no chain.
+                None => Target::Extension(String::new()),
+            },
+        })
+    }
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_ne_bytes(*b))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+/// A name, up to its NUL.
+fn text(bytes: &[u8], at: usize, most: usize) -> String {
+    let field = bytes.get(at..).unwrap_or_default();
+    let field = field.get(..most).unwrap_or(field);
+    String::from_utf8_lossy(field.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,388 @@
+//! The firewall plugin on hosts of the test's own, with real traffic.
+//!
+//! What is looked at: which packets pass, what `iptables` and `nft` say, and what is left when it is over.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use netns_tests::lab::{CLIENT, GATEWAY, HOST};
+use netns_tests::{Container, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Server, Target, Verb, serve};
+use serde_json::{Value, json};
+
+const VERSION: &str = "1.1.0";
+const TABLE: &str = "inet cni_chain_firewall";
+
+/// A container with its configuration and a server on port 80.
+struct Tenant {
+    container: Container,
+    config: Value,
+    _server: Server,
+}
+
+impl Tenant {
+    fn new(lab: &Lab, n: u8, keys: Value) -> Tenant {
+        let container = lab.container(n);
+        let server = serve(&container.netns, 80, &format!("container {n}"));
+        let mut config = json!({
+            "cniVersion": VERSION, "name": "net", "type": "firewall", "prevResult": container.prev_result(VERSION),
+        });
+        config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap_or_default());
+        Tenant { container, config, _server: server }
+    }
+
+    fn call(&self, lab: &Lab, verb: Verb) -> Outcome {
+        call(&lab.host, verb, &self.config, &self.container.target())
+    }
+
+    #[track_caller]
+    fn add(&self, lab: &Lab) {
+        let result = self.call(lab, Verb::Add).succeeds();
+        assert_eq!(result["ips"], self.config["prevResult"]["ips"], "the result is prevResult");
+    }
+
+    #[track_caller]
+    fn check(&self, lab: &Lab) {
+        self.call(lab, Verb::Check).succeeds();
+    }
+
+    #[track_caller]
+    fn del(&self, lab: &Lab) {
+        self.call(lab, Verb::Del).succeeds();
+    }
+
+    /// The container's two addresses with a port.
+    fn at(&self, port: u16) -> [String; 2] {
+        let [v4, v6] = &self.container.addresses;
+        [format!("{v4}:{port}"), format!("[{v6}]:{port}")]
+    }
+}
+
+#[track_caller]
+fn call(host: &Host, verb: Verb, config: &Value, target: &Target) -> Outcome {
+    Plugin::ours("firewall").call(host, verb, config, target)
+}
+
+/// The client's addresses with a port.
+fn client(port: u16) -> [String; 2] {
+    let [v4, v6] = CLIENT;
+    [format!("{v4}:{port}"), format!("[{v6}]:{port}")]
+}
+
+fn host_at(port: u16) -> [String; 2] {
+    let [v4, v6] = HOST;
+    [format!("{v4}:{port}"), format!("[{v6}]:{port}")]
+}
+
+#[track_caller]
+fn reaches(from: &Netns, to: &[String; 2], token: &str) {
+    for (address, proto) in to.iter().flat_map(|a| Proto::ALL.map(|p| (a, p))) {
+        Fetch::new(proto, address).expect(from, token);
+    }
+}
+
+#[track_caller]
+fn is_cut_off(from: &Netns, to: &[String; 2]) {
+    for address in to {
+        Fetch::new(Proto::Tcp, address).expect_nothing(from);
+    }
+}
+
+/// A host that drops what it forwards, with a server at the client.
+fn dropping_lab() -> (Lab, Server) {
+    let lab = Lab::new();
+    lab.host.drop_forwarded();
+    let server = serve(&lab.client, 80, "client");
+    (lab, server)
+}
+
+#[test]
+fn a_container_gets_out_of_a_host_that_drops_and_nobody_gets_in_unasked() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    is_cut_off(&tenant.container.netns, &client(80));
+
+    tenant.add(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    is_cut_off(&lab.client, &tenant.at(80));
+
+    tenant.del(&lab);
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
+#[test]
+fn a_published_port_is_reached_through_a_host_that_drops() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let [v4, v6] = &tenant.container.addresses;
+    lab.host.nft(&format!(
+        "table inet published {{ chain pre {{ type nat hook prerouting priority dstnat;\n\
+         ip daddr {} tcp dport 8080 dnat ip to {v4}:80\n ip6 daddr {} tcp dport 8080 dnat ip6 to [{v6}]:80\n\
+         ip daddr {} udp dport 8080 dnat ip to {v4}:80\n ip6 daddr {} udp dport 8080 dnat ip6 to [{v6}]:80\n }} }}",
+        HOST[0], HOST[1], HOST[0], HOST[1]
+    ));
+    is_cut_off(&lab.client, &host_at(8080));
+    tenant.add(&lab);
+    reaches(&lab.client, &host_at(8080), "container 2");
+    is_cut_off(&lab.client, &tenant.at(80));
+}
+
+#[test]
+fn iptables_goes_on_working_on_its_tables() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    for iptables in ["iptables", "ip6tables"] {
+        let rules = lab.host.run(&format!("{iptables} -w -S"));
+        for line in [
+            "-P FORWARD DROP",
+            "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD",
+            "-A CNI-FORWARD -m comment --comment \"CNI firewall plugin admin overrides\" -j CNI-ADMIN",
+            "-A CNI-FORWARD -m mark --mark 0x1000/0x1000 -m comment --comment \"CNI firewall plugin: admitted\" -j ACCEPT",
+        ] {
+            assert!(rules.lines().any(|l| l == line), "{iptables} -S lacks {line}:\n{rules}");
+        }
+        assert!(lab.host.run(&format!("{iptables} -w -L -v -n")).contains("mark match 0x1000/0x1000"));
+        // Save and restore, and the rules are still those that CHECK wants.
+        let saved = lab.host.run(&format!("{iptables}-save"));
+        lab.host.pipe(&format!("{iptables}-restore"), &saved).unwrap();
+        assert_eq!(lab.host.run(&format!("{iptables} -w -S")), rules);
+    }
+    tenant.check(&lab);
+    tenant.add(&lab);
+    for iptables in ["iptables", "ip6tables"] {
+        let rules = lab.host.run(&format!("{iptables} -w -S"));
+        assert_eq!(rules.matches("-j CNI-FORWARD").count(), 1, "nothing is doubled:\n{rules}");
+        for rule in ["FORWARD -j CNI-FORWARD", "CNI-FORWARD -j CNI-ADMIN"] {
+            let (chain, target) = rule.split_once(" -j ").unwrap();
+            let comment = if chain == "FORWARD" { "rules" } else { "admin overrides" };
+            let mut command = lab.host.command(iptables);
+            command.args(["-w", "-D", chain, "-m", "comment", "--comment", &format!("CNI firewall plugin {comment}")]);
+            assert!(command.args(["-j", target]).status().unwrap().success(), "{iptables} -D {rule}");
+        }
+        lab.host.run(&format!("{iptables} -w -F"));
+        lab.host.run(&format!("{iptables} -w -X"));
+    }
+}
+
+#[test]
+fn the_rules_are_those_that_iptables_writes_itself() {
+    let (ours, theirs) = (Lab::new(), Host::new());
+    let tenant = Tenant::new(&ours, 2, json!({}));
+    tenant.add(&ours);
+    for iptables in ["iptables", "ip6tables"] {
+        let script = ours.host.run(&format!("{iptables}-save"));
+        theirs.pipe(&format!("{iptables}-restore"), &script).unwrap();
+    }
+    // The kernel's expressions, chain by chain. iptables-restore makes INPUT and OUTPUT too, and writes a comment as an
+    // expression of its own, where ours is userdata.
+    let expressions = |host: &Host, chain: &str| -> Vec<String> {
+        let listing = host.run(&format!("nft --debug=netlink list chain {chain}"));
+        let netlink = listing.lines().filter(|l| l.trim_start().starts_with('[') && !l.contains("match name comment"));
+        netlink.map(|l| l.trim().to_owned()).collect()
+    };
+    for chain in ["ip filter FORWARD", "ip filter CNI-FORWARD", "ip6 filter FORWARD", "ip6 filter CNI-FORWARD"] {
+        let ours = expressions(&ours.host, chain);
+        assert!(!ours.is_empty(), "{chain}");
+        assert_eq!(ours, expressions(&theirs, chain), "{chain}");
+    }
+}
+
+#[test]
+fn add_is_repeatable_and_changes_nothing_the_second_time() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    let before = lab.host.snapshot();
+    tenant.add(&lab);
+    tenant.check(&lab);
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn del_without_prev_result_removes_all_that_the_attachment_owns() {
+    let (lab, _server) = dropping_lab();
+    let (stays, goes) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    stays.add(&lab);
+    let before = lab.host.snapshot();
+    goes.add(&lab);
+    let mut bare = goes.config.clone();
+    bare.as_object_mut().unwrap().remove("prevResult");
+    for _ in 0..2 {
+        call(&lab.host, Verb::Del, &bare, &goes.container.target().without_netns()).succeeds();
+        lab.host.assert_same_as(&before);
+    }
+    reaches(&stays.container.netns, &client(80), "client");
+}
+
+#[test]
+fn a_late_del_leaves_the_addresses_new_owner_connected() {
+    let (lab, _server) = dropping_lab();
+    let new = Tenant::new(&lab, 2, json!({}));
+    // The old container had the same addresses and is long gone.
+    let old = Target::new("old-container", "", "eth0");
+    let mut target = old.clone();
+    target.netns = new.container.netns.path();
+    call(&lab.host, Verb::Add, &new.config, &target).succeeds();
+    new.add(&lab);
+    new.check(&lab);
+    call(&lab.host, Verb::Del, &new.config, &old).succeeds();
+    new.check(&lab);
+    reaches(&new.container.netns, &client(80), "client");
+    assert!(!lab.host.run("nft list ruleset").contains("old-container"));
+}
+
+#[test]
+fn administrators_overrides_stand_before_the_acceptance() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({"iptablesAdminChainName": "MY-OVERRIDES"}));
+    tenant.add(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    lab.host.run(&format!("iptables -w -A MY-OVERRIDES -d {} -j DROP", CLIENT[0]));
+    lab.host.run(&format!("ip6tables -w -A MY-OVERRIDES -d {} -j DROP", CLIENT[1]));
+    is_cut_off(&tenant.container.netns, &client(80));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
+#[test]
+fn only_the_families_in_use_are_touched() {
+    let (lab, _server) = dropping_lab();
+    let mut tenant = Tenant::new(&lab, 2, json!({}));
+    let before6 = lab.host.run("nft list table ip6 filter");
+    tenant.config["prevResult"]["ips"].as_array_mut().unwrap().pop();
+    tenant.add(&lab);
+    tenant.check(&lab);
+    Fetch::new(Proto::Tcp, &client(80)[0]).expect(&tenant.container.netns, "client");
+    assert_eq!(lab.host.run("nft list table ip6 filter"), before6);
+}
+
+#[test]
+fn the_mark_is_gone_behind_the_filters_and_admits_nothing_from_elsewhere() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    lab.host.nft(
+        "table inet test { chain post { type filter hook postrouting priority 0; meta mark & 0x1000 == 0x1000 counter; }\n\
+         chain pre { type filter hook prerouting priority -300; iifname ext0 meta mark set meta mark | 0x1000; }; }",
+    );
+    reaches(&tenant.container.netns, &client(80), "client");
+    is_cut_off(&lab.client, &tenant.at(80));
+    assert!(lab.host.run("nft list chain inet test post").contains("counter packets 0 "));
+}
+
+/// What CHECK must say something about, by what an administrator might do.
+const DAMAGES: [(&str, &str); 10] = [
+    ("nft flush ruleset", "cni_chain_firewall"),
+    ("iptables -w -F", "ip filter FORWARD"),
+    ("ip6tables -w -F FORWARD", "ip6 filter FORWARD"),
+    ("iptables -w -F CNI-FORWARD", "ip filter CNI-FORWARD"),
+    ("iptables -w -D CNI-FORWARD 1", "CNI-ADMIN"),
+    ("iptables -w -D CNI-FORWARD 2", "accept"),
+    ("nft flush map inet cni_chain_firewall addresses4", "10.88.0.2"),
+    ("nft flush chain inet cni_chain_firewall forward", "forward"),
+    ("nft delete chain inet cni_chain_firewall cleared", "cleared"),
+    ("nft flush chain inet cni_chain_firewall admitted", "admitted"),
+];
+
+#[test]
+fn check_sees_every_loss_and_the_next_add_mends_it() {
+    for (damage, named) in DAMAGES {
+        let (lab, _server) = dropping_lab();
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        tenant.add(&lab);
+        tenant.check(&lab);
+        let before = lab.host.snapshot();
+        lab.host.run(damage);
+        let damaged = lab.host.snapshot();
+        let error = tenant.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains(named), "after {damage}, CHECK says: {}", error.details);
+        lab.host.assert_same_as(&damaged);
+        tenant.add(&lab);
+        tenant.check(&lab);
+        if damage == "nft flush ruleset" {
+            lab.host.drop_forwarded();
+        } else {
+            lab.host.assert_same_as(&before);
+        }
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
+}
+
+#[test]
+fn gc_removes_the_dead_and_leaves_the_living_and_other_networks() {
+    let (lab, _server) = dropping_lab();
+    let (living, dead) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    let mut foreign = Tenant::new(&lab, 4, json!({}));
+    foreign.config["name"] = "other".into();
+    living.add(&lab);
+    foreign.add(&lab);
+    let before = lab.host.snapshot();
+    dead.add(&lab);
+    let mut gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": living.container.id, "ifname": "eth0"}]);
+    for _ in 0..2 {
+        call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+        lab.host.assert_same_as(&before);
+    }
+    living.check(&lab);
+    foreign.check(&lab);
+}
+
+#[test]
+fn twenty_at_once_leave_nothing_doubled_and_nothing_behind() {
+    let (lab, _server) = dropping_lab();
+    let prev = |n: u32| {
+        json!({"cniVersion": VERSION, "interfaces": [{"name": "cni0"}], "ips": [
+            {"address": format!("10.88.7.{n}/16")}, {"address": format!("fd00:88::7:{n:x}/64")},
+        ]})
+    };
+    let config = |n: u32| json!({"cniVersion": VERSION, "name": "net", "type": "firewall", "ingressPolicy": "same-bridge",
+                                 "prevResult": prev(n)});
+    let netns = Netns::new("container");
+    let all = |verb: Verb| {
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = (1..=20)
+                .map(|n| {
+                    let target = Target::new(&format!("c{n}"), &netns.path(), "eth0");
+                    let (lab, config) = (&lab, config(n));
+                    scope.spawn(move || call(&lab.host, verb, &config, &target).succeeds())
+                })
+                .collect();
+            calls.into_iter().for_each(|call| drop(call.join().unwrap()));
+        });
+    };
+    all(Verb::Add);
+    all(Verb::Check);
+    let saved = lab.host.run("iptables -w -S");
+    assert_eq!(saved.matches("-j CNI-FORWARD").count(), 1, "{saved}");
+    assert_eq!(saved.matches("--mark").count(), 1, "{saved}");
+    all(Verb::Del);
+    let ruleset = lab.host.run("nft list ruleset");
+    for left in ["attach-", "same-bridge-", "10.88.7", "\"cni0\""] {
+        assert!(!ruleset.contains(left), "{left} is left:\n{ruleset}");
+    }
+}
+
+#[test]
+fn what_can_not_be_meant_changes_nothing() {
+    let (lab, _server) = dropping_lab();
+    let before = lab.host.snapshot();
+    for keys in [json!({"backend": "ipfw"}), json!({"ingressPolicy": "closed"}), json!({"hostChains": ["inet no chain"]})] {
+        let tenant = Tenant::new(&lab, 2, keys.clone());
+        let outcome = tenant.call(&lab, Verb::Add);
+        assert!([2, 7].contains(&outcome.fails().code), "{keys}");
+        drop(tenant);
+        lab.host.wait_until("the container is gone", || !lab.host.has_link("veth2"));
+        lab.host.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn status_and_the_gateway_need_nothing() {
+    let (lab, _server) = dropping_lab();
+    let config = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    let before = lab.host.snapshot();
+    call(&lab.host, Verb::Status, &config, &Target::new("", "", "")).succeeds();
+    lab.host.assert_same_as(&before);
+    assert_eq!(GATEWAY.len(), 2);
+    assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err());
+}
