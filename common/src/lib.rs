@@ -16,6 +16,8 @@ pub mod nft;
 pub mod plugin;
 pub mod store;
 pub mod sysctl;
+pub mod tc;
+pub mod units;
 
 pub use attachment::Attachment;
 pub use cni::error::{Difference, Error, Result};

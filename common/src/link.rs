@@ -1,6 +1,7 @@
 //! rtnetlink: the only door to links, addresses, routes and queueing disciplines.
 
 pub mod attributes;
+pub mod device;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};

@@ -1,1 +1,4 @@
-fn main() {}
+//! The bandwidth plugin.
+fn main() -> std::process::ExitCode {
+    common::run::<bandwidth::Bandwidth>()
+}

@@ -1,0 +1,577 @@
+//! Traffic control: token buckets, the hook for filters, and filters that send packets through another link.
+//!
+//! netlink-packet-route knows most of it; the options of `tbf` are written and read here, because it doesn't.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, Nla, NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMessage, TcActionMessageAttribute, TcActionMirror, TcActionMirrorOption,
+    TcActionOption, TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+use nix::errno::Errno;
+
+use crate::cni::error::{Error, Result};
+use crate::link::RouteSocket;
+use crate::link::device::Device;
+use crate::units::{BitRate, Bytes, TICK_NS, bytes_in, transmission_time};
+
+/// A token bucket filter (tc-tbf(8)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBucket {
+    /// Bytes per second.
+    pub rate: u64,
+    /// Size of the bucket in bytes.
+    pub burst: u32,
+    /// Bytes that may wait for tokens.
+    pub limit: u32,
+}
+
+impl fmt::Display for TokenBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (burst, limit) = (Bytes(self.burst.into()), Bytes(self.limit.into()));
+        write!(f, "tbf rate {} burst {burst} limit {limit}", BitRate(self.rate.saturating_mul(8)))
+    }
+}
+
+/// A token bucket as the kernel gives it back: the burst only as a time, and that only modulo 2³² ticks (275 s).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketSeen {
+    /// Bytes per second.
+    pub rate: u64,
+    /// Time to fill the bucket, in ticks of 64 ns, modulo 2³².
+    pub buffer: u32,
+    /// Bytes that may wait for tokens.
+    pub limit: u32,
+}
+
+impl BucketSeen {
+    /// What the kernel would give back of `bucket`.
+    pub fn of(bucket: &TokenBucket) -> BucketSeen {
+        let ticks = transmission_time(bucket.rate, bucket.burst) / TICK_NS;
+        // The kernel's field is that narrow: `opt.buffer = PSCHED_NS2TICKS(q->buffer)` in tbf_dump.
+        BucketSeen { rate: bucket.rate, buffer: (ticks & u64::from(u32::MAX)) as u32, limit: bucket.limit }
+    }
+
+    /// Whether this is `bucket`.
+    ///
+    /// The burst may differ by a microsecond's worth and one part in a million: the reference counts it in whole
+    /// microseconds.
+    pub fn is(&self, bucket: &TokenBucket) -> bool {
+        let expected = BucketSeen::of(bucket);
+        let apart = self.buffer.wrapping_sub(expected.buffer);
+        let apart = apart.min(expected.buffer.wrapping_sub(self.buffer));
+        self.rate == expected.rate && self.limit == expected.limit && apart <= 16 + expected.buffer / 1_000_000
+    }
+
+    /// The bucket, its burst as near as it can be told.
+    pub fn bucket(&self) -> TokenBucket {
+        let burst = bytes_in(self.rate, (u64::from(self.buffer) + 1) * TICK_NS - 1);
+        TokenBucket { rate: self.rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), limit: self.limit }
+    }
+}
+
+/// A queueing discipline that someone has put on a link; the kernel's defaults don't count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qdisc {
+    /// `tbf`, `htb`, `clsact`, …
+    pub kind: String,
+    /// Its handle's major number.
+    pub major: u16,
+    /// If it is a token bucket: which.
+    pub bucket: Option<BucketSeen>,
+}
+
+impl fmt::Display for Qdisc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bucket {
+            Some(seen) => seen.bucket().fmt(f),
+            None => write!(f, "{} {:x}:", self.kind, self.major),
+        }
+    }
+}
+
+/// The handle under which token buckets are made, `1:` as in the reference: by it they are told from others'.
+pub const BUCKET_MAJOR: u16 = 1;
+
+/// Where a filter sees a link's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// What the link receives (tc's `ingress`).
+    Receive,
+    /// What the link is about to transmit (tc's `egress`; needs a `clsact`).
+    Transmit,
+}
+
+impl Hook {
+    fn parent(self) -> TcHandle {
+        let minor = match self {
+            Hook::Receive => TcHandle::MIN_INGRESS,
+            Hook::Transmit => TcHandle::MIN_EGRESS,
+        };
+        TcHandle { major: TcHandle::CLSACT.major, minor }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hook::Receive => "ingress",
+            Hook::Transmit => "egress",
+        })
+    }
+}
+
+/// Which address of a packet is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// The sender's.
+    Source,
+    /// The receiver's.
+    Destination,
+}
+
+/// Which packets a filter takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Match {
+    /// Every packet of every protocol.
+    All,
+    /// Those with an address in a subnet.
+    Subnet(Side, IpNet),
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Match::All => f.write_str("all"),
+            Match::Subnet(Side::Source, net) => write!(f, "src {net}"),
+            Match::Subnet(Side::Destination, net) => write!(f, "dst {net}"),
+        }
+    }
+}
+
+/// `ETH_P_ALL`, `ETH_P_IP` and `ETH_P_IPV6` (include/uapi/linux/if_ether.h).
+const ETH_P: [u16; 3] = [0x0003, 0x0800, 0x86dd];
+
+impl Match {
+    /// The protocol that a filter for this is bound to.
+    fn protocol(&self) -> u16 {
+        let [all, v4, v6] = ETH_P;
+        match self {
+            Match::All => all,
+            Match::Subnet(_, IpNet::V4(_)) => v4,
+            Match::Subnet(_, IpNet::V6(_)) => v6,
+        }
+    }
+
+    /// The 32 bit words to compare, from the network header on.
+    fn keys(&self) -> Vec<TcU32Key> {
+        let (offset, address, mask): (i32, Vec<u8>, Vec<u8>) = match self {
+            Match::All => return vec![TcU32Key::default()],
+            Match::Subnet(side, IpNet::V4(net)) => (
+                if *side == Side::Source { 12 } else { 16 },
+                net.network().octets().to_vec(),
+                net.netmask().octets().to_vec(),
+            ),
+            Match::Subnet(side, IpNet::V6(net)) => (
+                if *side == Side::Source { 8 } else { 24 },
+                net.network().octets().to_vec(),
+                net.netmask().octets().to_vec(),
+            ),
+        };
+        let words = address.chunks(4).zip(mask.chunks(4)).zip((offset..).step_by(4));
+        let keys: Vec<TcU32Key> =
+            words.map(|((a, m), off)| key(big_endian(m), big_endian(a), off)).filter(|k| k.mask != 0).collect();
+        // A /0 is every packet of its family; a selector without keys would be one too, but tc(8) can't show it.
+        if keys.is_empty() { vec![TcU32Key::default()] } else { keys }
+    }
+
+    /// What a selector compares, if it is one of ours.
+    fn of(protocol: u16, keys: &[TcU32Key]) -> Option<Match> {
+        let [all, v4, v6] = ETH_P;
+        let blank = keys.iter().all(|k| k.mask == 0);
+        if protocol == all {
+            return blank.then_some(Match::All);
+        }
+        let (bytes, source, destination) = match protocol {
+            p if p == v4 => (4, 12, 16),
+            p if p == v6 => (16, 8, 24),
+            _ => return None,
+        };
+        let first = keys.first().map(|k| k.off).filter(|_| !blank).unwrap_or(source);
+        let (side, base) = if first < destination { (Side::Source, source) } else { (Side::Destination, destination) };
+        let (mut address, mut mask) = (0u128, 0u128);
+        for key in keys.iter().filter(|k| k.mask != 0) {
+            let shift = u32::try_from((bytes - 4 - (key.off - base)) * 8).ok().filter(|s| *s < 128)?;
+            address |= u128::from(key.val) << shift;
+            mask |= u128::from(key.mask) << shift;
+        }
+        let length = u8::try_from(mask.count_ones()).ok()?;
+        let net = if bytes == 4 {
+            IpNet::new(std::net::Ipv4Addr::from(u32::try_from(address).ok()?).into(), length)
+        } else {
+            IpNet::new(std::net::Ipv6Addr::from(address).into(), length)
+        };
+        Some(Match::Subnet(side, net.ok()?))
+    }
+}
+
+fn big_endian(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte))
+}
+
+fn key(mask: u32, val: u32, off: i32) -> TcU32Key {
+    let mut key = TcU32Key::default();
+    (key.mask, key.val, key.off) = (mask, val, off);
+    key
+}
+
+/// Bytes that a filter's action carries for whoever made it (`TCA_ACT_COOKIE`).
+pub type Cookie = [u8; 16];
+
+/// What a filter does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes on, and no later filter sees it.
+    Pass,
+    /// It is sent through the link of this index, as if that transmitted it; 0 where that link has gone.
+    Redirect {
+        /// The link's index.
+        to: u32,
+        /// The maker's mark; empty if there is none.
+        cookie: Vec<u8>,
+    },
+    /// Something that isn't made here.
+    Foreign(String),
+}
+
+/// A filter on a link's hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Filters are asked in ascending order of this.
+    pub priority: u16,
+    /// Which packets; `None` for a filter that can't be made here.
+    pub matches: Option<Match>,
+    /// What with them.
+    pub verdict: Verdict,
+}
+
+impl RouteSocket {
+    /// The qdisc at the root of a link, unless it is the kernel's default.
+    pub fn root_qdisc(&self, device: &Device) -> Result<Option<Qdisc>> {
+        self.qdisc(device, TcHandle::ROOT)
+    }
+
+    /// The qdisc that carries a link's hooks: `clsact`, or `ingress`, which has [`Hook::Receive`] only.
+    pub fn hook_qdisc(&self, device: &Device) -> Result<Option<Qdisc>> {
+        self.qdisc(device, TcHandle::CLSACT)
+    }
+
+    fn qdisc(&self, device: &Device, parent: TcHandle) -> Result<Option<Qdisc>> {
+        let query = message(device, parent, TcHandle::UNSPEC);
+        let object = format!("the qdisc of link {}", device.name);
+        // Without NLM_F_ECHO a GET of one qdisc is acknowledged but never answered (qdisc_notify, net/sched/sch_api.c).
+        let flags = NLM_F_ECHO | NLM_F_ACK;
+        match self.request(RouteNetlinkMessage::GetQueueDiscipline(query), flags, "get", &object) {
+            Ok(answers) => Ok(answers.iter().find_map(as_qdisc)),
+            Err(Error::Kernel { errno: Errno::ENOENT, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The indices of all links that carry a hook.
+    pub fn links_with_hooks(&self) -> Result<Vec<u32>> {
+        let query = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let answers = self.request(query, NLM_F_DUMP, "list", "qdiscs")?;
+        let index = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(qdisc) if qdisc.header.parent == TcHandle::CLSACT => {
+                u32::try_from(qdisc.header.index).ok()
+            }
+            _ => None,
+        };
+        Ok(answers.iter().filter_map(index).collect())
+    }
+
+    /// Puts a token bucket at the root of a link that has none.
+    pub fn add_bucket(&self, device: &Device, bucket: &TokenBucket) -> Result<()> {
+        self.put_bucket(device, bucket, NLM_F_CREATE | NLM_F_EXCL, "add")
+    }
+
+    /// Changes the token bucket at the root of a link in place: what waits in it goes on waiting.
+    pub fn change_bucket(&self, device: &Device, bucket: &TokenBucket) -> Result<()> {
+        self.put_bucket(device, bucket, NLM_F_REPLACE, "change")
+    }
+
+    fn put_bucket(&self, device: &Device, bucket: &TokenBucket, flags: u16, action: &'static str) -> Result<()> {
+        let mut request = message(device, TcHandle::ROOT, TcHandle { major: BUCKET_MAJOR, minor: 0 });
+        request.attributes = vec![TcAttribute::Kind("tbf".into()), TcAttribute::Options(bucket_options(bucket))];
+        let object = format!("qdisc {bucket} on link {}", device.name);
+        self.request(RouteNetlinkMessage::NewQueueDiscipline(request), flags, action, &object).map(drop)
+    }
+
+    /// Takes the token bucket from the root of a link; none there is as good.
+    pub fn delete_bucket(&self, device: &Device) -> Result<()> {
+        let request = message(device, TcHandle::ROOT, TcHandle { major: BUCKET_MAJOR, minor: 0 });
+        let object = format!("the tbf of link {}", device.name);
+        let request = RouteNetlinkMessage::DelQueueDiscipline(request);
+        absence_is_success(self.request(request, 0, "delete", &object))
+    }
+
+    /// Gives a link its hooks.
+    pub fn add_hooks(&self, device: &Device) -> Result<()> {
+        let mut request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
+        request.attributes = vec![TcAttribute::Kind("clsact".into())];
+        let object = format!("qdisc clsact on link {}", device.name);
+        let request = RouteNetlinkMessage::NewQueueDiscipline(request);
+        self.request(request, NLM_F_CREATE | NLM_F_EXCL, "add", &object).map(drop)
+    }
+
+    /// Takes the hooks, and every filter in them, from a link; none there is as good.
+    pub fn delete_hooks(&self, device: &Device) -> Result<()> {
+        let request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
+        let object = format!("the clsact of link {}", device.name);
+        let request = RouteNetlinkMessage::DelQueueDiscipline(request);
+        absence_is_success(self.request(request, 0, "delete", &object))
+    }
+
+    /// The filters in a hook of a link, in the order in which they are asked.
+    pub fn filters(&self, device: &Device, hook: Hook) -> Result<Vec<Filter>> {
+        let query = message(device, hook.parent(), TcHandle::UNSPEC);
+        let object = format!("the {hook} filters of link {}", device.name);
+        let request = RouteNetlinkMessage::GetTrafficFilter(query);
+        match self.request(request, NLM_F_DUMP, "list", &object) {
+            Ok(answers) => Ok(answers.iter().filter_map(as_filter).collect()),
+            Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a filter behind those of the same priority.
+    pub fn add_filter(&self, device: &Device, hook: Hook, priority: u16, matches: Match, to: Redirect) -> Result<()> {
+        let mut request = message(device, hook.parent(), TcHandle::UNSPEC);
+        request.header.info = u32::from(priority) << 16 | u32::from(matches.protocol().to_be());
+        let mut selector = TcU32Selector::default();
+        selector.flags = TcU32SelectorFlags::Terminal;
+        selector.keys = matches.keys();
+        selector.nkeys = u8::try_from(selector.keys.len()).unwrap_or(u8::MAX);
+        let mut options = vec![TcOption::U32(TcFilterU32Option::Selector(selector))];
+        // Not a class: without it a selector is not terminal for tc's older kernels, and the reference has it too.
+        options.push(TcOption::U32(TcFilterU32Option::ClassId(TcHandle { major: 1, minor: 1 })));
+        if let Some((index, cookie)) = to {
+            options.push(TcOption::U32(TcFilterU32Option::Action(vec![redirect(index, cookie)])));
+        }
+        request.attributes = vec![TcAttribute::Kind(TcFilterU32::KIND.into()), TcAttribute::Options(options)];
+        let object = format!("filter {priority} ({matches}) on {hook} of link {}", device.name);
+        let request = RouteNetlinkMessage::NewTrafficFilter(request);
+        self.request(request, NLM_F_CREATE | NLM_F_EXCL, "add", &object).map(drop)
+    }
+
+    /// Deletes all filters of one priority; none there is as good.
+    pub fn delete_filters(&self, device: &Device, hook: Hook, priority: u16) -> Result<()> {
+        let mut request = message(device, hook.parent(), TcHandle::UNSPEC);
+        request.header.info = u32::from(priority) << 16;
+        let object = format!("filter {priority} on {hook} of link {}", device.name);
+        let request = RouteNetlinkMessage::DelTrafficFilter(request);
+        absence_is_success(self.request(request, 0, "delete", &object))
+    }
+}
+
+impl RouteSocket {
+    /// Whether this kernel knows a kind of qdisc. Asks the loopback link for one that can't be: with an empty table of
+    /// sizes, which is found out after the kind and before anything is made (`qdisc_create`, net/sched/sch_api.c).
+    pub fn knows_qdisc(&self, kind: &str) -> Result<bool> {
+        let parent = if kind == "clsact" { TcHandle::CLSACT } else { TcHandle::ROOT };
+        let mut request = message(&loopback(), parent, TcHandle::UNSPEC);
+        request.attributes = vec![TcAttribute::Kind(kind.into()), TcAttribute::Stab(Vec::new())];
+        let request = RouteNetlinkMessage::NewQueueDiscipline(request);
+        known(self.request(request, NLM_F_CREATE | NLM_F_EXCL, "try", &format!("qdisc {kind}")))
+    }
+
+    /// Whether this kernel can redirect to another link. Asks for an action without its parameters.
+    pub fn knows_redirect(&self) -> Result<bool> {
+        let mut action = TcAction::default();
+        action.attributes = vec![TcActionAttribute::Kind(TcActionMirror::KIND.into())];
+        let mut request = TcActionMessage::default();
+        request.attributes = vec![TcActionMessageAttribute::Actions(vec![action])];
+        let request = RouteNetlinkMessage::NewTrafficAction(request);
+        known(self.request(request, NLM_F_CREATE | NLM_F_EXCL, "try", "action mirred"))
+    }
+}
+
+/// The loopback link has this index in every namespace.
+fn loopback() -> Device {
+    Device { index: 1, name: "lo".into(), ..Device::default() }
+}
+
+/// ENOENT names an unknown kind; EINVAL the flaw that the request was given; EEXIST a qdisc that is there already.
+fn known<T>(outcome: Result<T>) -> Result<bool> {
+    match outcome {
+        Err(Error::Kernel { errno: Errno::ENOENT, .. }) => Ok(false),
+        Err(Error::Kernel { errno: Errno::EINVAL | Errno::EEXIST, .. }) => Ok(true),
+        outcome => outcome.map(|_| true),
+    }
+}
+
+/// Through which link, by its index, a filter sends its packets, with its maker's mark; `None` lets them pass.
+pub type Redirect = Option<(u32, Cookie)>;
+
+/// The kernel says ENOENT, EINVAL or ENODEV, by version, where there is nothing to delete.
+fn absence_is_success<T>(outcome: Result<T>) -> Result<()> {
+    match outcome {
+        Err(Error::Kernel { errno: Errno::ENOENT | Errno::EINVAL | Errno::ENODEV, .. }) => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+fn message(device: &Device, parent: TcHandle, handle: TcHandle) -> TcMessage {
+    let mut message = TcMessage::with_index(i32::try_from(device.index).unwrap_or(i32::MAX));
+    message.header.parent = parent;
+    message.header.handle = handle;
+    message
+}
+
+fn redirect(index: u32, cookie: Cookie) -> TcAction {
+    let mut parameters = TcMirror::default();
+    parameters.generic.action = TcActionType::Stolen;
+    parameters.eaction = TcMirrorActionType::EgressRedir;
+    parameters.ifindex = index;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.into()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(parameters))]),
+        TcActionAttribute::Cookie(cookie.to_vec()),
+    ];
+    action
+}
+
+fn as_qdisc(answer: &RouteNetlinkMessage) -> Option<Qdisc> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+    let kind = kind_of(message)?;
+    // Handle 0 is the kernel's own default, which gives way to anything.
+    let major = Some(message.header.handle.major).filter(|major| *major != 0)?;
+    let bucket = if kind == "tbf" { options_of(message).iter().find_map(bucket_seen) } else { None };
+    Some(Qdisc { kind, major, bucket })
+}
+
+fn kind_of(message: &TcMessage) -> Option<String> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    })
+}
+
+fn options_of(message: &TcMessage) -> &[TcOption] {
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options.as_slice()),
+        _ => None,
+    });
+    options.unwrap_or_default()
+}
+
+fn as_filter(answer: &RouteNetlinkMessage) -> Option<Filter> {
+    let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return None };
+    let kind = kind_of(message)?;
+    let priority = u16::try_from(message.header.info >> 16).ok()?;
+    if kind != TcFilterU32::KIND {
+        // Only a filter itself has options, its protocol's entry has none.
+        let real = !options_of(message).is_empty();
+        return real.then_some(Filter { priority, matches: None, verdict: Verdict::Foreign(kind) });
+    }
+    let protocol = u16::from_be((message.header.info & 0xffff) as u16);
+    let (mut matches, mut verdict, mut real) = (None, Verdict::Pass, false);
+    for option in options_of(message) {
+        match option {
+            // Entries without a selector are u32's hash tables.
+            TcOption::U32(TcFilterU32Option::Selector(selector)) => {
+                real = true;
+                matches = Match::of(protocol, &selector.keys);
+            }
+            TcOption::U32(TcFilterU32Option::Action(actions)) => verdict = verdict_of(actions),
+            _ => {}
+        }
+    }
+    real.then_some(Filter { priority, matches, verdict })
+}
+
+/// The first action decides: a redirected packet never reaches a second one.
+fn verdict_of(actions: &[TcAction]) -> Verdict {
+    let Some(action) = actions.first() else { return Verdict::Pass };
+    let (mut target, mut cookie, mut kind) = (None, Vec::new(), String::new());
+    for attribute in &action.attributes {
+        match attribute {
+            TcActionAttribute::Kind(k) => kind.clone_from(k),
+            TcActionAttribute::Cookie(bytes) => cookie.clone_from(bytes),
+            TcActionAttribute::Options(options) => target = target.or(options.iter().find_map(redirect_target)),
+            _ => {}
+        }
+    }
+    match target {
+        Some(to) => Verdict::Redirect { to, cookie },
+        None => Verdict::Foreign(kind),
+    }
+}
+
+fn redirect_target(option: &TcActionOption) -> Option<u32> {
+    match option {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(parameters))
+            if parameters.eaction == TcMirrorActionType::EgressRedir =>
+        {
+            Some(parameters.ifindex)
+        }
+        _ => None,
+    }
+}
+
+/// `TCA_TBF_PARMS`, `TCA_TBF_RATE64` and `TCA_TBF_BURST` (include/uapi/linux/pkt_sched.h).
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
+
+/// Offsets in `struct tc_tbf_qopt`: `tc_ratespec` rate (12 bytes, of which the rate is the last four), the same for the
+/// peak rate, then limit, buffer and mtu.
+const QOPT_LEN: usize = 36;
+const QOPT_RATE: usize = 8;
+const QOPT_LIMIT: usize = 24;
+const QOPT_BUFFER: usize = 28;
+
+/// `TC_LINKLAYER_ETHERNET`: with it the kernel wants no rate table.
+const LINKLAYER_ETHERNET: u8 = 1;
+
+fn bucket_options(bucket: &TokenBucket) -> Vec<TcOption> {
+    let mut qopt = vec![0, LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
+    let rate = u32::try_from(bucket.rate).unwrap_or(u32::MAX);
+    for word in [rate, 0, 0, 0, bucket.limit, BucketSeen::of(bucket).buffer, 0] {
+        qopt.extend(word.to_ne_bytes());
+    }
+    let mut options = vec![(TCA_TBF_PARMS, qopt), (TCA_TBF_BURST, bucket.burst.to_ne_bytes().to_vec())];
+    if bucket.rate > u64::from(rate) || rate == u32::MAX {
+        options.push((TCA_TBF_RATE64, bucket.rate.to_ne_bytes().to_vec()));
+    }
+    options.into_iter().map(|(kind, bytes)| TcOption::Other(DefaultNla::new(kind, bytes))).collect()
+}
+
+/// Reads the options of a tbf, which come as one unparsed attribute holding all of them.
+fn bucket_seen(option: &TcOption) -> Option<BucketSeen> {
+    let TcOption::Other(nest) = option else { return None };
+    let mut value = vec![0; nest.value_len()];
+    nest.emit_value(&mut value);
+    let (mut seen, mut wide) = (None, None);
+    for attribute in NlasIterator::new(&value).flatten() {
+        let bytes = attribute.value();
+        match attribute.kind() {
+            TCA_TBF_PARMS if bytes.len() >= QOPT_LEN => {
+                let word = |at: usize| bytes.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_ne_bytes);
+                let (rate, buffer, limit) = (word(QOPT_RATE)?, word(QOPT_BUFFER)?, word(QOPT_LIMIT)?);
+                seen = Some(BucketSeen { rate: rate.into(), buffer, limit });
+            }
+            TCA_TBF_RATE64 => wide = bytes.try_into().ok().map(u64::from_ne_bytes),
+            _ => {}
+        }
+    }
+    seen.map(|seen| BucketSeen { rate: wide.unwrap_or(seen.rate), ..seen })
+}

@@ -1,0 +1,312 @@
+//! From the configuration and a few facts to what the kernel shall hold. Opens nothing.
+//!
+//! ```text
+//!  host's veth                                             container's eth0
+//!    transmits ── root qdisc tbf ─────────────────────────►  ingress
+//!    receives  ◄───────────────────────────────────────────  egress
+//!       └─ clsact, filter: redirect ─► ifb ── root qdisc tbf ─► back into the stack
+//! ```
+//!
+//! A link's qdisc acts on what the link transmits. So one direction takes a token bucket at the link's root, and the
+//! other is led through an ifb, which transmits it. Where only some subnets are meant, the transmitting direction is led
+//! through an ifb, too: then exempt traffic meets no qdisc at all, and there is no class to fall through.
+//!
+//! With `inContainer` the same is done to the container's own interface, which transmits egress and receives ingress.
+
+use std::fmt;
+
+use common::Attachment;
+use common::attachment::reference_hash_name;
+use common::cni::{Error, Result};
+use common::link::device::Device;
+use common::tc::{Cookie, Hook, Match, Side, TokenBucket};
+use common::units::bytes_in;
+use ipnet::IpNet;
+
+use crate::config::{Burst, Config, Limit, Scope};
+
+/// A direction as the container sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the container.
+    Ingress,
+    /// From the container.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        })
+    }
+}
+
+/// What was looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The link that will carry the limits.
+    pub link: Device,
+    /// The links that already have one of the names in [`ifb_names`].
+    pub named: Vec<Device>,
+    /// Whether the link is in the container's namespace.
+    pub in_container: bool,
+}
+
+/// One attachment's limits as kernel objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shaping {
+    /// Who owns all this: the alias of its links.
+    pub label: String,
+    /// The same in the room that a filter's cookie has.
+    pub mark: Mark,
+    /// The link that carries the limits.
+    pub link: Device,
+    /// One for each direction that is limited.
+    pub lanes: Vec<Lane>,
+}
+
+/// The way of one direction's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// As the container sees it.
+    pub direction: Direction,
+    /// As the link sees it.
+    pub hook: Hook,
+    /// How fast.
+    pub bucket: TokenBucket,
+    /// Where the bucket is.
+    pub via: Via,
+}
+
+/// Where a lane's bucket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// At the root of the link itself.
+    Root,
+    /// At the root of an ifb, to which filters redirect.
+    Ifb {
+        /// Its name.
+        name: String,
+        /// Its hardware address: the same whenever it is made for this attachment.
+        mac: [u8; 6],
+        /// What goes through it.
+        rules: Vec<Rule>,
+    },
+}
+
+/// One filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Which packets.
+    pub matches: Match,
+    /// Whether they go through the ifb, or pass unlimited.
+    pub limited: bool,
+}
+
+/// Time of traffic at full rate that a chosen bucket holds, in nanoseconds. It bridges the time until a busy host looks
+/// at the queue again, and no second can hold more than 101 % of the rate.
+const CHOSEN_TIME: u64 = 10_000_000;
+
+/// Frames that a chosen bucket holds at the least: with room for one only, tokens that accrue while it leaves are lost.
+const CHOSEN_FRAMES: u32 = 2;
+
+/// What the kernel shall hold for `attachment`.
+pub fn plan(config: &Config, attachment: &Attachment, facts: Facts) -> Result<Shaping> {
+    let label = label(attachment);
+    let mut lanes = Vec::new();
+    for hook in [Hook::Transmit, Hook::Receive] {
+        let Some(limit) = config.limit_at(hook) else { continue };
+        let inwards = (hook == Hook::Transmit) != config.in_container;
+        let direction = if inwards { Direction::Ingress } else { Direction::Egress };
+        let via = if config.needs_ifb(hook) {
+            let name = choose_name(attachment, hook, &label, &facts.named)?;
+            Via::Ifb { name, mac: mac(attachment, hook), rules: rules(&config.scope, direction) }
+        } else {
+            Via::Root
+        };
+        lanes.push(Lane { direction, hook, bucket: bucket(limit, config, &facts.link)?, via });
+    }
+    Ok(Shaping { label, mark: Mark::of(attachment), link: facts.link, lanes })
+}
+
+fn bucket(limit: &Limit, config: &Config, link: &Device) -> Result<TokenBucket> {
+    let burst = match limit.burst {
+        Burst::Bytes(bytes) if bytes < link.frame() => {
+            let least = u64::from(link.frame()) * 8;
+            let reason = format!(
+                "it holds no full packet of {} (MTU {}), so none would ever pass; the smallest useful value is {least} bits",
+                link.name, link.mtu
+            );
+            return Err(Error::invalid(&limit.key, format!("{} bits", u64::from(bytes) * 8), reason));
+        }
+        Burst::Bytes(bytes) => bytes,
+        Burst::Chosen => chosen_burst(limit.rate, link.frame()),
+    };
+    let latency = u64::try_from(config.latency.as_nanos()).unwrap_or(u64::MAX);
+    // As tc(8) reckons `latency`, and the reference. The kernel's field has 32 bits: beyond, the wait is shorter.
+    let waiting = bytes_in(limit.rate, latency).saturating_add(burst.into());
+    Ok(TokenBucket { rate: limit.rate, burst, limit: u32::try_from(waiting).unwrap_or(u32::MAX) })
+}
+
+/// The bucket, in bytes, for a rate in bytes per second and a link whose longest frame has so many bytes.
+pub fn chosen_burst(rate: u64, frame: u32) -> u32 {
+    let by_rate = u32::try_from(bytes_in(rate, CHOSEN_TIME)).unwrap_or(u32::MAX);
+    by_rate.max(frame.saturating_mul(CHOSEN_FRAMES))
+}
+
+/// The filters of a direction. The remote side is the sender of what comes in and the receiver of what goes out.
+fn rules(scope: &Scope, direction: Direction) -> Vec<Rule> {
+    let side = match direction {
+        Direction::Ingress => Side::Source,
+        Direction::Egress => Side::Destination,
+    };
+    let each = |nets: &[IpNet], limited: bool| -> Vec<Rule> {
+        nets.iter().map(|net| Rule { matches: Match::Subnet(side, *net), limited }).collect()
+    };
+    let rest = Rule { matches: Match::All, limited: true };
+    match scope {
+        Scope::All => vec![rest],
+        Scope::Except(nets) => each(nets, false).into_iter().chain([rest]).collect(),
+        Scope::Only(nets) => each(nets, true),
+    }
+}
+
+/// The names that an attachment's ifb for a hook may have, best first.
+///
+/// What a link receives goes through the ifb that the reference would make, under its name, because operators and an
+/// upgrade look for it there. That name leaves out the interface, so the second interface of a container on a network
+/// finds it taken; then, and for what a link transmits, the name is made of all three names.
+pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
+    let Attachment { network, container, .. } = attachment;
+    let digits = attachment.key();
+    match hook {
+        Hook::Receive => {
+            let reference = reference_hash_name(15, "bwp", &format!("{network}{container}"));
+            vec![reference, reference_hash_name(15, "bwp", &digits)]
+        }
+        Hook::Transmit => vec![reference_hash_name(15, "bwt", &digits)],
+    }
+}
+
+/// A name that is ours already, else the first that is free or is held by an ifb of the reference's.
+fn choose_name(attachment: &Attachment, hook: Hook, label: &str, named: &[Device]) -> Result<String> {
+    let names = ifb_names(attachment, hook);
+    let holder = |name: &String| named.iter().find(|device| device.name == *name);
+    let ours = names.iter().find(|name| holder(name).is_some_and(|h| h.kind == "ifb" && h.alias == label));
+    let free = || names.iter().find(|name| holder(name).is_none_or(|h| h.kind == "ifb" && h.alias.is_empty()));
+    if let Some(name) = ours.or_else(free) {
+        return Ok(name.clone());
+    }
+    let holders: Vec<String> = names.iter().filter_map(holder).map(|h| format!("{} ({})", h.name, h.alias)).collect();
+    Err(Error::Link {
+        link: names.join(", "),
+        reason: format!("the name for the ifb is taken by another: {}; delete that link", holders.join(", ")),
+    })
+}
+
+/// The label of an attachment's links: readable, and never the same for two attachments.
+///
+/// A label that had to be shortened is followed by the key. The kernel takes up to 255 bytes (`IFALIASZ`).
+pub fn label(attachment: &Attachment) -> String {
+    let (label, whole) = (attachment.label(), attachment.to_string());
+    if label == whole { label } else { format!("{label} {}", attachment.key()) }
+}
+
+/// Whether `label` is that of an attachment of `network`.
+pub fn is_of_network(label: &str, network: &str) -> bool {
+    match label.split_once(' ') {
+        Some((_, key)) => key.split_once('-').is_some_and(|(first, _)| first == Attachment::network_key(network)),
+        None => label.split_once('/').is_some_and(|(first, _)| first == network),
+    }
+}
+
+/// An attachment in the room of a filter's cookie: 13 hex digits of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark([u8; 13]);
+
+impl Mark {
+    /// The mark of the attachment that has this label, as far as [`label`] made it.
+    pub fn of_label(label: &str) -> Option<Mark> {
+        if let Some((_, key)) = label.split_once(' ') {
+            return Some(Mark::of_key(key));
+        }
+        let mut names = label.split('/');
+        let (network, container, ifname) = (names.next()?, names.next()?, names.next()?);
+        names.next().is_none().then(|| Mark::of(&Attachment::new(network, container, ifname)))
+    }
+
+    /// The mark of an attachment.
+    pub fn of(attachment: &Attachment) -> Mark {
+        Mark::of_key(&attachment.key())
+    }
+
+    fn of_key(key: &str) -> Mark {
+        let digits = key.split_once('-').map(|(_, own)| own.bytes()).into_iter().flatten();
+        let mut mark = [b'0'; 13];
+        mark.iter_mut().zip(digits).for_each(|(place, digit)| *place = digit);
+        Mark(mark)
+    }
+
+    /// The cookie of a filter: `bw`, whether the hooks are ours as well (`h`) or were there before (`-`), the mark.
+    pub fn cookie(&self, hooks_are_ours: bool) -> Cookie {
+        let mut cookie = [0; 16];
+        let bytes = [b'b', b'w', if hooks_are_ours { b'h' } else { b'-' }].into_iter().chain(self.0);
+        cookie.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        cookie
+    }
+
+    /// Whether a filter with this cookie is ours, and then whether the hooks are.
+    pub fn reads(&self, cookie: &[u8]) -> Option<bool> {
+        [false, true].into_iter().find(|ours| self.cookie(*ours) == cookie)
+    }
+}
+
+/// A unicast address, locally administered (IEEE 802: bit 0 clear, bit 1 set in the first byte), made of the key.
+fn mac(attachment: &Attachment, hook: Hook) -> [u8; 6] {
+    let key = attachment.key();
+    let own = key.split_once('-').map(|(_, own)| own).unwrap_or_default();
+    let digits: Vec<u8> = own.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
+    let skipped = if hook == Hook::Receive { 0 } else { 12 };
+    let pairs = digits.chunks_exact(2).map(|pair| pair.iter().fold(0u8, |byte, digit| byte << 4 | digit));
+    let mut mac = [0; 6];
+    mac.iter_mut().zip(pairs.skip(skipped / 2)).for_each(|(place, byte)| *place = byte);
+    if let Some(first) = mac.first_mut() {
+        *first = *first & 0xfc | 0x02;
+    }
+    mac
+}
+
+/// A hardware address in its usual form.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+impl fmt::Display for Shaping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "link {} index {} alias \"{}\"", self.link.name, self.link.index, self.label)?;
+        self.lanes.iter().try_for_each(|lane| lane.print(&self.link.name, f))
+    }
+}
+
+impl Lane {
+    fn print(&self, link: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}:", self.direction)?;
+        match &self.via {
+            Via::Root => writeln!(f, "  qdisc root of {link}: {}", self.bucket),
+            Via::Ifb { name, mac, rules } => {
+                writeln!(f, "  ifb {name} mac {}", mac_text(*mac))?;
+                writeln!(f, "  qdisc root of {name}: {}", self.bucket)?;
+                rules.iter().try_for_each(|rule| writeln!(f, "  filter {} of {link}: {}", self.hook, rule.print(name)))
+            }
+        }
+    }
+}
+
+impl Rule {
+    /// `all redirect to bwp…`, `dst 10.0.0.0/8 pass`.
+    pub fn print(&self, ifb: &str) -> String {
+        if self.limited { format!("{} redirect to {ifb}", self.matches) } else { format!("{} pass", self.matches) }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the kernel holds on a link and on the ifbs beside it.
+
+use common::cni::Result;
+use common::link::RouteSocket;
+use common::link::device::Device;
+use common::tc::{Filter, Hook, Qdisc, Verdict};
+
+use crate::plan::Mark;
+
+/// Both hooks of a link.
+pub const HOOKS: [Hook; 2] = [Hook::Receive, Hook::Transmit];
+
+/// Where our filters go in the order in which a hook asks them: behind those of everybody else, because a packet that has
+/// been redirected passes no further filter, not even when it comes back. Two banks, so that a new list of subnets is
+/// complete before the old one goes.
+const BANKS: [u16; 2] = [0xf100, 0xf110];
+
+/// Filters of one priority are of one protocol, so a bank has a place for each.
+pub const BANK_PLACES: u16 = 3;
+
+/// What the kernel holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// The link that carries, or carried, the limits.
+    pub link: Device,
+    /// At its root.
+    pub root: Option<Qdisc>,
+    /// What carries its hooks.
+    pub hooks: Option<Qdisc>,
+    /// All filters in its hooks, others' included.
+    pub filters: Vec<(Hook, Filter)>,
+    /// The ifbs that have one of our names.
+    pub ifbs: Vec<Ifb>,
+}
+
+/// An ifb that has one of our names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ifb {
+    /// Itself.
+    pub device: Device,
+    /// At its root.
+    pub root: Option<Qdisc>,
+}
+
+impl Present {
+    /// Looks at `link` and at the ifbs among `named`.
+    pub fn read(socket: &RouteSocket, link: Device, named: Vec<Device>) -> Result<Present> {
+        let root = socket.root_qdisc(&link)?;
+        let hooks = socket.hook_qdisc(&link)?;
+        let mut filters = Vec::new();
+        if let Some(qdisc) = &hooks {
+            let there = if qdisc.kind == "clsact" { &HOOKS[..] } else { &[Hook::Receive] };
+            for hook in there {
+                filters.extend(socket.filters(&link, *hook)?.into_iter().map(|filter| (*hook, filter)));
+            }
+        }
+        let mut ifbs = Vec::new();
+        for device in named.into_iter().filter(|device| device.kind == "ifb") {
+            ifbs.push(Ifb { root: socket.root_qdisc(&device)?, device });
+        }
+        Ok(Present { link, root, hooks, filters, ifbs })
+    }
+
+    /// The ifb of this name.
+    pub fn ifb(&self, name: &str) -> Option<&Ifb> {
+        self.ifbs.iter().find(|ifb| ifb.device.name == name)
+    }
+
+    /// The filters that are ours: by their cookie, by their place, or, like the reference's, by leading to our ifb.
+    pub fn ours(&self, mark: Mark) -> impl Iterator<Item = &(Hook, Filter)> {
+        self.filters.iter().filter(move |(_, filter)| self.is_ours(filter, mark))
+    }
+
+    fn is_ours(&self, filter: &Filter, mark: Mark) -> bool {
+        match &filter.verdict {
+            Verdict::Redirect { to, cookie } => {
+                let leads_to_ours = cookie.is_empty() && self.ifbs.iter().any(|ifb| ifb.device.index == *to);
+                mark.reads(cookie).is_some() || leads_to_ours
+            }
+            Verdict::Pass => bank_of(filter.priority).is_some(),
+            Verdict::Foreign(_) => false,
+        }
+    }
+
+    /// Whether the hooks were made by us, or by the reference, so that they go when our filters go.
+    pub fn hooks_are_ours(&self, mark: Mark) -> bool {
+        self.ours(mark).any(|(_, filter)| match &filter.verdict {
+            Verdict::Redirect { cookie, .. } => cookie.is_empty() || mark.reads(cookie) == Some(true),
+            _ => false,
+        })
+    }
+
+    /// The priorities at which a hook has filters of ours, the last asked first: so nothing goes unlimited while they are
+    /// deleted in this order.
+    pub fn our_priorities(&self, hook: Hook, mark: Mark) -> Vec<u16> {
+        let mut priorities: Vec<u16> = self.ours(mark).filter(|(at, _)| *at == hook).map(|(_, f)| f.priority).collect();
+        priorities.sort_unstable_by(|a, b| b.cmp(a));
+        priorities.dedup();
+        priorities
+    }
+}
+
+/// The bank that a priority belongs to.
+pub fn bank_of(priority: u16) -> Option<u16> {
+    BANKS.into_iter().find(|bank| (*bank..*bank + BANK_PLACES).contains(&priority))
+}
+
+/// The bank for new filters, and whether it has none at these priorities.
+pub fn choose_bank(used: impl Iterator<Item = u16> + Clone) -> (u16, bool) {
+    let [first, second] = BANKS;
+    let is_free = |bank: u16| used.clone().all(|priority| bank_of(priority) != Some(bank));
+    if is_free(first) { (first, true) } else { (second, is_free(second)) }
+}
