@@ -45,9 +45,6 @@ impl Case {
         Plugin::ours("bandwidth").call(&self.lab.host, verb, config, target)
     }
 
-    fn tc(&self, what: &str) -> String {
-        self.lab.host.run(&format!("tc {what}"))
-    }
 
     fn in_container(&self) -> String {
         format!("{}:5001", self.container.addresses[0])
