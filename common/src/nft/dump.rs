@@ -53,6 +53,18 @@ pub struct RuleInfo {
     pub(super) expressions: Vec<super::expression::Expression>,
 }
 
+impl RuleInfo {
+    /// The rule less the test by this extension of iptables, where the model has words for all the rest.
+    pub fn without_extension(&self, table: &Table, extension: &str) -> Option<Rule> {
+        let foreign = Expression::Foreign(format!("match {extension}"));
+        let rest: Vec<_> = self.expressions.iter().filter(|e| **e != foreign).cloned().collect();
+        if rest.len() == self.expressions.len() {
+            return None;
+        }
+        decompile(&rest, self.comment.as_deref(), table.family)
+    }
+}
+
 /// A set as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetInfo {

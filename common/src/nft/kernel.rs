@@ -171,6 +171,36 @@ impl NftSocket {
         }
     }
 
+    /// Whether this very skeleton is in place and its base chains have as many rules as they should: one look-up, and one
+    /// for each base chain. (`nft flush table` leaves everything but the rules.)
+    pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
+        if !self.has_skeleton(skeleton)? {
+            return Ok(false);
+        }
+        for wanted in skeleton.chains.iter().filter(|chain| chain.hook.is_some()) {
+            let found = self.chain(&skeleton.table, &wanted.name)?;
+            if found.is_none_or(|found| usize::try_from(found.uses) != Ok(wanted.rules.len())) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends, once, a transaction that puts these skeletons in anew before all else. With a generation, it is refused
+    /// with ERESTART if anything has changed since [`NftSocket::generation`] said this.
+    pub fn commit_rebuilding(
+        &mut self,
+        skeletons: &[Skeleton],
+        transaction: &Transaction,
+        generation: Option<u32>,
+    ) -> Result<(), CommitError> {
+        let mut before = Vec::new();
+        for skeleton in skeletons {
+            before.extend(self.bootstrap(skeleton)?);
+        }
+        self.commit_all(&before, transaction, generation)
+    }
+
     fn commit_all(
         &mut self,
         before: &[Command],

@@ -55,12 +55,25 @@ pub(super) struct RawRule {
 
 pub(super) fn rule(bytes: &[u8]) -> Option<RawRule> {
     let comment = find(bytes, uapi::rule::USERDATA);
-    let expressions = find(bytes, uapi::rule::EXPRESSIONS).unwrap_or_default();
+    let comment = comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data));
+    let expressions = || attributes(find(bytes, uapi::rule::EXPRESSIONS).unwrap_or_default()).map(|(_, one)| one);
     Some(RawRule {
         handle: find_long(bytes, uapi::rule::HANDLE)?,
-        comment: comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data)),
-        expressions: attributes(expressions).map(|(_, one)| expression(one)).collect(),
+        comment: comment.or_else(|| expressions().find_map(iptables_comment)),
+        expressions: expressions().filter(|one| iptables_comment(one).is_none()).map(expression).collect(),
     })
+}
+
+/// NFTA_MATCH_NAME and NFTA_TARGET_NAME (include/uapi/linux/netfilter/nf_tables_compat.h)
+const EXTENSION_NAME: u16 = 1;
+/// NFTA_MATCH_INFO
+const EXTENSION_INFO: u16 = 3;
+
+/// The text of a rule's comment as iptables-nft writes it: an expression of its own that tests nothing.
+fn iptables_comment(bytes: &[u8]) -> Option<String> {
+    let data = find(bytes, uapi::EXPR_DATA)?;
+    let is_comment = find_text(bytes, uapi::EXPR_NAME)? == "match" && find_text(data, EXTENSION_NAME)? == "comment";
+    is_comment.then(|| find_text(data, EXTENSION_INFO)).flatten()
 }
 
 fn expression(bytes: &[u8]) -> Expression {
@@ -82,7 +95,10 @@ fn expression(bytes: &[u8]) -> Expression {
         "counter" => Some(Expression::Counter),
         _ => None,
     };
-    known.unwrap_or(Expression::Foreign(name))
+    known.unwrap_or_else(|| match (name.as_str(), find_text(data, EXTENSION_NAME)) {
+        ("match" | "target", Some(extension)) => Expression::Foreign(format!("{name} {extension}")),
+        _ => Expression::Foreign(name),
+    })
 }
 
 fn register(data: &[u8], attribute: u16) -> Option<Register> {

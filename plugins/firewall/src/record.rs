@@ -9,17 +9,20 @@ use common::nft::{
 
 use crate::rules::{self, BRIDGE_POLICIES, BRIDGE_TABLE, BridgePolicy, IN_ZONE, ISOLATED_PORTS, TABLE};
 
+/// Rules with their handles; `None` stands for a rule that nobody of us has written.
+pub type RecordedRules = Vec<(u64, Option<Rule>)>;
+
 /// An attachment's chains as they are in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// The name of its chain, in both tables.
     pub chain: String,
-    /// Its rules in [`TABLE`], with their handles; `None` stands for a rule that nobody of us has written.
-    pub rules: Vec<(u64, Option<Rule>)>,
+    /// Its rules in [`TABLE`].
+    pub rules: RecordedRules,
     /// Whether the chain is in [`TABLE`].
     pub exists: bool,
     /// Its rules in [`BRIDGE_TABLE`], if it has a chain there.
-    pub port_rules: Option<Vec<(u64, Option<Rule>)>>,
+    pub port_rules: Option<RecordedRules>,
 }
 
 /// An address that an attachment has had, and the zone of firewalld it was put in.
@@ -51,7 +54,7 @@ impl Record {
     /// The handles of the rules for one address or one port, by its table and the key of its element.
     pub fn handles_for(&self, table: &Table, key: &Element) -> Vec<u64> {
         let rules = if *table == TABLE { Some(&self.rules) } else { self.port_rules.as_ref() };
-        let concerned = known(rules.map_or(&[], Vec::as_slice)).filter(|(_, rule)| concerns(rule, &key.key));
+        let concerned = rules.into_iter().flat_map(known).filter(|(_, rule)| concerns(rule, &key.key));
         concerned.map(|(handle, _)| handle).collect()
     }
 
@@ -71,11 +74,11 @@ impl Record {
     }
 }
 
-fn known(rules: &[(u64, Option<Rule>)]) -> impl Iterator<Item = (u64, &Rule)> {
+fn known(rules: &RecordedRules) -> impl Iterator<Item = (u64, &Rule)> {
     rules.iter().filter_map(|(handle, rule)| rule.as_ref().map(|rule| (*handle, rule)))
 }
 
-fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<Vec<(u64, Option<Rule>)>>> {
+fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<RecordedRules>> {
     if socket.chain(table, chain)?.is_none() {
         return Ok(None);
     }
@@ -134,7 +137,7 @@ pub fn set_named(name: &str) -> Set {
 
 /// The chain that an element leads to, if it is there.
 pub fn owner_of(socket: &mut NftSocket, table: &Table, map: &str, element: &Element) -> Result<Option<String>> {
-    let found = socket.element(table, &set_named(map), element)?;
+    let found = socket.element(table, &set_named(map), &element.key)?;
     Ok(found.and_then(|element| match element.data {
         Some(Data::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
         _ => None,

@@ -21,6 +21,7 @@ pub fn remove_chain(socket: &mut NftSocket, chain: &str) -> Result<Vec<RecordedA
     let mut removed = Vec::new();
     let mut told = false;
     repeat(|| {
+        let generation = socket.generation()?;
         let Some(record) = Record::read(socket, chain)? else { return Ok(()) };
         removed = owned_addresses(socket, &record)?;
         // First, because without the record nobody would know what firewalld must forget.
@@ -29,7 +30,9 @@ pub fn remove_chain(socket: &mut NftSocket, chain: &str) -> Result<Vec<RecordedA
             told = true;
         }
         let transaction = removal(socket, &record, &removed)?;
-        socket.commit(&transaction)
+        // Of two that go at once the last must be seen to be the last.
+        let guarded = !record.policies().is_empty();
+        socket.commit_rebuilding(&[], &transaction, guarded.then_some(generation))
     })?;
     Ok(removed)
 }
@@ -82,19 +85,21 @@ fn removal(socket: &mut NftSocket, record: &Record, owned: &[RecordedAddress]) -
     Ok(transaction)
 }
 
-/// The policies that the attachment needed at an earlier ADD and no longer needs.
+/// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
 pub fn release_stale_policies(
     socket: &mut NftSocket,
     share: &Share,
     record: &Record,
     transaction: &mut Transaction,
-) -> Result<()> {
+) -> Result<bool> {
+    let mut any = false;
     for (policy, bridge) in record.policies() {
         if share.policy.as_ref() != Some(&(policy, bridge.clone())) {
             release_policy(socket, policy, &bridge, 1, transaction)?;
+            any = true;
         }
     }
-    Ok(())
+    Ok(any)
 }
 
 /// Removes a bridge's policy if nobody needs it besides the `references` that this very transaction removes.
@@ -127,7 +132,7 @@ fn release_policy(
 }
 
 fn is_there(socket: &mut NftSocket, table: &Table, set: &str, key: &Element) -> Result<bool> {
-    Ok(socket.element(table, &record::set_named(set), key)?.is_some())
+    Ok(socket.element(table, &record::set_named(set), &key.key)?.is_some())
 }
 
 /// Removes what the dead attachments of a network own; `live` are the names of the living ones' chains.
@@ -148,6 +153,7 @@ pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<String>) -
 /// Policies that no attachment needs: what a chain removed by hand leaves behind.
 fn collect_policies(socket: &mut NftSocket) -> Result<()> {
     repeat(|| {
+        let generation = socket.generation()?;
         let mut transaction = Transaction::new();
         for policy in BRIDGE_POLICIES {
             for element in socket.elements(&TABLE, &record::set_named(policy.map))? {
@@ -156,6 +162,6 @@ fn collect_policies(socket: &mut NftSocket) -> Result<()> {
                 }
             }
         }
-        socket.commit(&transaction)
+        socket.commit_rebuilding(&[], &transaction, Some(generation))
     })
 }

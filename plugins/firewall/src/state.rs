@@ -101,20 +101,18 @@ fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
 /// What is to be sent, and whether it was thought out from the whole of somebody else's tables: then nothing there may
 /// have changed in between.
 struct Changes {
+    rebuilding: Vec<Skeleton>,
     transaction: Transaction,
     guarded: bool,
 }
 
 fn install(share: &Share, host: &[HostPart]) -> Result<()> {
-    let skeletons = skeletons(share);
     let mut socket = NftSocket::new();
     repeat(|| {
         let generation = socket.generation()?;
-        let Changes { transaction, guarded } = changes(&mut socket, share, host)?;
-        let generation = guarded.then_some(generation);
-        socket.commit_over(&skeletons, &transaction, generation)
-    })?;
-    Ok(())
+        let Changes { rebuilding, transaction, guarded } = changes(&mut socket, share, host)?;
+        socket.commit_rebuilding(&rebuilding, &transaction, guarded.then_some(generation))
+    })
 }
 
 /// Does it again as long as somebody else comes between.
@@ -147,6 +145,7 @@ fn skeletons(share: &Share) -> Vec<Skeleton> {
 fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Changes> {
     let name = rules::chain_name(&share.attachment);
     let record = Record::read(socket, &name)?;
+    let rebuilding = damaged_skeletons(socket, share, record.is_some())?;
     let mut transaction = Transaction::new();
     if let Some(record) = &record {
         drop_stale_elements(socket, share, record, &mut transaction)?;
@@ -159,15 +158,29 @@ fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<C
         // Exclusively, so that of two calls which found it absent one looks again.
         transaction.add_elements(&table, set, Presence::Exclusive, vec![element]);
     }
+    let mut guarded = false;
     if let Some(record) = &record {
-        removal::release_stale_policies(socket, share, record, &mut transaction)?;
+        guarded = removal::release_stale_policies(socket, share, record, &mut transaction)?;
     }
     let mending = host_mending(socket, host)?;
-    let guarded = !mending.is_empty();
+    guarded |= !mending.is_empty();
     mending.into_iter().for_each(|command| {
         transaction.push(command);
     });
-    Ok(Changes { transaction, guarded })
+    Ok(Changes { rebuilding, transaction, guarded })
+}
+
+/// The skeletons that aren't in place. An attachment's first ADD is content with a quick look; one that finds its own
+/// share there is a repair, and looks at every rule.
+fn damaged_skeletons(socket: &mut NftSocket, share: &Share, thoroughly: bool) -> Result<Vec<Skeleton>> {
+    let mut damaged = Vec::new();
+    for skeleton in skeletons(share) {
+        let whole = socket.is_in_place(&skeleton)? && (!thoroughly || socket.differences(&skeleton)?.is_empty());
+        if !whole {
+            damaged.push(skeleton);
+        }
+    }
+    Ok(damaged)
 }
 
 /// Addresses and ports that the attachment had at an earlier ADD and no longer has.
@@ -198,7 +211,7 @@ fn missing_elements(
     let mut missing = Vec::new();
     for (table, map, element) in share.elements() {
         let key = Element::key(element.key.clone());
-        match socket.element(&table, &record::set_named(map), &key)? {
+        match socket.element(&table, &record::set_named(map), &key.key)? {
             Some(found) if found.data == element.data => continue,
             Some(_) => take_over(socket, &table, map, key, transaction)?,
             None => {}
