@@ -46,6 +46,7 @@ lint: ## Check formatting, lints, documentation, licences and scripts
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
 	cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin licences check
+	@if cargo deny --version >/dev/null 2>&1; then set -x; cargo deny check bans licenses sources; fi
 	@sh tests/lint-scripts.sh
 
 fmt: ## Format the sources
