@@ -204,7 +204,7 @@ pub enum Error {
         differences: Vec<Difference>,
     },
     /// The kernel said no.
-    #[error("the kernel refused to {action} {object}: {errno} ({})", .errno.desc())]
+    #[error("the kernel refused to {action} {object}: {errno}")]
     Kernel {
         /// What was asked: `add`, `delete`, `list`.
         action: &'static str,

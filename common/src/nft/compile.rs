@@ -347,6 +347,14 @@ fn check_types(selector: Selector, pattern: &Pattern) -> Result<()> {
         Pattern::Prefix(address, _) => of(address) == wanted,
         Pattern::Begins(name) => wanted == DataType::Ifname && (1..=15).contains(&name.len()),
     };
+    match pattern {
+        Pattern::Is(value) | Pattern::Any(value) => value.check()?,
+        Pattern::Masked { mask: a, value: b } | Pattern::Range(a, b) => {
+            a.check()?;
+            b.check()?;
+        }
+        Pattern::Prefix(..) | Pattern::Begins(_) => {}
+    }
     if fits { Ok(()) } else { Err(refuse(selector, "it is compared with a value of another type")) }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use nix::errno::Errno;
 use nix::libc;
 
+use super::canonical::canonical;
 use super::decompile::{RuleText, decompile};
 use super::encode;
 use super::expression::{Expression, LookupSet};
@@ -234,6 +235,7 @@ fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refus
 
 fn info(table: &Table, rule: RawRule) -> RuleInfo {
     let RawRule { handle, comment, expressions } = rule;
+    let expressions = canonical(expressions);
     let rule = decompile(&expressions, comment.as_deref(), table.family);
     let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
     RuleInfo { handle, rule, comment, text, expressions }

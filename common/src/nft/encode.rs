@@ -432,7 +432,7 @@ pub(super) fn successor(key: &[u8]) -> Option<Vec<u8>> {
 /// An element that is only named: to be asked for or deleted.
 pub(super) fn key_object(key: &[Value]) -> Result<ElementObject> {
     let object = ElementObject::new();
-    object.data(sys::NFTNL_SET_ELEM_KEY, &concatenated(key))?;
+    object.data(sys::NFTNL_SET_ELEM_KEY, &concatenated(key)?)?;
     Ok(object)
 }
 
@@ -450,7 +450,7 @@ fn element_object(element: &Element, whole: bool) -> Result<ElementObject> {
             }
         }
         Some(Data::Values(values)) => {
-            object.data(sys::NFTNL_SET_ELEM_DATA, &concatenated(values))?;
+            object.data(sys::NFTNL_SET_ELEM_DATA, &concatenated(values)?)?;
         }
     }
     if let Some(text) = &element.comment {

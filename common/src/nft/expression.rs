@@ -3,6 +3,7 @@
 
 use super::value::Value;
 use super::{Element, Verdict};
+use crate::cni::error::Result;
 
 /// A 4-byte register by its number among the sixteen (NFT_REG32_00 is 0). The kernel and nft call every fourth by its
 /// old 16-byte name (NFT_REG_1 … 4); the two names are one register.
@@ -155,14 +156,15 @@ pub(super) enum LookupInto {
 }
 
 /// The values' bytes one behind the other, each field padded to a register.
-pub(super) fn concatenated(values: &[Value]) -> Vec<u8> {
+pub(super) fn concatenated(values: &[Value]) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(values.iter().map(|v| v.data_type().padded_width()).sum());
     for value in values {
+        value.check()?;
         value.append_to(&mut bytes);
         // A single field keeps its own length; within a concatenation each begins at a register.
         if values.len() > 1 {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
     }
-    bytes
+    Ok(bytes)
 }

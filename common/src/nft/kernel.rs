@@ -80,7 +80,7 @@ impl From<Error> for CommitError {
 const GENERATION_TRIES: u32 = 100;
 
 /// How often a skeleton is put in anew because somebody else removed it.
-const SKELETON_TRIES: u32 = 3;
+const SKELETON_TRIES: u32 = 10;
 
 /// A connection to nf_tables, opened when it is first used, in the network namespace the thread is in then.
 ///

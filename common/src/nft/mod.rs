@@ -1,6 +1,7 @@
 //! nf_tables: a model that prints as nft syntax, and the only door to the kernel's tables.
 
 mod attributes;
+mod canonical;
 mod compare;
 mod compile;
 mod decompile;

@@ -161,6 +161,10 @@ fn write_range(f: &mut Formatter<'_>, first: &Value, last: &Value) -> fmt::Resul
 fn write_match(f: &mut Formatter<'_>, selector: Selector, negated: bool, pattern: &Pattern) -> fmt::Result {
     let not = if negated { " !=" } else { "" };
     match pattern {
+        Pattern::Is(Value::Ifname(name)) if name.ends_with('*') => {
+            // Unescaped it would stand for any rest.
+            write!(f, "{selector}{not} \"{}\\*\"", name.strip_suffix('*').unwrap_or(name))
+        }
         Pattern::Is(value) => write!(f, "{selector}{not} {value}"),
         Pattern::Masked { mask, value } => {
             write!(f, "{selector} & {mask} {} {value}", if negated { "!=" } else { "==" })

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::cni::error::{Error, Result};
+
 /// IPv4 or IPv6: what is otherwise equal differs in this only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IpVersion {
@@ -225,6 +227,17 @@ impl Value {
             Value::CtReply(_) => DataType::CtDir,
             Value::PktType(_) => DataType::PktType,
             Value::AddrType(_) => DataType::FibAddrType,
+        }
+    }
+
+    /// A name that is too long would be cut to another's; one with a NUL, too.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Value::Ifname(name) if !(1..=15).contains(&name.len()) || name.contains('\0') => Err(Error::Link {
+                link: name.clone(),
+                reason: "an interface's name has 1 to 15 bytes, none of them a NUL".into(),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -1,24 +1,11 @@
-//! The nftables door against the kernel and against `nft`: what is applied is what `nft` lists, and what is read back.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::too_many_lines)]
-
-use std::net::IpAddr;
+//! A model with one of each: every selector, pattern, statement, data type and kind of chain.
 
 use common::nft::*;
-use netns_tests::Netns;
 
-const TABLE: Table = Table::new(Family::Inet, "t");
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn v4(text: &str) -> Value {
-    Value::ip(ip(text))
-}
+use super::{TABLE, ip, v4};
 
 /// One of each statement, selector and pattern.
-fn everything() -> Skeleton {
+pub(super) fn everything() -> Skeleton {
     use DataType::*;
     use IpVersion::{V4, V6};
     use Pattern::*;
@@ -182,54 +169,4 @@ fn everything() -> Skeleton {
             Chain::base("far", Filter, Prerouting, 11, vec![]),
         ],
     }
-}
-
-fn listed(netns: &Netns) -> String {
-    netns.run("nft list table inet t")
-}
-
-/// `nft` sorts the elements of anonymous sets in its own way.
-fn without_order(text: &str) -> Vec<String> {
-    text.lines()
-        .map(|line| {
-            let mut words: Vec<&str> = line.split([' ', ',']).collect();
-            if line.contains("{ ") {
-                words.sort_unstable();
-            }
-            words.join(" ")
-        })
-        .collect()
-}
-
-fn without_marker(listing: &str) -> String {
-    let Some(start) = listing.find("\tset skeleton {") else { panic!("no marker in {listing}") };
-    let end = start + listing[start..].find("\t}\n\n").unwrap() + 4;
-    format!("{}{}", &listing[..start], &listing[end..])
-}
-
-#[test]
-fn nft_lists_what_the_model_prints() {
-    let netns = Netns::new("nft");
-    let skeleton = everything();
-    netns.inside(|| NftSocket::new().commit_on(&[&skeleton], &Transaction::new()).unwrap());
-    let listing = without_marker(&listed(&netns));
-    assert_eq!(without_order(&skeleton.to_string()), without_order(&listing), "{skeleton}\n{listing}");
-}
-
-#[test]
-fn what_was_applied_is_read_back_without_differences() {
-    let netns = Netns::new("nft");
-    let skeleton = everything();
-    netns.inside(|| {
-        let mut nft = NftSocket::new();
-        nft.commit_on(&[&skeleton], &Transaction::new()).unwrap();
-        assert_eq!(nft.differences(&skeleton).unwrap(), []);
-        for chain in &skeleton.chains {
-            let read: Vec<RuleInfo> = nft.rules(&TABLE, &chain.name).unwrap();
-            for (rule, read) in chain.rules.iter().zip(&read) {
-                assert!(read.rule.is_some(), "{rule} is read back as {}", read.text);
-                assert_eq!(without_order(&read.text), without_order(&rule.to_string()));
-            }
-        }
-    });
 }
