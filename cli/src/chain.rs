@@ -342,11 +342,10 @@ impl Runtime {
             Ok(path) => self.ask_version(plugin, &path),
             Err(failure) => not_found(Verb::Version, plugin, &failure),
         };
-        if let Ok(Output::Versions(versions)) = &step.outcome
-            && !versions.iter().any(|v| v == version.as_str())
+        if let Ok(Output::Versions(spoken)) = &step.outcome
+            && !spoken.iter().any(|v| v == version.as_str())
         {
-            let reason = format!("it doesn't speak the conflist's cniVersion {version}");
-            step.outcome = Err(Fault::BadOutput { reason, printed: versions.join(", ") });
+            step.outcome = Err(Fault::ForeignVersion { wanted: version, spoken: spoken.clone() });
         }
         step
     }
@@ -456,7 +455,7 @@ fn not_found(verb: Verb, plugin: &str, failure: &Failure) -> Step {
         given: Vec::new(),
         took: Duration::ZERO,
         stderr: String::new(),
-        outcome: Err(Fault::NotStarted { reason: failure.to_string() }),
+        outcome: Err(Fault::NotFound { reason: failure.to_string() }),
     }
 }
 

@@ -50,7 +50,7 @@ pub enum Failure {
         since: Version,
     },
     /// A plugin isn't in the search path.
-    #[error("plugin \"{plugin}\": {reason}")]
+    #[error("plugin \"{plugin}\" {reason}")]
     NoPlugin {
         /// The `type`.
         plugin: String,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cni::Json;
+use common::cni::{Json, Version};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
@@ -51,6 +51,18 @@ pub struct PluginError {
 /// Why a plugin's execution counts as failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// It isn't in the search path.
+    NotFound {
+        /// Where it was looked for.
+        reason: String,
+    },
+    /// It doesn't speak the conflist's version.
+    ForeignVersion {
+        /// What it would have to speak.
+        wanted: Version,
+        /// What it speaks.
+        spoken: Vec<String>,
+    },
     /// It can't be executed.
     NotStarted {
         /// The system's word.
@@ -87,6 +99,8 @@ impl Fault {
     /// The next step, if there is one beyond what the message says.
     pub fn next(&self) -> &'static str {
         match self {
+            Fault::NotFound { .. } => "install it, or name its directory by --path or $CNI_PATH",
+            Fault::ForeignVersion { .. } => "lower the conflist's cniVersion, or install a newer plugin",
             Fault::NotStarted { .. } => "is it an executable for this machine? run it by hand",
             Fault::Refused(error) => match error.code {
                 1 => "`cni-chain version CONFLIST` shows which versions its plugins speak",
@@ -104,6 +118,10 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Fault::NotFound { reason } => f.write_str(reason),
+            Fault::ForeignVersion { wanted, spoken } => {
+                write!(f, "doesn't speak the conflist's cniVersion {wanted}; it speaks {}", spoken.join(" "))
+            }
             Fault::NotStarted { reason } => write!(f, "can't be executed: {reason}"),
             Fault::Refused(error) => write!(f, "{} (code {})", error.msg, error.code),
             Fault::Unexplained { code, printed } => {

@@ -48,7 +48,7 @@ impl SearchPath {
     pub fn find(&self, plugin: &str) -> Result<PathBuf, Failure> {
         let refuse = |reason: String| Failure::NoPlugin { plugin: plugin.to_owned(), reason };
         if plugin.is_empty() || plugin.contains('/') || plugin == "." || plugin == ".." {
-            return Err(refuse("a type is the name of an executable, without a path".into()));
+            return Err(refuse("has a type that is no file name: a type names an executable, without a path".into()));
         }
         let mut unusable = None;
         for dir in self.for_plugin(plugin) {
@@ -61,8 +61,8 @@ impl SearchPath {
             }
         }
         match unusable {
-            Some(path) => Err(refuse(format!("{} is not executable", path.display()))),
-            None => Err(refuse(format!("not found in {}", self.shown(plugin)))),
+            Some(path) => Err(refuse(format!("can't be run: {} is not executable", path.display()))),
+            None => Err(refuse(format!("is not in {}", self.shown(plugin)))),
         }
     }
 

@@ -251,7 +251,7 @@ fn a_missing_plugin_is_found_out_before_anything_is_run() {
     stage.three("1.0.0");
     std::fs::remove_file(stage.path("bin/third")).unwrap();
     let text = stage.on_netns("add", &[]).exits(1).text();
-    assert!(text.contains("plugin \"third\": not found in") && text.contains("nothing was run"), "{text}");
+    assert!(text.contains("plugin \"third\" is not in") && text.contains("nothing was run"), "{text}");
     assert_eq!(stage.log(), [""; 0]);
     stage.on_netns("del", &[]).exits(1);
     assert_eq!(stage.log(), ["DEL second", "DEL first"], "DEL removes what it can");
