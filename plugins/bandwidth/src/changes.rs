@@ -198,9 +198,9 @@ fn filters(
         return (Vec::new(), Vec::new());
     }
     let used = present.filters.iter().filter(|(at, _)| *at == hook).map(|(_, filter)| filter.priority);
-    let (bank, free) = choose_bank(used);
+    let (bank, free) = choose_bank(hook, used);
     // An ADD that was killed may have left both banks filled; then one must go before.
-    let (before, after): (Vec<u16>, Vec<u16>) = old.iter().partition(|at| !free && bank_of(**at) == Some(bank));
+    let (before, after): (Vec<u16>, Vec<u16>) = old.iter().partition(|at| !free && bank_of(hook, **at) == Some(bank));
     let drop = |at: Vec<u16>| at.into_iter().map(|priority| Change::DropFilters(hook, priority)).collect();
     let (mut add, delete): (Vec<Change>, Vec<Change>) = (drop(before), drop(after));
     let (name, cookie) = through;

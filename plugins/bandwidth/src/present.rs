@@ -11,9 +11,15 @@ use crate::plan::Mark;
 pub const HOOKS: [Hook; 2] = [Hook::Receive, Hook::Transmit];
 
 /// Where our filters go in the order in which a hook asks them: behind those of everybody else, because a packet that has
-/// been redirected passes no further filter, not even when it comes back. Two banks, so that a new list of subnets is
-/// complete before the old one goes.
-const BANKS: [u16; 2] = [0xf100, 0xf110];
+/// been redirected passes no further filter, not even when it comes back. Two banks a hook, so that a new list of subnets
+/// is complete before the old one goes. No priority is in both hooks: u32 keeps the filters of a clsact's two hooks
+/// together and lists those of equal priority in either (`u32_walk`, net/sched/cls_u32.c).
+const fn banks(hook: Hook) -> [u16; 2] {
+    match hook {
+        Hook::Receive => [0xf100, 0xf110],
+        Hook::Transmit => [0xf200, 0xf210],
+    }
+}
 
 /// Filters of one priority are of one protocol, so a bank has a place for each.
 pub const BANK_PLACES: u16 = 3;
@@ -68,16 +74,16 @@ impl Present {
 
     /// The filters that are ours: by their cookie, by their place, or, like the reference's, by leading to our ifb.
     pub fn ours(&self, mark: Mark) -> impl Iterator<Item = &(Hook, Filter)> {
-        self.filters.iter().filter(move |(_, filter)| self.is_ours(filter, mark))
+        self.filters.iter().filter(move |(hook, filter)| self.is_ours(*hook, filter, mark))
     }
 
-    fn is_ours(&self, filter: &Filter, mark: Mark) -> bool {
+    fn is_ours(&self, hook: Hook, filter: &Filter, mark: Mark) -> bool {
         match &filter.verdict {
             Verdict::Redirect { to, cookie } => {
                 let leads_to_ours = cookie.is_empty() && self.ifbs.iter().any(|ifb| ifb.device.index == *to);
                 mark.reads(cookie).is_some() || leads_to_ours
             }
-            Verdict::Pass => bank_of(filter.priority).is_some(),
+            Verdict::Pass => bank_of(hook, filter.priority).is_some(),
             Verdict::Foreign(_) => false,
         }
     }
@@ -100,14 +106,14 @@ impl Present {
     }
 }
 
-/// The bank that a priority belongs to.
-pub fn bank_of(priority: u16) -> Option<u16> {
-    BANKS.into_iter().find(|bank| (*bank..*bank + BANK_PLACES).contains(&priority))
+/// The bank of a hook that a priority belongs to.
+pub fn bank_of(hook: Hook, priority: u16) -> Option<u16> {
+    banks(hook).into_iter().find(|bank| (*bank..*bank + BANK_PLACES).contains(&priority))
 }
 
-/// The bank for new filters, and whether it has none at these priorities.
-pub fn choose_bank(used: impl Iterator<Item = u16> + Clone) -> (u16, bool) {
-    let [first, second] = BANKS;
-    let is_free = |bank: u16| used.clone().all(|priority| bank_of(priority) != Some(bank));
+/// The bank for new filters of a hook, and whether it has none at these priorities.
+pub fn choose_bank(hook: Hook, used: impl Iterator<Item = u16> + Clone) -> (u16, bool) {
+    let [first, second] = banks(hook);
+    let is_free = |bank: u16| used.clone().all(|priority| bank_of(hook, priority) != Some(bank));
     if is_free(first) { (first, true) } else { (second, is_free(second)) }
 }
