@@ -325,6 +325,8 @@ impl Bench {
     pub fn new(bin: &Path) -> Bench {
         let lab = Lab::new();
         let container = lab.container(2);
+        // What tuning sets in the container, so that a CHECK of the host's own namespace finds it there.
+        lab.host.set_sysctl("net/ipv4/conf/all/arp_notify", "1");
         Bench { lab, container, bin: bin.to_owned() }
     }
 

@@ -372,6 +372,19 @@ fn the_result_shows_the_new_mac_and_mtu_on_the_sandboxes_interface_only() {
 }
 
 #[test]
+fn a_sandbox_in_another_spelling_is_still_the_containers_and_the_host_is_not() {
+    let bench = Bench::new();
+    let interfaces = json!([
+        {"name": "eth0", "mac": "02:00:00:00:00:cc"},
+        {"name": "eth0", "mac": "02:00:00:00:00:bb", "sandbox": "/var/run/netns/spelt-otherwise"},
+    ]);
+    let prev = json!({"cniVersion": "1.1.0", "interfaces": interfaces});
+    let result = bench.add(&json!({"mac": "02:aa:00:00:00:01", "prevResult": prev}));
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:cc");
+    assert_eq!(result["interfaces"][1]["mac"], "02:aa:00:00:00:01");
+}
+
+#[test]
 fn results_of_older_versions_keep_their_shape() {
     let bench = Bench::new();
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
@@ -473,7 +486,11 @@ fn a_late_del_leaves_the_next_interface_of_the_name_alone() {
     Plugin::ours("tuning").call(&bench.host, Verb::Del, &bench.config(everything()), &target).succeeds();
     next.assert_same_as(&before);
     assert!(bench.state_files().is_empty());
-    // A new interface in the old namespace.
+}
+
+#[test]
+fn a_del_leaves_a_new_interface_of_the_name_alone() {
+    let bench = Bench::new();
     bench.add(&everything());
     bench.container.run("ip link del eth0");
     bench.container.run("ip link add eth0 mtu 1300 type veth peer name other0");
