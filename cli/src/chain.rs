@@ -272,7 +272,7 @@ impl Runtime {
         let valid = valid_attachments(live);
         for conf in &list.plugins {
             let turn = Turn { valid: Some(&valid), ..turn(Verb::Gc, list, version, conf, None) };
-            let step = self.take(&turn);
+            let step = self.take_if(self.speaks(&conf.plugin, version), &turn);
             watch(Event::Step(&step));
             report.steps.push(step);
         }
@@ -297,10 +297,10 @@ impl Runtime {
             ));
         }
         for conf in &list.plugins {
-            let step = match version < Version::V1_1_0 {
-                true => self.speaks(&conf.plugin, version),
-                false => self.take(&turn(Verb::Status, list, version, conf, None)),
-            };
+            let mut step = self.speaks(&conf.plugin, version);
+            if version >= Version::V1_1_0 {
+                step = self.take_if(step, &turn(Verb::Status, list, version, conf, None));
+            }
             watch(Event::Step(&step));
             report.steps.push(step);
         }
@@ -359,6 +359,14 @@ impl Runtime {
         let stdin = format!(r#"{{"cniVersion":"{}"}}"#, Version::LATEST);
         let ended = process::execute(path, &environment, stdin.as_bytes());
         finish(Verb::Version, plugin, path, Vec::new(), ended, read_versions)
+    }
+
+    /// A verb that older plugins don't know: what they say to it ("missing containerID") would only mislead.
+    fn take_if(&self, speaks: Step, turn: &Turn<'_>) -> Step {
+        match speaks.outcome {
+            Err(Fault::ForeignVersion { .. }) => Step { verb: turn.verb, ..speaks },
+            _ => self.take(turn),
+        }
     }
 
     /// One plugin's turn.

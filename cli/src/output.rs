@@ -14,7 +14,7 @@ use crate::process::Fault;
 use crate::report::{Event, Output, Report, Step};
 
 /// Columns that a plugin's name takes.
-const NAME: usize = 10;
+const NAME: usize = 11;
 
 /// Columns before the continuation lines of a step.
 const INDENT: &str = "      ";
@@ -160,8 +160,11 @@ fn heading(report: &Report) -> String {
 /// What a plugin's success yielded, on one line.
 fn came_out(step: &Step, output: &Output) -> String {
     let mut text = match output {
-        Output::Nothing if step.verb == Verb::Status => "ready".into(),
-        Output::Nothing => "done".into(),
+        Output::Nothing => match step.verb {
+            Verb::Status => "ready".into(),
+            Verb::Check => "as ADD made it".into(),
+            _ => "done".into(),
+        },
         Output::Versions(versions) => {
             let path = step.path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
             format!("{path}  {}", versions.join(" "))
@@ -228,8 +231,9 @@ fn addresses(result: &CniResult) -> String {
 
 fn details(fault: &Fault) -> String {
     let mut text = String::new();
+    // CHECK's message often ends with the only difference there is.
     if let Fault::Refused(error) = fault
-        && !error.details.is_empty()
+        && !error.msg.ends_with(&error.details)
     {
         text += &labelled("details", &error.details);
     }
@@ -457,7 +461,7 @@ mod tests {
     fn a_success_is_one_line() {
         let first = result(FIRST);
         let step = step(Ok(Output::Result(Box::new(Made { before: Some(first.clone()), after: first }))));
-        assert_eq!(Text::PLAIN.step(&step), "  ✓ portmap      1.2 ms  result passed on  (given portMappings)\n");
+        assert_eq!(Text::PLAIN.step(&step), "  ✓ portmap       1.2 ms  result passed on  (given portMappings)\n");
     }
 
     #[test]
@@ -466,7 +470,7 @@ mod tests {
         let step = Step { stderr: "warning".into(), ..step(Err(Fault::Refused(error))) };
         assert_eq!(
             Text::PLAIN.step(&step),
-            "  ✗ portmap      1.2 ms  bad \\u{1b}[2Jkey (code 7)\n\
+            "  ✗ portmap       1.2 ms  bad \\u{1b}[2Jkey (code 7)\n\
              \x20     details  a\n\
              \x20              b\n\
              \x20     next     correct the plugin's configuration in the conflist\n\

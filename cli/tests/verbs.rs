@@ -400,6 +400,14 @@ fn status_asks_every_plugin() {
     assert_eq!(done.json()["plugins"][1]["error"]["code"], 50);
     let text = stage.run("status", &[]).exits(1).text();
     assert!(text.contains("✓ first") && text.contains("ready") && text.contains("load it"), "{text}");
+
+    stage.speaking("second", r#"["1.0.0"]"#, "true", r#"echo '{"code":3,"msg":"missing containerID"}'; exit 1"#);
+    stage.log();
+    for (verb, rest) in [("status", &[][..]), ("gc", &["--none-live"])] {
+        let text = stage.run(verb, rest).exits(1).text();
+        assert!(text.contains("doesn't speak the conflist's cniVersion 1.1.0; it speaks 1.0.0"), "{text}");
+    }
+    assert_eq!(stage.log(), ["STATUS first", "STATUS third", "GC first", "GC third"]);
 }
 
 #[test]
