@@ -147,7 +147,7 @@ fn dispatch<P: Plugin>(
     let own_netns_allowed = env.netns_override;
     let (net, call) = receive(env, &stdin()?, version)?;
     record.concerns(&call);
-    if !own_netns_allowed && matches!(verb, Verb::Add | Verb::Del) {
+    if !own_netns_allowed && matches!(verb, Verb::Add | Verb::Check | Verb::Del) {
         netns::refuse_own(call.netns.as_deref())?;
     }
     match verb {
