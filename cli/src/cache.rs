@@ -42,7 +42,7 @@ pub struct Entry {
     pub attachment: Attachment,
     /// The conflist's bytes.
     pub config: Vec<u8>,
-    /// CNI_NETNS.
+    /// CNI_NETNS; empty where an older libcni (before 1.2) wrote it.
     pub netns: String,
     /// CNI_ARGS, in their order.
     pub args: Vec<(String, String)>,
@@ -83,6 +83,17 @@ fn is_empty(json: &Json) -> bool {
 }
 
 impl Entry {
+    /// The container's namespace: as remembered, else the sandbox that the result's interface is in.
+    pub fn namespace(&self) -> Option<PathBuf> {
+        if !self.netns.is_empty() {
+            return Some(PathBuf::from(&self.netns));
+        }
+        let Some(Json::Array(interfaces)) = self.result.get("interfaces") else { return None };
+        let ours = |i: &&Json| i.get("name").and_then(Json::as_str) == Some(&self.attachment.ifname);
+        let sandbox = interfaces.iter().filter(ours).find_map(|i| i.get("sandbox").and_then(Json::as_str));
+        sandbox.filter(|sandbox| sandbox.starts_with('/')).map(PathBuf::from)
+    }
+
     /// The result as a prevResult of `version`: the cached one may be of another, when the conflist was changed since.
     pub fn result_in(&self, version: Version) -> Result<(CniResult, Json), String> {
         let own = self.result.get("cniVersion").and_then(Json::as_str).and_then(Version::from_exact);
@@ -321,6 +332,27 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), OF_LIBCNI);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    /// What podman 4.3.1 left in /var/lib/cni/results after
+    /// `podman run -d --name web -p 8080:80 -p 127.0.0.1:53:53/udp --mac-address 02:00:00:00:00:07 …`.
+    const OF_PODMAN: &str = include_str!("../testdata/podman-4.3.1.cache.json");
+
+    #[test]
+    fn what_podman_wrote_is_read_and_written_back_byte_by_byte() {
+        let (_dir, cache) = cache();
+        let id = "66f251f34aa50978e76c4e0ffcc02045c98dd4f578533765ae82879dd019c2ac";
+        let attachment = Attachment::new("podman", id, "eth0");
+        let path = cache.path(&attachment).unwrap();
+        std::fs::write(&path, OF_PODMAN).unwrap();
+        let entry = cache.load(&attachment).unwrap().unwrap();
+        assert!(entry.config.starts_with(br#"{"cniVersion":"0.4.0","name":"podman","plugins":[{"bridge""#));
+        assert_eq!(entry.capabilities.names().collect::<Vec<_>>(), ["aliases", "portMappings"]);
+        assert_eq!(entry.netns, "");
+        let sandbox = "/run/netns/netns-6cab6122-3f76-bbd1-414c-b6ce3bb7eb69";
+        assert_eq!(entry.namespace().as_deref(), Some(Path::new(sandbox)));
+        cache.store(&entry).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), OF_PODMAN);
     }
 
     #[test]

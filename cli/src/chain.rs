@@ -281,7 +281,7 @@ impl Runtime {
 
     /// The attachments that the cache knows and whose namespace still is one, or can't be told.
     pub fn living(&self, network: &str) -> Result<BTreeSet<(String, String)>, Failure> {
-        let is_alive = |e: &Entry| e.netns.is_empty() || Netns::open(Path::new(&e.netns)).is_ok();
+        let is_alive = |e: &Entry| e.namespace().is_none_or(|netns| Netns::open(&netns).is_ok());
         let entries = self.cache.of_network(network)?.into_iter().filter(is_alive);
         Ok(entries.map(|e| (e.attachment.container, e.attachment.ifname)).collect())
     }
@@ -569,7 +569,7 @@ fn recalled(entry: &Entry) -> Attaching {
     Attaching {
         container: entry.attachment.container.clone(),
         ifname: entry.attachment.ifname.clone(),
-        netns: Some(PathBuf::from(&entry.netns)).filter(|n| !n.as_os_str().is_empty()),
+        netns: entry.namespace(),
         args: entry.args.clone(),
         capabilities: entry.capabilities.clone(),
     }

@@ -216,3 +216,28 @@ fn a_limited_network_is_limited_in_both_directions() {
     podman.remove("slow");
     assert_eq!(state(lab), before, "something is left, or more than its own is gone");
 }
+
+#[test]
+fn cni_chain_checks_and_removes_what_podman_has_added() {
+    let podman = Podman::new(&[default_network()]);
+    let before = podman.state_after_a_first("podman");
+    let web = podman.start("web", "-p 8080:80 -p 127.0.0.1:53:53/udp --mac-address 02:00:00:00:00:07");
+    let id = podman.podman("inspect --format {{.Id}} web");
+    let netns = podman.podman("inspect --format {{.NetworkSettings.SandboxKey}} web");
+    let program = netns_tests::plugin::directory().join("cni-chain");
+    let cni_chain = |verb: &str, rest: &[&str]| {
+        let path = cni_path();
+        let words = [program.to_str().unwrap_or_default(), verb, "podman", "--container-id", &id, "--path", &path];
+        podman.sandbox.try_run(&[&words[..], rest].concat())
+    };
+    let checked = cni_chain("check", &[&netns]);
+    assert!(checked.is_ok(), "{checked:?}");
+    web.set_sysctl("net/core/somaxconn", "1");
+    let checked = cni_chain("check", &[&netns]);
+    assert!(checked.as_ref().is_err_and(|said| said.contains("expected \"777\", found \"1\"")), "{checked:?}");
+    // Its namespace is in the cache as well.
+    let removed = cni_chain("del", &[]);
+    assert!(removed.is_ok(), "{removed:?}");
+    assert_eq!(state(&podman.lab), before, "something is left");
+    podman.remove("web");
+}
