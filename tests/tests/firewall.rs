@@ -3,12 +3,13 @@
 //! What is looked at: which packets pass, what `iptables` and `nft` say, and what is left when it is over.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use netns_tests::lab::{CLIENT, GATEWAY, HOST};
-use netns_tests::{Container, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Server, Target, Verb, serve};
+use netns_tests::lab::{CLIENT, HOST};
+use netns_tests::{
+    Container, End, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Server, Target, Verb, connect, serve,
+};
 use serde_json::{Value, json};
 
 const VERSION: &str = "1.1.0";
-const TABLE: &str = "inet cni_chain_firewall";
 
 /// A container with its configuration and a server on port 80.
 struct Tenant {
@@ -21,7 +22,11 @@ impl Tenant {
     fn new(lab: &Lab, n: u8, keys: Value) -> Tenant {
         let container = lab.container(n);
         lab.host.wait_until("the bridge is up", || lab.host.run("ip -o link show cni0").contains("state UP"));
-        let server = serve(&container.netns, 80, &format!("container {n}"));
+        Tenant::of(container, &format!("container {n}"), keys)
+    }
+
+    fn of(container: Container, token: &str, keys: Value) -> Tenant {
+        let server = serve(&container.netns, 80, token);
         let mut config = json!({
             "cniVersion": VERSION, "name": "net", "type": "firewall", "prevResult": container.prev_result(VERSION),
         });
@@ -385,13 +390,226 @@ fn what_can_not_be_meant_changes_nothing() {
     }
 }
 
+/// A second bridge `cni1` with its first container, 10.89.0.2 and fd00:89::2.
+fn neighbour(lab: &Lab, keys: Value) -> Tenant {
+    lab.host.run("ip link add cni1 type bridge");
+    lab.host.run("ip link set cni1 up");
+    lab.host.address("cni1", "10.89.0.1/24");
+    lab.host.address("cni1", "fd00:89::1/64");
+    let container = Container {
+        netns: Netns::new("neighbour"),
+        id: "neighbour".into(),
+        ifname: "eth0".into(),
+        host_ifname: "vethn".into(),
+        addresses: ["10.89.0.2".into(), "fd00:89::2".into()],
+    };
+    let addresses = ["10.89.0.2/24", "fd00:89::2/64"];
+    connect(End::new(&lab.host, "vethn", &[]), End::new(&container.netns, "eth0", &addresses));
+    lab.host.run("ip link set vethn master cni1");
+    container.netns.route("default", "10.89.0.1");
+    container.netns.route("default", "fd00:89::1");
+    let mut prev = container.prev_result(VERSION);
+    prev["interfaces"][0]["name"] = "cni1".into();
+    let mut tenant = Tenant::of(container, "neighbour", keys);
+    tenant.config["prevResult"] = prev;
+    tenant
+}
+
 #[test]
-fn status_and_the_gateway_need_nothing() {
+fn bridges_with_a_policy_do_not_talk_to_each_other() {
+    for policy in ["same-bridge", "isolated"] {
+        // The host forwards everything: what is dropped is dropped by the policy.
+        let lab = Lab::new();
+        let _server = serve(&lab.client, 80, "client");
+        let here = Tenant::new(&lab, 2, json!({"ingressPolicy": policy}));
+        let there = neighbour(&lab, json!({"ingressPolicy": "same-bridge"}));
+        reaches(&here.container.netns, &there.at(80), "neighbour");
+        here.add(&lab);
+        reaches(&here.container.netns, &there.at(80), "neighbour");
+        there.add(&lab);
+        here.check(&lab);
+        there.check(&lab);
+        is_cut_off(&here.container.netns, &there.at(80));
+        is_cut_off(&there.container.netns, &here.at(80));
+        reaches(&here.container.netns, &client(80), "client");
+        reaches(&lab.client, &here.at(80), "container 2");
+        there.del(&lab);
+        reaches(&there.container.netns, &here.at(80), "container 2");
+        here.del(&lab);
+        assert!(!lab.host.run("nft list ruleset").contains("cni0"), "the policy goes with the last attachment");
+    }
+}
+
+#[test]
+fn an_isolated_container_can_not_talk_to_its_neighbours_on_the_bridge() {
+    let lab = Lab::new();
+    // Frames between the ports of a bridge don't pass the IP hooks then.
+    for which in ["iptables", "ip6tables"] {
+        lab.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{which}"), "0");
+    }
+    let _server = serve(&lab.client, 80, "client");
+    let isolated = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    let open = Tenant::new(&lab, 3, json!({}));
+    open.add(&lab);
+    reaches(&open.container.netns, &isolated.at(80), "container 2");
+    isolated.add(&lab);
+    isolated.check(&lab);
+    is_cut_off(&open.container.netns, &isolated.at(80));
+    is_cut_off(&isolated.container.netns, &open.at(80));
+    reaches(&isolated.container.netns, &client(80), "client");
+    reaches(&lab.client, &isolated.at(80), "container 2");
+    isolated.del(&lab);
+    reaches(&open.container.netns, &isolated.at(80), "container 2");
+}
+
+#[test]
+fn containers_with_the_same_bridge_policy_talk_to_each_other_on_one_bridge() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "same-bridge"});
+    let (a, b) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys));
+    a.add(&lab);
+    b.add(&lab);
+    reaches(&a.container.netns, &b.at(80), "container 3");
+    reaches(&b.container.netns, &a.at(80), "container 2");
+    // The policy stays as long as one needs it.
+    a.del(&lab);
+    b.check(&lab);
+    assert!(lab.host.run("nft list ruleset").contains("jump same-bridge-cni0"));
+}
+
+#[test]
+fn another_source_address_is_no_way_out_of_an_isolated_bridge() {
+    let lab = Lab::new();
+    let here = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    let there = neighbour(&lab, json!({"ingressPolicy": "isolated"}));
+    here.add(&lab);
+    there.add(&lab);
+    here.container.netns.address("eth0", "10.88.0.99/24");
+    let spoofed = Fetch::new(Proto::Tcp, &there.at(80)[0]).source("10.88.0.99:0");
+    spoofed.expect_nothing(&here.container.netns);
+}
+
+#[test]
+fn the_policys_bridge_is_found_wherever_it_stands_in_prev_result() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({"ingressPolicy": "same-bridge"}));
+    tenant.config["prevResult"]["interfaces"].as_array_mut().unwrap().swap(0, 1);
+    tenant.add(&lab);
+    assert!(lab.host.run("nft list map inet cni_chain_firewall from_same_bridge").contains("\"cni0\""));
+}
+
+#[test]
+fn a_port_that_prev_result_does_not_name_is_found_from_the_containers_end() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    tenant.config["prevResult"]["interfaces"].as_array_mut().unwrap().remove(1);
+    for ip in tenant.config["prevResult"]["ips"].as_array_mut().unwrap() {
+        ip["interface"] = 1.into();
+    }
+    tenant.add(&lab);
+    assert!(lab.host.run("nft list map bridge cni_chain_firewall isolated_ports").contains("\"veth2\""));
+}
+
+#[test]
+fn a_changed_policy_or_address_leaves_nothing_of_the_former_add() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    let before = sorted_rules(&lab.host);
+    tenant.config["ingressPolicy"] = "isolated".into();
+    tenant.config["prevResult"]["ips"][0]["address"] = "10.88.0.77/24".into();
+    tenant.add(&lab);
+    tenant.check(&lab);
+    assert!(!lab.host.run("nft list ruleset").contains("10.88.0.2 "));
+    tenant.config["ingressPolicy"] = "open".into();
+    tenant.config["prevResult"]["ips"][0]["address"] = "10.88.0.2/24".into();
+    tenant.add(&lab);
+    tenant.check(&lab);
+    let mut after = sorted_rules(&lab.host);
+    // The bridge's table stays, empty.
+    let bridge_table = lab.host.run("nft --stateless list table bridge cni_chain_firewall");
+    assert!(!bridge_table.contains("attach-") && !bridge_table.contains("veth2"), "{bridge_table}");
+    for line in bridge_table.lines() {
+        after.remove(after.iter().position(|l| l == line).unwrap());
+    }
+    assert_eq!(after, before);
+}
+
+/// A native nftables host, as Debian's example in /usr/share/doc/nftables/examples/workstation.nft with forwarding.
+const NATIVE: &str = "table inet filter { chain forward { type filter hook forward priority filter; policy drop;\n\
+    ct state established,related accept\n }\n }";
+
+#[track_caller]
+fn status(lab: &Lab, keys: Value) -> Outcome {
+    let mut config = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap_or_default());
+    call(&lab.host, Verb::Status, &config, &Target::new("", "", ""))
+}
+
+#[test]
+fn status_changes_nothing_and_finds_nothing_on_a_host_with_iptables() {
     let (lab, _server) = dropping_lab();
-    let config = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
     let before = lab.host.snapshot();
-    call(&lab.host, Verb::Status, &config, &Target::new("", "", "")).succeeds();
+    status(&lab, json!({})).succeeds();
     lab.host.assert_same_as(&before);
-    assert_eq!(GATEWAY.len(), 2);
-    assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err());
+}
+
+#[test]
+fn a_native_chain_that_drops_is_named_and_accepts_when_it_is_a_host_chain() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    lab.host.nft(NATIVE);
+    let without = Tenant::new(&lab, 2, json!({}));
+    let added = without.call(&lab, Verb::Add);
+    assert!(added.stderr.contains("inet filter forward"), "ADD names it: {}", added.stderr);
+    is_cut_off(&without.container.netns, &client(80));
+    let error = status(&lab, json!({})).fails_with(51);
+    assert!(error.msg.contains("inet filter forward") && error.details.contains("hostChains"), "{error:?}");
+
+    let keys = json!({"hostChains": ["inet filter forward"]});
+    let with = Tenant::new(&lab, 3, keys.clone());
+    assert_eq!(with.call(&lab, Verb::Add).stderr, "");
+    reaches(&with.container.netns, &client(80), "client");
+    reaches(&without.container.netns, &client(80), "client");
+    is_cut_off(&lab.client, &with.at(80));
+    status(&lab, keys).succeeds();
+    with.check(&lab);
+    let before = sorted_rules(&lab.host);
+    with.add(&lab);
+    assert_eq!(sorted_rules(&lab.host), before, "once, not once an ADD");
+
+    lab.host.run("nft flush chain inet filter forward");
+    let error = with.call(&lab, Verb::Check).fails_with(101);
+    assert!(error.details.contains("chain inet filter forward"), "{error:?}");
+    with.add(&lab);
+    with.check(&lab);
+}
+
+#[test]
+fn a_native_chain_that_rejects_at_its_end_is_named_too() {
+    let lab = Lab::new();
+    lab.host.nft(
+        "table inet mine { chain passing { type filter hook forward priority filter;\n\
+         ct state vmap { established : accept, related : accept, invalid : drop }\n reject\n }\n }",
+    );
+    let error = status(&lab, json!({})).fails_with(51);
+    assert!(error.msg.contains("inet mine passing"), "{error:?}");
+    // One that accepts something is the administrator's business.
+    lab.host.run("nft insert rule inet mine passing iifname cni0 accept");
+    status(&lab, json!({})).succeeds();
+}
+
+#[test]
+fn the_nftables_backend_makes_no_table_of_iptables_but_uses_one_that_is_there() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    let tenant = Tenant::new(&lab, 2, json!({"backend": "nftables"}));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    assert!(!lab.host.run("nft list tables").contains(" filter"));
+    lab.host.drop_forwarded();
+    tenant.call(&lab, Verb::Check).fails_with(101);
+    tenant.add(&lab);
+    tenant.check(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
 }

@@ -123,6 +123,20 @@ impl NftSocket {
             .map_err(refused("list", format_args!("the chains of table {table}")))
     }
 
+    /// The base chains of all tables of a family, each with its table.
+    pub fn base_chains(&mut self, family: Family) -> Result<Vec<(Table, ChainInfo)>> {
+        let body = Body::Chain(ChainObject::new());
+        let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETCHAIN, body) };
+        self.channel
+            .dump(&request, &mut |bytes, all| {
+                let Some(name) = attributes::find_text(bytes, uapi::chain::TABLE) else { return };
+                let table = Table { family, name: name.into() };
+                let chain = read::chain(bytes, &table).filter(|chain| chain.is_base);
+                all.extend(chain.map(|chain| (table, chain)));
+            })
+            .map_err(refused("list", "the base chains"))
+    }
+
     /// A chain's rules, first to last, with the contents of their anonymous sets; none if there is no such chain.
     ///
     /// All is of one generation: the kernel gives an anonymous set's name to the next one as soon as it is free.

@@ -15,8 +15,7 @@
 //! itself has written or restored count as well.
 
 use common::nft::{
-    Chain, ChainInfo, Command, Family, Hook, HookKind, HookPoint, IpVersion, NftSocket, Policy, Position, Rule,
-    RuleInfo, Statement, Table,
+    Chain, Command, Family, HookKind, HookPoint, IpVersion, NftSocket, Position, Rule, RuleInfo, Statement, Table,
 };
 use common::{Difference, Error, Result};
 
@@ -243,12 +242,6 @@ impl HostChain {
     }
 }
 
-/// A base chain of somebody else's that ends what we have admitted.
-pub fn drops(chain: &ChainInfo) -> bool {
-    let drops = |hook: Hook| hook.point == HookPoint::Forward && hook.policy == Policy::Drop;
-    chain.hook.is_some_and(drops)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,7 +279,7 @@ mod tests {
             text(&host(), &FoundFilter::default()),
             [
                 "add table ip filter".to_owned(),
-                "add chain ip filter FORWARD { type filter hook forward priority filter; policy accept; }".into(),
+                "add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }".into(),
                 "add chain ip filter CNI-FORWARD".into(),
                 "add chain ip filter CNI-ADMIN".into(),
                 format!("insert rule ip filter FORWARD {}", jump("CNI-FORWARD", JUMP_COMMENT)),

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::FORWARD_CHAIN;
 use crate::hostfilter::{ADMIN_COMMENT, JUMP_COMMENT};
+use crate::plan::HostPart;
 use crate::rules::ACCEPT_COMMENT;
 use entries::{Rule, Target, Verdict};
 
@@ -67,6 +68,21 @@ pub fn guarding_table(version: IpVersion) -> Result<Option<FilterTable>> {
         .chain("FORWARD")
         .is_some_and(|c| c.policy != Some(Verdict::Accept) || !c.rules.is_empty())
         .then_some(table))
+}
+
+/// An error if something is missing in a legacy table and nothing is there to put it in.
+pub fn can_mend(version: IpVersion, host: &HostPart) -> Result<()> {
+    let Some(table) = guarding_table(version)? else { return Ok(()) };
+    let filter = LegacyFilter { version, admin_chain: &host.admin_chain, mark: host.mark };
+    let missing = filter.missing(&table);
+    if missing.is_empty() || find_restore(version).is_some() {
+        return Ok(());
+    }
+    Err(filter.failed(&no_restore(version), &missing))
+}
+
+fn no_restore(version: IpVersion) -> String {
+    format!("there is no {}-legacy-restore to put in what is missing", kernel::base_name(version))
 }
 
 impl LegacyFilter<'_> {
@@ -134,9 +150,7 @@ impl LegacyFilter<'_> {
     fn restore(&self, missing: &[Missing]) -> Result<()> {
         let script = self.script(missing);
         let Some(program) = find_restore(self.version) else {
-            let reason =
-                format!("there is no {}-legacy-restore to put in what is missing", kernel::base_name(self.version));
-            return Err(self.failed(&reason, missing));
+            return Err(self.failed(&no_restore(self.version), missing));
         };
         let refuse = |e: std::io::Error| self.failed(&format!("{}: {e}", program.display()), missing);
         let mut child = Command::new(&program)

@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
 //! [`hostfilter`], [`legacy`] and [`firewalld`] (what the host's own firewalls need), [`record`] (what an attachment
-//! owns, read back), [`state`] and [`removal`] (in and out of the kernel).
+//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`status`].
 
 pub mod config;
 pub mod firewalld;
+pub mod guards;
 pub mod hostfilter;
 pub mod legacy;
 pub mod observe;
@@ -14,6 +15,7 @@ pub mod record;
 pub mod removal;
 pub mod rules;
 pub mod state;
+pub mod status;
 
 use std::collections::BTreeSet;
 
@@ -63,11 +65,6 @@ impl Plugin for Firewall {
     }
 
     fn status(config: &Config) -> Result<()> {
-        observe::firewalld(config.backend)?;
-        let mut socket = NftSocket::new();
-        for chain in &config.host_chains {
-            chain.read(&mut socket)?;
-        }
-        Ok(())
+        status::status(config)
     }
 }

@@ -35,6 +35,8 @@ pub struct Share {
     pub policy: Option<(BridgePolicy, String)>,
     /// The ports by which an isolated container is on its bridge.
     pub isolated_ports: Vec<String>,
+    /// Whether the kernel has nothing to keep ports of one bridge apart with.
+    pub without_bridge_family: bool,
     /// The static part.
     pub host: HostPart,
 }
@@ -55,6 +57,17 @@ pub struct HostPart {
 }
 
 impl HostPart {
+    /// What containers with addresses of these versions need.
+    pub fn of(config: &Config, firewalld: bool, versions: Vec<IpVersion>) -> HostPart {
+        HostPart {
+            mark: config.admit_mark,
+            versions,
+            make: makes_forward(config.backend, firewalld),
+            admin_chain: config.admin_chain.clone(),
+            chains: config.host_chains.clone(),
+        }
+    }
+
     /// The part of each IP version by itself.
     pub fn each_version(&self) -> impl Iterator<Item = (IpVersion, HostPart)> {
         self.versions.iter().map(|v| (*v, HostPart { versions: vec![*v], chains: vec![], ..self.clone() }))
@@ -74,23 +87,18 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         addresses: addresses.into_iter().collect(),
         zone: facts.firewalld.then(|| config.zone.clone()),
         isolated_ports: if config.policy == IngressPolicy::Isolated { facts.ports.clone() } else { vec![] },
+        without_bridge_family: false,
         policy,
-        host: HostPart {
-            mark: config.admit_mark,
-            versions,
-            make: makes_forward(config.backend, facts),
-            admin_chain: config.admin_chain.clone(),
-            chains: config.host_chains.clone(),
-        },
+        host: HostPart::of(config, facts.firewalld, versions),
     })
 }
 
 /// With firewalld or without iptables, a FORWARD chain is used where there is one (Docker makes one beside firewalld),
 /// but none is made.
-fn makes_forward(backend: Backend, facts: &Facts) -> bool {
+fn makes_forward(backend: Backend, firewalld: bool) -> bool {
     match backend {
         Backend::Iptables => true,
-        Backend::Detect => !facts.firewalld,
+        Backend::Detect => !firewalld,
         Backend::Firewalld | Backend::Nftables => false,
     }
 }
@@ -113,15 +121,27 @@ fn bridge(policy: IngressPolicy, prev: &CniResult, facts: &Facts) -> Result<Stri
     Ok(name)
 }
 
+/// What an attachment's chain says if its isolation had to do without.
+pub const WITHOUT_BRIDGE_FAMILY: &str = "this kernel's nftables has no bridge family";
+
 /// IFNAMSIZ less the NUL (include/uapi/linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
 
 impl Share {
+    /// The same for a kernel whose nftables has no bridge family: within a bridge, isolation reaches as far as
+    /// net.bridge.bridge-nf-call-iptables does.
+    pub fn without_bridge_family(&self) -> Share {
+        Share { isolated_ports: Vec::new(), without_bridge_family: true, ..self.clone() }
+    }
+
     /// The attachment's own chain: the rules that its packets meet, and the record of what it owns.
     pub fn chain(&self) -> Chain {
         let zone = self.zone.as_deref();
         let mut rules: Vec<_> = self.addresses.iter().flat_map(|a| rules::address_rules(*a, zone)).collect();
-        rules.extend(self.policy.iter().map(|(policy, bridge)| rules::policy_rule(*policy, bridge)));
+        if let Some((policy, bridge)) = &self.policy {
+            let rule = rules::policy_rule(*policy, bridge);
+            rules.push(if self.without_bridge_family { rule.comment(WITHOUT_BRIDGE_FAMILY) } else { rule });
+        }
         Chain::regular(rules::chain_name(&self.attachment), rules).comment(self.attachment.label())
     }
 

@@ -7,6 +7,7 @@ use common::nft::{
     Data, Element, IpVersion, NftSocket, Pattern, Rule, Selector, Set, Statement, Table, Value, Verdict,
 };
 
+use crate::plan::WITHOUT_BRIDGE_FAMILY;
 use crate::rules::{self, BRIDGE_POLICIES, BRIDGE_TABLE, BridgePolicy, IN_ZONE, ISOLATED_PORTS, TABLE};
 
 /// Rules with their handles; `None` stands for a rule that nobody of us has written.
@@ -67,6 +68,11 @@ impl Record {
     pub fn ports(&self) -> Vec<String> {
         let rules = self.port_rules.iter().flatten().filter_map(|(_, rule)| rule.as_ref());
         rules.filter_map(|rule| interface(rule, Selector::Iifname)).collect()
+    }
+
+    /// Whether its isolation had to do without the bridge family.
+    pub fn is_without_bridge_family(&self) -> bool {
+        self.known_rules().any(|(_, rule)| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
     }
 
     fn known_rules(&self) -> impl Iterator<Item = (u64, &Rule)> {
@@ -188,6 +194,30 @@ mod tests {
         let port_rules = Some(chain.rules.into_iter().map(|rule| (1, Some(rule))).collect());
         let record = Record { port_rules, ..Record::default() };
         assert_eq!(record.ports(), ["veth2", "veth3"]);
+    }
+
+    #[test]
+    fn isolation_without_the_bridge_family_is_remembered() {
+        let share = crate::plan::Share {
+            attachment: Attachment::new("n", "c", "eth0"),
+            addresses: vec![],
+            zone: None,
+            policy: Some((rules::ISOLATED, "cni0".into())),
+            isolated_ports: vec!["veth2".into()],
+            without_bridge_family: false,
+            host: crate::plan::HostPart {
+                mark: 1,
+                versions: vec![],
+                make: true,
+                admin_chain: String::new(),
+                chains: vec![],
+            },
+        };
+        assert!(!record(share.chain().rules).is_without_bridge_family());
+        let reduced = share.without_bridge_family();
+        assert!(record(reduced.chain().rules).is_without_bridge_family());
+        assert!(reduced.chains().iter().all(|(table, _)| *table == TABLE));
+        assert_eq!(record(reduced.chain().rules).policies(), [(rules::ISOLATED, "cni0".to_owned())]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
 use crate::firewalld::Firewalld;
+use crate::guards::{self, Scope};
 use crate::hostfilter::{self, FoundFilter};
 use crate::legacy::{self, LegacyFilter};
 use crate::plan::{HostPart, Share};
@@ -33,7 +34,16 @@ impl State for Placed {
         // What is static may stay if something fails later; so it comes first.
         let host = mend_legacy(&self.share.host)?;
         let told = self.tell_firewalld()?;
-        install(&self.share, &host).inspect_err(|_| self.untell_firewalld(&told))
+        let mut socket = NftSocket::new();
+        let installed = match install(&mut socket, &self.share, &host) {
+            Err(error) if is_about_bridges(&error) => {
+                log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
+                install(&mut socket, &self.share.without_bridge_family(), &host)
+            }
+            outcome => outcome,
+        };
+        let mended = installed.inspect_err(|_| self.untell_firewalld(&told))?;
+        self.name_guards(&mut socket, mended)
     }
 
     fn differences(&self, _call: &Call) -> Result<Vec<Difference>> {
@@ -70,6 +80,18 @@ impl Placed {
         Ok(told)
     }
 
+    /// Says who else will drop what is admitted now. All chains are looked at when something static was missing, as
+    /// after boot; else the usual ones.
+    fn name_guards(&self, socket: &mut NftSocket, thoroughly: bool) -> Result<()> {
+        let scope = Scope { host: &self.share.host, firewalld: self.firewalld.is_some() };
+        let guards = if thoroughly { guards::all(socket, scope)? } else { guards::usual(socket, scope)? };
+        for guard in guards {
+            let level = if guard.certainly { log::Level::Warn } else { log::Level::Info };
+            log::log!(level, "{guard}, also this container's; {}", guard.remedy());
+        }
+        Ok(())
+    }
+
     fn untell_firewalld(&self, told: &[IpAddr]) {
         for (firewalld, zone, address) in self.sources().filter(|(_, _, address)| told.contains(address)) {
             if let Err(error) = firewalld.remove_source(zone, address) {
@@ -77,6 +99,13 @@ impl Placed {
             }
         }
     }
+}
+
+/// The bridge family's nftables is a part of the kernel that may be left out (CONFIG_NF_TABLES_BRIDGE).
+fn is_about_bridges(error: &Error) -> bool {
+    let absent = [Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT];
+    matches!(error, Error::Kernel { errno, object, .. }
+        if absent.contains(errno) && object.contains(&BRIDGE_TABLE.to_string()))
 }
 
 /// Puts the static rule into the legacy tables that guard something; gives what nf_tables is left to hold.
@@ -106,13 +135,16 @@ struct Changes {
     guarded: bool,
 }
 
-fn install(share: &Share, host: &[HostPart]) -> Result<()> {
-    let mut socket = NftSocket::new();
+/// Puts the share in; whether something static was missing.
+fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<bool> {
+    let mut mended = false;
     repeat(|| {
         let generation = socket.generation()?;
-        let Changes { rebuilding, transaction, guarded } = changes(&mut socket, share, host)?;
+        let Changes { rebuilding, transaction, guarded } = changes(socket, share, host)?;
+        mended = guarded || !rebuilding.is_empty();
         socket.commit_rebuilding(&rebuilding, &transaction, guarded.then_some(generation))
-    })
+    })?;
+    Ok(mended)
 }
 
 /// Does it again as long as somebody else comes between.
@@ -198,6 +230,9 @@ fn drop_stale_elements(
             transaction.delete_elements(&table, map, vec![key]);
         }
     }
+    if record.port_rules.is_some() && share.isolated_ports.is_empty() {
+        transaction.remove_chain(&BRIDGE_TABLE, &record.chain);
+    }
     Ok(())
 }
 
@@ -275,6 +310,9 @@ fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Command
 
 fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
+    let record = Record::read(socket, &rules::chain_name(&share.attachment))?;
+    let reduced = record.is_some_and(|r| r.is_without_bridge_family()).then(|| share.without_bridge_family());
+    let share = reduced.as_ref().unwrap_or(share);
     for skeleton in skeletons(share) {
         all.extend(socket.differences(&skeleton)?);
     }
