@@ -22,7 +22,11 @@ impl NftSocket {
             differences.extend(self.set_difference(table, set)?);
         }
         for chain in &skeleton.chains {
-            differences.extend(self.chain_differences(table, chain)?);
+            if !chain.is_filled_by_attachments() {
+                differences.extend(self.chain_differences(table, chain)?);
+            } else if self.chain(table, &chain.name)?.is_none() {
+                differences.push(Difference::missing(format!("chain {} of table {table}", chain.name), "the chain"));
+            }
         }
         Ok(differences)
     }

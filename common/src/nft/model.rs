@@ -120,6 +120,11 @@ impl Chain {
         self.comment = Some(comment.into());
         self
     }
+
+    /// Whether, in a skeleton, its rules come with the attachments: it has a place and a name, and no rules of its own.
+    pub fn is_filled_by_attachments(&self) -> bool {
+        self.hook.is_none() && self.rules.is_empty()
+    }
 }
 
 /// Bytes of a comment (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN is 128 with two bytes of head and a NUL).

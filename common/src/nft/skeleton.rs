@@ -46,7 +46,9 @@ impl NftSocket {
         for chain in &skeleton.chains {
             let bare = Chain { rules: Vec::new(), ..chain.clone() };
             commands.push(Command::AddChain(table.clone(), bare));
-            commands.push(Command::FlushChain(table.clone(), chain.name.clone()));
+            if !chain.is_filled_by_attachments() {
+                commands.push(Command::FlushChain(table.clone(), chain.name.clone()));
+            }
         }
         // Rules jump to chains and look into sets: these come first, all of them.
         commands.extend(skeleton.chains.iter().map(|chain| Command::AddRules(table.clone(), chain.clone())));

@@ -1,1 +1,82 @@
-//! The portmap plugin.
+//! The portmap plugin: host ports led to a container's ports.
+//!
+//! Reading order: [`config`] (the keys), [`rules`] (what a published port is made of, with the way of a packet),
+//! [`state`] (ADD and CHECK in the kernel), [`removal`] (DEL and GC), [`conflict`] (a port that somebody has).
+
+use std::collections::BTreeSet;
+
+use common::cni::CniResult;
+use common::nft::NftSocket;
+use common::{Attachment, Call, Error, Plugin, Result};
+
+pub mod conditions;
+pub mod config;
+pub mod conflict;
+pub mod listeners;
+pub mod liveness;
+pub mod observe;
+pub mod origin;
+pub mod record;
+pub mod removal;
+pub mod rules;
+pub mod stale;
+pub mod state;
+pub mod transact;
+
+use config::{Config, Written};
+use record::Recorded;
+use rules::{Facts, RECORD_PREFIX, Share, TABLE};
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Portmap;
+
+impl Plugin for Portmap {
+    const NAME: &'static str = "portmap";
+    type Written = Written;
+    type Config = Config;
+    type Facts = Facts;
+    type State = Share;
+
+    fn validate(written: Written, call: &Call) -> Result<Config> {
+        Config::validate(written, call)
+    }
+
+    fn is_idle(config: &Config) -> bool {
+        config.mappings.is_empty()
+    }
+
+    fn observe(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
+        observe::facts(config, call, prev)
+    }
+
+    fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Result<Share> {
+        rules::plan(config, call, prev, facts)
+    }
+
+    fn remove(call: &Call, _config: Option<&Config>, _prev: Option<&CniResult>) -> Result<()> {
+        let own = rules::record_name(&call.attachment);
+        let mut socket = NftSocket::open()?;
+        let removed = removal::remove(&mut socket, |socket| Ok(Recorded::read(socket, &own)?.into_iter().collect()))?;
+        stale::forget_after_del(&removed);
+        Ok(())
+    }
+
+    fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
+        let prefix = format!("{RECORD_PREFIX}{}-", Attachment::network_key(network));
+        let live: BTreeSet<String> = live.iter().map(rules::record_name).collect();
+        let mut socket = NftSocket::open()?;
+        let removed = removal::remove(&mut socket, |socket| {
+            let chains = socket.chains(&TABLE)?;
+            let dead = chains.into_iter().filter(|c| c.name.starts_with(&prefix) && !live.contains(&c.name));
+            dead.map(|chain| Recorded::of(socket, chain)).collect()
+        })?;
+        stale::forget_after_del(&removed);
+        Ok(())
+    }
+
+    fn status(_config: &Config) -> Result<()> {
+        let asked = NftSocket::open().and_then(|mut socket| socket.generation());
+        asked.map(drop).map_err(|error| Error::NotAvailable { reason: error.to_string(), next: error.details() })
+    }
+}

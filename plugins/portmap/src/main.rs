@@ -1,1 +1,5 @@
-fn main() {}
+//! The portmap plugin: see the crate `portmap`.
+
+fn main() -> std::process::ExitCode {
+    common::run::<portmap::Portmap>()
+}

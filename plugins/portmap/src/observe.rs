@@ -1,0 +1,90 @@
+//! What is looked up on this host before planning.
+
+use std::net::IpAddr;
+
+use common::cni::CniResult;
+use common::link::RouteSocket;
+use common::nft::{Family, NftSocket, Statement, Table};
+use common::{Call, Error, Result};
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+
+use crate::config::{Config, Mark, Masquerade};
+use crate::liveness;
+use crate::rules::Facts;
+
+/// The mark of kube-proxy's chain `KUBE-MARK-MASQ`, which its `--iptables-masquerade-bit` (14) sets.
+const KUBE_MARK_MASQ: (&str, u32) = ("KUBE-MARK-MASQ", 0x4000);
+
+/// Looks up what the plan depends on.
+pub fn facts(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
+    let route = RouteSocket::open()?;
+    let on_interface = |ip: &&common::cni::result::IpConfig| prev.is_on(ip, &call.attachment.ifname);
+    let v4 = prev.ips.iter().filter(on_interface).map(|ip| ip.address.addr()).find(IpAddr::is_ipv4);
+    let link = match v4 {
+        Some(address) if config.masquerade != Masquerade::Nobody => link_towards(&route, address)?,
+        _ => None,
+    };
+    let external_mark = match &config.mark {
+        Mark::As(chain) if config.masquerade != Masquerade::Nobody => external_mark(chain)?,
+        _ => None,
+    };
+    Ok(Facts { link, external_mark, origin: liveness::origin(&route, call, prev)? })
+}
+
+/// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
+/// host's own.
+fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<String>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    query.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    query.attributes.push(RouteAttribute::Destination(match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }));
+    let answers = match route.request(RouteNetlinkMessage::GetRoute(query), 0, "get", &format!("route to {address}")) {
+        Ok(answers) => answers,
+        Err(Error::Kernel {
+            errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL, ..
+        }) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let index = answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let Some(index) = index else { return Ok(None) };
+    let name = route.link_by_index(index)?.and_then(|link| {
+        link.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        })
+    });
+    Ok(name.filter(|n| n != "lo"))
+}
+
+/// The bits that a chain of iptables sets, as far as that can be seen: iptables-nft keeps it in nf_tables.
+fn external_mark(chain: &str) -> Result<Option<u32>> {
+    let nat = Table::new(Family::Ip, "nat");
+    let rules = NftSocket::open()?.rules(&nat, chain)?;
+    let seen =
+        rules.iter().filter_map(|info| info.rule.as_ref()).flat_map(|rule| &rule.statements).find_map(|s| match s {
+            Statement::SetMark { bits, .. } => Some(*bits),
+            _ => None,
+        });
+    let known = (chain == KUBE_MARK_MASQ.0).then_some(KUBE_MARK_MASQ.1);
+    let mark = seen.or(known);
+    if mark.is_none() {
+        log::info!(
+            "what chain {chain} of iptables sets can't be read; packets are masqueraded by our own mark instead"
+        );
+    }
+    Ok(mark)
+}

@@ -1,0 +1,217 @@
+//! Taking records out of the tables, with everything that nobody else needs.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Verdict};
+use common::sysctl;
+use common::{Error, Result};
+
+use crate::record::Recorded;
+use crate::rules::{
+    self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, TABLE, is_kind,
+};
+use crate::transact::{came_too_late, transact};
+
+/// More rules than a shared chain ever has.
+const MOST_RULES: u32 = 8;
+
+/// Removes what `find` finds, all in one transaction; gives what was removed.
+pub fn remove(
+    socket: &mut NftSocket,
+    mut find: impl FnMut(&mut NftSocket) -> Result<Vec<Recorded>>,
+) -> Result<Vec<Recorded>> {
+    transact(socket, |socket, generation| {
+        let records = find(socket)?;
+        if records.is_empty() {
+            return Ok(ControlFlow::Break(records));
+        }
+        let mut removal = Removal::default();
+        if is_all(socket, &records)? {
+            removal.whole_table(socket)?;
+        } else {
+            removal.records(socket, &records, &[])?;
+        }
+        // The sysctls first: whoever needs one anew between now and the transaction makes it fail, and whoever comes
+        // after it finds the value of before and writes his own.
+        removal.restore_loopback()?;
+        match socket.commit_at(&removal.transaction, generation) {
+            Ok(()) => Ok(ControlFlow::Break(records)),
+            Err(error) if came_too_late(&error) => {
+                removal.open_loopback_again()?;
+                Ok(ControlFlow::Continue(()))
+            }
+            Err(error) => {
+                removal.open_loopback_again()?;
+                Err(error.into())
+            }
+        }
+    })
+}
+
+/// Whether these are all the records that there are: each of them jumps to `attachments`, and nothing else does.
+fn is_all(socket: &mut NftSocket, records: &[Recorded]) -> Result<bool> {
+    let attachments = socket.chain(&TABLE, ATTACHMENTS)?;
+    Ok(attachments.is_some_and(|chain| usize::try_from(chain.uses) == Ok(records.len())))
+}
+
+/// A transaction that removes, and the sysctls that go with it.
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// What is sent.
+    pub transaction: Transaction,
+    /// Links whose route_localnet nobody needs any more, with the value of before.
+    loopback: Vec<(String, String)>,
+}
+
+impl Removal {
+    /// Everything.
+    fn whole_table(&mut self, socket: &mut NftSocket) -> Result<()> {
+        self.transaction.push(Command::DeleteTable(TABLE));
+        for chain in socket.chains(&TABLE)?.into_iter().filter(|c| c.name.starts_with(LOOPBACK_PREFIX)) {
+            self.loopback.extend(loopback_of(&chain));
+        }
+        Ok(())
+    }
+
+    /// These records and what only they need. What is named in `keep` stays: somebody new needs it.
+    pub fn records(&mut self, socket: &mut NftSocket, records: &[Recorded], keep: &[String]) -> Result<()> {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for record in records {
+            for (set, elements) in own_elements(socket, record)? {
+                self.transaction.delete_elements(&TABLE, &set.name, elements);
+            }
+            self.transaction.remove_chain(&TABLE, &record.name);
+            for jump in &record.jumps {
+                *counts.entry(jump).or_default() += 1;
+            }
+        }
+        for (name, count) in counts {
+            if !keep.iter().any(|k| k == name) {
+                self.release(socket, name, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a shared chain if `count` records were all its users.
+    fn release(&mut self, socket: &mut NftSocket, name: &str, count: u32) -> Result<()> {
+        let Some(chain) = socket.chain(&TABLE, name)? else { return Ok(()) };
+        if chain.uses > count + MOST_RULES {
+            return Ok(());
+        }
+        let parent = if is_kind(name) {
+            Some(HOSTPORTS)
+        } else if name.starts_with(MARK_PREFIX) {
+            Some(MASQUERADE)
+        } else {
+            None
+        };
+        let entrances = match parent {
+            Some(parent) => entrances(socket.rules(&TABLE, parent)?, name),
+            None => Vec::new(),
+        };
+        let rules = socket.rules(&TABLE, name)?.len();
+        if usize::try_from(chain.uses.saturating_sub(count)) != Ok(rules + entrances.len()) {
+            return Ok(());
+        }
+        for (parent, entrance) in parent.iter().flat_map(|p| entrances.iter().map(move |e| (p, e))) {
+            self.transaction.delete_rule(&TABLE, parent, entrance.handle);
+        }
+        self.transaction.remove_chain(&TABLE, name);
+        if is_kind(name) {
+            self.transaction.push(Command::DeleteSet(TABLE, name.to_owned()));
+        }
+        if let Some((link, before)) = loopback_of(&chain) {
+            let guard = rules::loopback_element(&link);
+            if socket.element(&TABLE, &rules::loopback_set(), &guard.key)?.is_some() {
+                self.transaction.delete_elements(&TABLE, LOOPBACK, vec![guard]);
+            }
+            self.loopback.push((link, before));
+        }
+        Ok(())
+    }
+
+    /// Gives the links back the value they had before their first user.
+    pub fn restore_loopback(&self) -> Result<()> {
+        self.loopback.iter().try_for_each(|(link, before)| write_loopback(link, before).map(|_| ()))
+    }
+
+    /// Takes [`Removal::restore_loopback`] back.
+    pub fn open_loopback_again(&self) -> Result<()> {
+        self.loopback.iter().try_for_each(|(link, _)| write_loopback(link, "1").map(|_| ()))
+    }
+}
+
+/// The rules among these that lead to the chain `name`.
+pub fn entrances(rules: Vec<RuleInfo>, name: &str) -> Vec<RuleInfo> {
+    let leads = |info: &RuleInfo| {
+        info.rule.as_ref().and_then(|r| r.statements.last()).is_some_and(|last| match last {
+            Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => chain == name,
+            _ => false,
+        })
+    };
+    rules.into_iter().filter(leads).collect()
+}
+
+fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {
+    if !chain.name.starts_with(LOOPBACK_PREFIX) {
+        return None;
+    }
+    let (before, link) = rules::read_loopback(chain.comment.as_deref()?)?;
+    Some((link.to_owned(), before.to_owned()))
+}
+
+/// The record's elements as far as they are there and its own: whoever has emptied the maps by hand may have made room
+/// for another owner of the same port.
+fn own_elements(socket: &mut NftSocket, record: &Recorded) -> Result<Vec<(Set, Vec<Element>)>> {
+    let mut own = Vec::new();
+    let lost = record.claims.iter().map(|claim| is_lost(socket, claim, &record.label));
+    let lost: Vec<bool> = lost.collect::<Result<_>>()?;
+    let kept: Vec<Claim> =
+        record.claims.iter().zip(&lost).filter(|(_, lost)| !**lost).map(|(claim, _)| *claim).collect();
+    for (set, elements) in rules::elements(&record.label, &kept, &record.jumps) {
+        let mut there = Vec::with_capacity(elements.len());
+        for element in elements {
+            // The maps have just been looked into.
+            if set.data != common::nft::SetData::None || socket.element(&TABLE, &set, &element.key)?.is_some() {
+                there.push(element);
+            }
+        }
+        own.push((set, there));
+    }
+    Ok(own)
+}
+
+fn is_lost(socket: &mut NftSocket, claim: &Claim, label: &str) -> Result<bool> {
+    let wanted = claim.element(label);
+    let found = socket.element(&TABLE, &claim.map(), &wanted.key)?;
+    Ok(!found.is_some_and(|f| f.data == wanted.data && f.comment.as_deref() == Some(label)))
+}
+
+/// The sysctl's value on a link; `None` if there is no such link.
+pub fn read_loopback(link: &str) -> Result<Option<String>> {
+    let Some(name) = loopback_name(link) else { return Ok(None) };
+    Ok(sysctl::read(&name)?.and_then(|content| content.value().map(str::to_owned)))
+}
+
+/// Sets the sysctl on a link; whether there is such a link.
+pub fn write_loopback(link: &str, value: &str) -> Result<bool> {
+    let Some(name) = loopback_name(link) else { return Ok(false) };
+    if sysctl::read(&name)?.is_none() {
+        return Ok(false);
+    }
+    sysctl::write(&name, value).map(|()| true)
+}
+
+fn loopback_name(link: &str) -> Option<sysctl::Name> {
+    sysctl::Name::new(&format!("net/ipv4/conf/{link}/route_localnet"))
+}
+
+/// A failure that leaves nothing behind must still be told with what could not be undone.
+pub fn undone(error: Error, undoing: Result<()>) -> Error {
+    match undoing {
+        Ok(()) => error,
+        Err(second) => Error::Several { errors: vec![error, second] },
+    }
+}

@@ -1,0 +1,581 @@
+//! What a published port is made of: one attachment's share of table `inet cni_chain_portmap`, and the table around it.
+//!
+//! ```text
+//!  from outside, from containers                                from this host's processes
+//!        │                                                            │
+//!  prerouting, raw (−300) ── loopback_guard                     output, −95 ── output
+//!        │  because route_localnet lets 127.0.0.0/8 in                │
+//!        │  from the links where it is on (CVE-2020-8558)             │
+//!  prerouting, −95 ── prerouting                                      │
+//!        │  because a published port is one of this host's: fib daddr type local, on both ways
+//!        │                                                            │
+//!        └──────────────────────► hostports ◄────────────────────────┘
+//!                                     │  one rule for each kind of publication; those at one address come first
+//!              ip daddr . meta l4proto . th dport @specific4-… jump specific4-…
+//!                         meta l4proto . th dport @wildcard4-… jump wildcard4-…
+//!                                     │  because subnet, conditions and marks are common to many ports
+//!                           the kind's chain: [conditions] mark the sources that need masquerading,
+//!                           [conditions] dnat ip to meta l4proto . th dport map @ports4
+//!                                     │  because one look-up costs the same for 1 and for 65,535 ports
+//!                       routing, forward, the container's link
+//!                                     │
+//!  postrouting, srcnat (100) ── masquerading ── masquerade
+//!           because the container would answer its own subnet, and 127.0.0.1, past this host
+//! ```
+//!
+//! −95 is behind kube-proxy and all others at `dstnat` (−100), so that a service's own rules come first and there is no
+//! tie. `nat` chains see a connection's first packet only; everything after it is connection tracking's.
+//!
+//! What belongs to one attachment:
+//!
+//! * elements in the maps `ports4`, `ports6`, `addr_ports4`, `addr_ports6`, with its label for comment. The kernel takes
+//!   a key once: a second claim on a port fails there, whoever makes it;
+//! * the same keys in the set of their kind;
+//! * a chain of its own that no packet ever sees, the *record*: jumps to what it shares with others, then a rule for each
+//!   port. DEL finds there what it has to remove, without looking through the maps, and the transaction that removes the
+//!   record removes the ports: if the record is gone, nothing is removed. The kernel counts the jumps (`use`), so that
+//!   the last attachment takes the shared things with it, the table at the end.
+//!
+//! There is no verdict in a map and no anonymous set of an attachment, because at each transaction the kernel walks
+//! through every chain that is reachable from a hook, and through every element of every verdict map on the way
+//! (`nft_chain_validate`): one chain per container there would make ADD cost more with every container.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use common::attachment::reference_hash_name;
+use common::cni::CniResult;
+use common::nft::{
+    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Position, Rule, Selector,
+    Set, SetSource, Skeleton, Statement, Table, Transport, Value, Verdict,
+};
+use common::{Attachment, Call, Error, Result};
+use ipnet::IpNet;
+
+use crate::config::{Config, HostIp, MARK_BIT, Mapping, Mark, Masquerade, Protocol};
+use crate::origin::Origin;
+
+/// Our table, nobody else's.
+pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_portmap");
+/// The chain that leads to each kind of publication.
+pub const HOSTPORTS: &str = "hostports";
+/// The chain that masquerades what is marked, one rule for each mark in use.
+pub const MASQUERADE: &str = "masquerade";
+/// The chain that every record jumps to: its count of uses is the number of attachments.
+pub const ATTACHMENTS: &str = "attachments";
+/// The set of links where route_localnet is on for us.
+pub const LOOPBACK: &str = "loopback";
+/// What a record's name begins with; [`Attachment::key`] follows.
+pub const RECORD_PREFIX: &str = "record-";
+/// What the name of the chain that counts a link's users of route_localnet begins with.
+pub const LOOPBACK_PREFIX: &str = "loopback-";
+/// What the name of the chain that counts a mark's users begins with.
+pub const MARK_PREFIX: &str = "mark-";
+
+/// What must be looked up on this host before planning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The link behind which the container's IPv4 address is, as the routing tables say.
+    pub link: Option<String>,
+    /// The bits that `externalSetMarkChain` sets, if they can be known.
+    pub external_mark: Option<u32>,
+    /// Since when, and how a later ADD can tell whether the container is still there.
+    pub origin: Origin,
+}
+
+/// One published port of one version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Claim {
+    /// The one address of this host at which it is published; `None` for all of the version.
+    pub address: Option<IpAddr>,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The port on this host.
+    pub port: u16,
+    /// The container's address; its version is the claim's.
+    pub target: IpAddr,
+    /// The port in the container.
+    pub target_port: u16,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            None => write!(f, "{}/{}", self.port, self.protocol),
+            Some(IpAddr::V4(v4)) => write!(f, "{v4}:{}/{}", self.port, self.protocol),
+            Some(IpAddr::V6(v6)) => write!(f, "[{v6}]:{}/{}", self.port, self.protocol),
+        }
+    }
+}
+
+impl Claim {
+    /// The version of IP.
+    pub fn version(&self) -> IpVersion {
+        IpVersion::of(self.target)
+    }
+
+    /// The map that leads it to the container.
+    pub fn map(&self) -> Set {
+        ports_map(self.version(), self.address.is_some())
+    }
+
+    /// The key of its kind's set and of its map.
+    pub fn key(&self) -> Vec<Value> {
+        let address = self.address.map(Value::ip);
+        address.into_iter().chain([Value::Proto(self.protocol.number()), Value::Port(self.port)]).collect()
+    }
+
+    /// Its element in the map, with its owner's label.
+    pub fn element(&self, label: &str) -> Element {
+        Element::values(self.key(), [Value::ip(self.target), Value::Port(self.target_port)]).comment(label)
+    }
+
+    /// Its element in `self4` or `self6`: the container itself comes to its own port.
+    fn self_element(&self) -> Element {
+        Element::key([Value::ip(self.target), Value::Proto(self.protocol.number()), Value::Port(self.port)])
+    }
+
+    /// Its rule in the record.
+    pub fn record(&self) -> Rule {
+        let mut rule = Rule::default();
+        rule.statements.extend(self.address.map(|a| Statement::is(Selector::Daddr(self.version()), a.into())));
+        rule.statements.push(Statement::is(Selector::Dport(transport(self.protocol)), Value::Port(self.port)));
+        let target = DnatTarget::Address(self.target, Some(self.target_port));
+        rule.statements.push(Statement::Dnat { version: self.version(), target });
+        rule
+    }
+
+    /// The claim that a record's rule stands for.
+    pub fn from_record(rule: &Rule) -> Option<Claim> {
+        let (mut address, mut port, mut protocol) = (None, None, None);
+        for statement in &rule.statements {
+            match statement {
+                Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => match (selector, value) {
+                    (Selector::Daddr(_), Value::V4(v4)) => address = Some(IpAddr::V4(*v4)),
+                    (Selector::Daddr(_), Value::V6(v6)) => address = Some(IpAddr::V6(*v6)),
+                    (Selector::L4proto, Value::Proto(number)) => protocol = Protocol::from_number(*number),
+                    (Selector::Dport(transport), Value::Port(p)) => {
+                        protocol = Protocol::from_number(*transport as u8);
+                        port = Some(*p);
+                    }
+                    (Selector::ThDport, Value::Port(p)) => port = Some(*p),
+                    _ => return None,
+                },
+                Statement::Dnat { target: DnatTarget::Address(target, Some(target_port)), .. } => {
+                    let (target, target_port) = (*target, *target_port);
+                    return Some(Claim { address, protocol: protocol?, port: port?, target, target_port });
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+}
+
+const fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+        Protocol::Sctp => Transport::Sctp,
+    }
+}
+
+/// What is published in one and the same way: one set of ports, one chain.
+fn kind_name(version: IpVersion, specific: bool) -> &'static str {
+    match (specific, version) {
+        (false, IpVersion::V4) => "wildcard4-",
+        (false, IpVersion::V6) => "wildcard6-",
+        (true, IpVersion::V4) => "specific4-",
+        (true, IpVersion::V6) => "specific6-",
+    }
+}
+
+/// What follows in the name of a kind whose containers have no subnet: they are in `self4` or `self6`.
+const SELF: &str = "self-";
+
+/// Whether this is the name of a kind of publication.
+pub fn is_kind(chain: &str) -> bool {
+    both_versions().any(|(version, specific)| chain.starts_with(kind_name(version, specific)))
+}
+
+fn both_versions() -> impl Iterator<Item = (IpVersion, bool)> {
+    // Specific ones first, as in the chain `hostports`.
+    [true, false].into_iter().flat_map(|specific| IpVersion::ALL.into_iter().map(move |version| (version, specific)))
+}
+
+fn key_types(version: IpVersion, specific: bool) -> Vec<DataType> {
+    let address = specific.then_some(version.address_type());
+    address.into_iter().chain([DataType::InetProto, DataType::InetService]).collect()
+}
+
+fn key_selectors(version: IpVersion, specific: bool) -> Vec<Selector> {
+    let address = specific.then_some(Selector::Daddr(version));
+    address.into_iter().chain([Selector::L4proto, Selector::ThDport]).collect()
+}
+
+/// The map from host ports to the container's address and port.
+pub fn ports_map(version: IpVersion, specific: bool) -> Set {
+    let name = match (specific, version) {
+        (false, IpVersion::V4) => "ports4",
+        (false, IpVersion::V6) => "ports6",
+        (true, IpVersion::V4) => "addr_ports4",
+        (true, IpVersion::V6) => "addr_ports6",
+    };
+    Set::map(name, key_types(version, specific), [version.address_type(), DataType::InetService])
+}
+
+/// The set of a kind's keys.
+pub fn kind_set(name: &str, version: IpVersion, specific: bool) -> Set {
+    Set::of(name, key_types(version, specific))
+}
+
+/// The set of those containers that come to their own ports and have no subnet to tell them by.
+pub fn self_set(version: IpVersion) -> Set {
+    let name = match version {
+        IpVersion::V4 => "self4",
+        IpVersion::V6 => "self6",
+    };
+    Set::of(name, [version.address_type(), DataType::InetProto, DataType::InetService])
+}
+
+/// The set of links where route_localnet is on.
+pub fn loopback_set() -> Set {
+    Set::of(LOOPBACK, [DataType::Ifname])
+}
+
+/// The table without any attachment, its nat hooks at `priority`.
+pub fn skeleton(priority: i32) -> Skeleton {
+    let local = || vec![Rule::new([Statement::is(Selector::FibDaddrType, Value::LOCAL), Statement::jump(HOSTPORTS)])];
+    let nat = |name, point, priority, rules| Chain::base(name, HookKind::Nat, point, priority, rules);
+    let published = Rule::new([Statement::ct_status(Value::DNAT), Statement::jump(MASQUERADE)]);
+    let sets = both_versions().map(|(version, specific)| ports_map(version, specific));
+    Skeleton {
+        table: TABLE,
+        comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
+        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set()]).collect(),
+        chains: vec![
+            Chain::regular(ATTACHMENTS, Vec::new()),
+            Chain::regular(HOSTPORTS, Vec::new()),
+            Chain::regular(MASQUERADE, Vec::new()),
+            loopback_guard(),
+            nat("prerouting", HookPoint::Prerouting, priority, local()),
+            nat("output", HookPoint::Output, priority, local()),
+            nat("masquerading", HookPoint::Postrouting, SRCNAT, vec![published]),
+        ],
+    }
+}
+
+/// `srcnat`: NF_IP_PRI_NAT_SRC (include/uapi/linux/netfilter_ipv4.h).
+const SRCNAT: i32 = 100;
+/// `raw`: NF_IP_PRI_RAW, before connection tracking.
+const RAW: i32 = -300;
+const LOOPBACK_NET: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
+
+/// route_localnet makes the kernel take 127.0.0.0/8 for ordinary addresses on a link, in both directions. Answers to
+/// published ports never bear them on the wire, because they are masqueraded: whatever does is forged.
+fn loopback_guard() -> Chain {
+    let (net, len) = LOOPBACK_NET;
+    let forged = |test| Rule::new([test, Statement::in_set([Selector::Iifname], LOOPBACK), Statement::DROP]);
+    let rules = vec![forged(Statement::to_subnet(net, len)), forged(Statement::from_subnet(net, len))];
+    Chain::base("loopback_guard", HookKind::Filter, HookPoint::Prerouting, RAW, rules)
+}
+
+/// How packets come to a chain that attachments share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// By a rule in this chain.
+    Rule(&'static str, Position, Rule),
+    /// By an element in this set of the skeleton.
+    Element(&'static str, Element),
+}
+
+/// What several attachments have in common: there as long as one of them is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// The chain that records jump to, so that the kernel counts them.
+    pub chain: Chain,
+    /// The set beside it, of the same name.
+    pub set: Option<Set>,
+    /// How packets come there.
+    pub entrance: Entrance,
+}
+
+/// One attachment's share of kernel state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Whose it is.
+    pub attachment: Attachment,
+    /// Since when, and how to tell whether it is alive.
+    pub origin: Origin,
+    /// What is published.
+    pub claims: Vec<Claim>,
+    /// The kinds of publication and the marks it uses.
+    pub shared: Vec<Shared>,
+    /// The link on which route_localnet is needed.
+    pub loopback: Option<String>,
+    /// The table.
+    pub skeleton: Skeleton,
+}
+
+/// The name of an attachment's record.
+pub fn record_name(attachment: &Attachment) -> String {
+    format!("{RECORD_PREFIX}{}", attachment.key())
+}
+
+/// The attachment's share. Pure.
+pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Result<Share> {
+    let own_bit = match config.mark {
+        Mark::Bit(bit) => 1 << bit,
+        Mark::As(_) => 1 << MARK_BIT,
+    };
+    let marking = Marking { own: own_bit, all: own_bit | facts.external_mark.unwrap_or_default() };
+    let mut share = Share {
+        attachment: call.attachment.clone(),
+        origin: facts.origin,
+        claims: Vec::new(),
+        shared: Vec::new(),
+        loopback: None,
+        skeleton: skeleton(config.priority),
+    };
+    for version in IpVersion::ALL {
+        let mut addresses = prev.ips.iter().filter(|ip| prev.is_on(ip, &call.attachment.ifname)).map(|ip| ip.address);
+        let Some(address) = addresses.find(|a| IpVersion::of(a.addr()) == version) else { continue };
+        let claims = claims(&config.mappings, address.addr())?;
+        share.publish(config, &marking, address, claims);
+    }
+    if config.masquerade != Masquerade::Nobody && !share.claims.is_empty() {
+        share.shared.push(marking.shared());
+    }
+    if config.masquerade != Masquerade::Nobody && share.claims.iter().any(Claim::is_reachable_by_loopback) {
+        share.loopback = facts.link;
+    }
+    Ok(share)
+}
+
+impl Share {
+    fn publish(&mut self, config: &Config, marking: &Marking, address: IpNet, claims: Vec<Claim>) {
+        for specific in [true, false] {
+            if claims.iter().any(|c| c.address.is_some() == specific) {
+                self.shared.push(kind(config, marking, address, specific));
+            }
+        }
+        self.claims.extend(claims);
+    }
+
+    /// The record that the kernel is to hold.
+    pub fn record(&self) -> Chain {
+        let counted = self.shared.iter().map(|s| s.chain.name.clone());
+        let loopback = self.loopback.iter().map(|link| loopback_name(link));
+        let jumps = counted.chain(loopback).map(|name| Rule::new([Statement::jump(name)]));
+        let first = Rule::new([Statement::jump(ATTACHMENTS)]).comment(self.origin.to_string());
+        let rules = [first].into_iter().chain(jumps).chain(self.claims.iter().map(Claim::record)).collect();
+        Chain::regular(record_name(&self.attachment), rules).comment(self.attachment.label())
+    }
+
+    /// All elements of the attachment, set by set.
+    pub fn elements(&self) -> Vec<(Set, Vec<Element>)> {
+        let kinds = self.shared.iter().filter_map(|s| s.set.as_ref()).map(|set| set.name.clone()).collect::<Vec<_>>();
+        elements(&self.attachment.label(), &self.claims, &kinds)
+    }
+}
+
+/// The elements of claims: in their maps, in the sets of their kinds (of which there is at most one for each version,
+/// wildcard and specific), and in `self4` and `self6` for kinds that look there.
+pub fn elements(label: &str, claims: &[Claim], kinds: &[String]) -> Vec<(Set, Vec<Element>)> {
+    let mut all: Vec<(Set, Vec<Element>)> = Vec::new();
+    let mut to_themselves: BTreeMap<&str, (Set, BTreeSet<Element>)> = BTreeMap::new();
+    for (version, specific) in both_versions() {
+        let these: Vec<&Claim> =
+            claims.iter().filter(|c| c.version() == version && c.address.is_some() == specific).collect();
+        if these.is_empty() {
+            continue;
+        }
+        all.push((ports_map(version, specific), these.iter().map(|c| c.element(label)).collect()));
+        let prefix = kind_name(version, specific);
+        let Some(kind) = kinds.iter().find(|k| k.starts_with(prefix)) else { continue };
+        let keys = these.iter().map(|c| Element::key(c.key())).collect();
+        all.push((kind_set(kind, version, specific), keys));
+        if kind.get(prefix.len()..).is_some_and(|rest| rest.starts_with(SELF)) {
+            let (_, elements) =
+                to_themselves.entry(version.keyword()).or_insert_with(|| (self_set(version), BTreeSet::new()));
+            elements.extend(these.iter().map(|c| c.self_element()));
+        }
+    }
+    all.extend(to_themselves.into_values().map(|(set, elements)| (set, elements.into_iter().collect())));
+    all
+}
+
+impl Claim {
+    /// 127.0.0.1 leads to it.
+    fn is_reachable_by_loopback(&self) -> bool {
+        self.version() == IpVersion::V4 && self.address.is_none_or(|a| a.is_loopback())
+    }
+}
+
+/// Whether the prefix says nothing about neighbours.
+fn is_host(address: IpNet) -> bool {
+    address.prefix_len() == address.max_prefix_len()
+}
+
+/// What the mappings claim for the container's `target`. What is meant for the other version is left out; the same
+/// twice is once.
+fn claims(mappings: &[Mapping], target: IpAddr) -> Result<Vec<Claim>> {
+    let version = IpVersion::of(target);
+    let mut seen: BTreeMap<(Option<IpAddr>, Protocol, u16), u16> = BTreeMap::new();
+    let mut claims = Vec::with_capacity(mappings.len());
+    for (i, mapping) in mappings.iter().enumerate() {
+        let address = match mapping.host_ip {
+            HostIp::Any => None,
+            HostIp::AnyOf(of) if of == version => None,
+            HostIp::One(address) if IpVersion::of(address) == version => Some(address),
+            HostIp::AnyOf(_) | HostIp::One(_) => continue,
+        };
+        let Mapping { host_port: port, container_port: target_port, protocol, .. } = *mapping;
+        match seen.insert((address, protocol, port), target_port) {
+            None => claims.push(Claim { address, protocol, port, target, target_port }),
+            Some(before) if before == target_port => {}
+            Some(before) => {
+                return Err(Error::invalid(
+                    format!("runtimeConfig.portMappings.{i}.hostPort"),
+                    port,
+                    format!(
+                        "another mapping leads {protocol} port {port} at the same address to container port {before}, \
+                         this one to {target_port}"
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(claims)
+}
+
+/// How packets are marked that are to be masqueraded.
+struct Marking {
+    /// The bit that our own chain looks for.
+    own: u32,
+    /// With those that somebody else looks for.
+    all: u32,
+}
+
+impl Marking {
+    /// The rule that masquerades what bears the mark. The mark goes, so that a packet that is encapsulated and comes by
+    /// again is left alone; a packet that nobody has led elsewhere is never touched, whoever marked it.
+    fn shared(&self) -> Shared {
+        let name = format!("{MARK_PREFIX}0x{:x}", self.own);
+        let rules = vec![Rule::new([Statement::clear_mark(self.own), Statement::Masquerade])];
+        let entrance = Rule::new([Statement::has_mark(self.own), Statement::goto(name.clone())]);
+        Shared {
+            chain: Chain::regular(name, rules),
+            set: None,
+            entrance: Entrance::Rule(MASQUERADE, Position::End, entrance),
+        }
+    }
+}
+
+/// The kind of publication: its chain is named by its contents, so that attachments that want the same share it and one
+/// with other conditions has another.
+fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> Shared {
+    let version = IpVersion::of(address.addr());
+    let conditions = || config.conditions.get(version).statements.clone();
+    let mark = |source: Option<Statement>| {
+        Rule::new(conditions().into_iter().chain(source).chain([Statement::add_mark(marking.all)]))
+    };
+    let mut rules = Vec::new();
+    match config.masquerade {
+        Masquerade::Nobody => {}
+        Masquerade::Everybody => rules.push(mark(None)),
+        Masquerade::WhereNeeded => {
+            rules.push(mark(Some(neighbours(address))));
+            if version == IpVersion::V4 {
+                rules.push(mark(Some(Statement::from_subnet(LOOPBACK_NET.0, LOOPBACK_NET.1))));
+            }
+        }
+    }
+    let map = SetSource::Named(ports_map(version, specific).name);
+    let dnat = Statement::Dnat { version, target: DnatTarget::Map(key_selectors(version, specific), map) };
+    rules.push(Rule::new(conditions().into_iter().chain([dnat])));
+    let text: String = rules.iter().map(|rule| format!("{rule}\n")).collect();
+    let looks_for_itself = config.masquerade == Masquerade::WhereNeeded && is_host(address);
+    let prefix = format!("{}{}", kind_name(version, specific), if looks_for_itself { SELF } else { "" });
+    let name = reference_hash_name(prefix.len() + 16, &prefix, &text);
+    let chain = Chain::regular(name.clone(), rules);
+    // `ip daddr` says the version itself.
+    let test = (!specific).then(|| Statement::is(Selector::Nfproto, Value::Nfproto(version)));
+    let member = Statement::in_set(key_selectors(version, specific), name.clone());
+    let entrance = Rule::new(test.into_iter().chain([member, Statement::jump(name.clone())]));
+    let position = if specific { Position::Top } else { Position::End };
+    let set = Some(kind_set(&name, version, specific));
+    Shared { chain, set, entrance: Entrance::Rule(HOSTPORTS, position, entrance) }
+}
+
+/// Those whom the container would answer past this host: its subnet, or itself alone.
+fn neighbours(address: IpNet) -> Statement {
+    let version = IpVersion::of(address.addr());
+    if is_host(address) {
+        return Statement::in_set(
+            [Selector::Saddr(version), Selector::L4proto, Selector::ThDport],
+            self_set(version).name,
+        );
+    }
+    Statement::from_subnet(address.network(), address.prefix_len())
+}
+
+/// The name of the chain that counts who needs route_localnet on this link.
+pub fn loopback_name(link: &str) -> String {
+    let plain = link.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    if plain { format!("{LOOPBACK_PREFIX}{link}") } else { reference_hash_name(25, LOOPBACK_PREFIX, link) }
+}
+
+/// What the users of route_localnet on a link share. `before` is the sysctl's value before the first of them.
+pub fn loopback(link: &str, before: &str) -> Shared {
+    Shared {
+        chain: Chain::regular(loopback_name(link), Vec::new()).comment(format!("route_localnet {before} on {link}")),
+        set: None,
+        entrance: Entrance::Element(LOOPBACK, loopback_element(link)),
+    }
+}
+
+/// The element that guards a link.
+pub fn loopback_element(link: &str) -> Element {
+    Element::key([Value::Ifname(link.to_owned())])
+}
+
+/// The value of route_localnet before us, and the link, from the comment of the chain that counts.
+pub fn read_loopback(comment: &str) -> Option<(&str, &str)> {
+    comment.strip_prefix("route_localnet ")?.split_once(" on ")
+}
+
+/// The chain that a rule of a record jumps to.
+pub fn jump_target(rule: &Rule) -> Option<&str> {
+    match rule.statements.as_slice() {
+        [Statement::Verdict(Verdict::Jump(chain))] => Some(chain),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for shared in &self.shared {
+            if let Some(set) = &shared.set {
+                write!(f, "{set}")?;
+            }
+            write!(f, "{}", shared.chain)?;
+            match &shared.entrance {
+                Entrance::Rule(chain, Position::Top, rule) => writeln!(f, "\tinsert rule {chain} {rule}")?,
+                Entrance::Rule(chain, _, rule) => writeln!(f, "\tadd rule {chain} {rule}")?,
+                Entrance::Element(set, element) => writeln!(f, "\tadd element {set} {{ {element} }}")?,
+            }
+        }
+        if let Some(link) = &self.loopback {
+            writeln!(f, "\troute_localnet on {link}, guarded")?;
+        }
+        write!(f, "{}", self.record())?;
+        for (set, elements) in self.elements() {
+            for element in elements {
+                writeln!(f, "\tadd element {} {{ {element} }}", set.name)?;
+            }
+        }
+        Ok(())
+    }
+}

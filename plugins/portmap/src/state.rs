@@ -1,0 +1,222 @@
+//! The share in the kernel: put in with one transaction for both versions of IP, compared, taken out.
+
+use std::ops::ControlFlow;
+
+use common::nft::{Chain, Command, NftSocket, Presence, Rule, SetData, Transaction};
+use common::{Call, Difference, Result, State};
+
+use crate::conflict::{Dead, who_is_in_the_way};
+use crate::origin::Origin;
+use crate::record::Recorded;
+use crate::removal::{self, Removal, entrances, undone};
+use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
+use crate::transact::{came_too_late, transact};
+use crate::{conflict, listeners, stale};
+
+impl State for Share {
+    fn apply(&self, _call: &Call) -> Result<()> {
+        let mut socket = NftSocket::open()?;
+        let own = rules::record_name(&self.attachment);
+        if self.claims.is_empty() {
+            log::info!("{}: no mapping is for a version of IP that the container has", self.attachment);
+            return remove_own(&mut socket, &own);
+        }
+        let before = self.put_in(&mut socket, &own)?;
+        if let Err(error) = self.open_loopback() {
+            return Err(undone(error, remove_own(&mut socket, &own)));
+        }
+        conflict::tell_of_overlaps(&mut socket, self);
+        stale::forget_after_add(&mut socket, &self.claims, before.as_ref());
+        listeners::warn_of(&self.claims);
+        Ok(())
+    }
+
+    fn differences(&self, _call: &Call) -> Result<Vec<Difference>> {
+        let mut socket = NftSocket::open()?;
+        let own = rules::record_name(&self.attachment);
+        if self.claims.is_empty() {
+            let left = socket.chain(&TABLE, &own)?;
+            let told =
+                left.map(|c| Difference::other(format!("chain {} of table {TABLE}", c.name), "nothing", "ports"));
+            return Ok(told.into_iter().collect());
+        }
+        let recorded = Recorded::read(&mut socket, &own)?;
+        let mut differences = socket.differences(&self.skeleton)?;
+        differences.extend(self.own_differences(&mut socket, recorded.as_ref())?);
+        Ok(differences)
+    }
+}
+
+fn remove_own(socket: &mut NftSocket, own: &str) -> Result<()> {
+    removal::remove(socket, |socket| Ok(Recorded::read(socket, own)?.into_iter().collect())).map(drop)
+}
+
+impl Share {
+    /// Puts the share in; gives what the attachment had before.
+    fn put_in(&self, socket: &mut NftSocket, own: &str) -> Result<Option<Recorded>> {
+        let mut evicted: Vec<Dead> = Vec::new();
+        transact(socket, |socket, generation| {
+            let before = Recorded::read(socket, own)?;
+            let in_place = socket.is_in_place(&self.skeleton)?;
+            if before.is_some()
+                && in_place
+                && self.own_differences(socket, before.as_ref())?.is_empty()
+            {
+                return Ok(ControlFlow::Break(before));
+            }
+            let mut removal = Removal::default();
+            let mut leaving: Vec<Recorded> = before.iter().cloned().collect();
+            for dead in &evicted {
+                leaving.extend(dead.read_again(socket, &mut removal.transaction)?);
+            }
+            let keep: Vec<String> = self.shared_names().collect();
+            removal.records(socket, &leaving, &keep)?;
+            // Whoever has emptied the static chains has emptied the others too.
+            let mend = before.is_some() || !in_place;
+            self.add(socket, before.as_ref(), mend, &mut removal.transaction)?;
+            removal.restore_loopback()?;
+            let missing = if in_place { &[] } else { std::slice::from_ref(&self.skeleton) };
+            let Err(error) = socket.commit_rebuilding(missing, &removal.transaction, Some(generation)) else {
+                evicted.iter().for_each(|dead| log::warn!("{dead}"));
+                return Ok(ControlFlow::Break(before));
+            };
+            removal.open_loopback_again()?;
+            if !came_too_late(&error) {
+                let known = evicted.len();
+                evicted.extend(who_is_in_the_way(socket, self, error, &evicted)?);
+                debug_assert!(evicted.len() > known, "an attempt that changes nothing is not repeated");
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn shared_names(&self) -> impl Iterator<Item = String> {
+        let names: Vec<String> = self.shared.iter().map(|s| s.chain.name.clone()).collect();
+        names.into_iter().chain(self.loopback.iter().map(|link| loopback_name(link)))
+    }
+
+    fn add(
+        &self,
+        socket: &mut NftSocket,
+        before: Option<&Recorded>,
+        mend: bool,
+        transaction: &mut Transaction,
+    ) -> Result<()> {
+        for shared in &self.shared {
+            add_shared(socket, shared, mend, transaction)?;
+        }
+        if let Some(link) = &self.loopback {
+            // Read after the generation's number: see `removal::remove`.
+            let value = removal::read_loopback(link)?.unwrap_or_else(|| "0".into());
+            add_shared(socket, &rules::loopback(link, &value), mend, transaction)?;
+        }
+        transaction.add_chain(&TABLE, self.record_since(before.and_then(|b| b.origin.as_ref())));
+        for (set, elements) in self.elements() {
+            // In a map, somebody else's claim must fail; in the sets beside it there is nobody's claim.
+            let presence = if set.data == SetData::None { Presence::Shared } else { Presence::Exclusive };
+            transaction.add_elements(&TABLE, &set.name, presence, elements);
+        }
+        Ok(())
+    }
+
+    /// The record, with the time of the first ADD.
+    fn record_since(&self, before: Option<&Origin>) -> Chain {
+        let mut record = self.record();
+        if let (Some(before), Some(first)) = (before, record.rules.first_mut()) {
+            first.comment = Some(Origin { since: before.since, ..self.origin.clone() }.to_string());
+        }
+        record
+    }
+
+    /// route_localnet is on when ADD answers; its guard is in place before.
+    fn open_loopback(&self) -> Result<()> {
+        let Some(link) = &self.loopback else { return Ok(()) };
+        if removal::read_loopback(link)?.as_deref() == Some("1") {
+            return Ok(());
+        }
+        removal::write_loopback(link, "1").map(drop)
+    }
+}
+
+/// Adds what attachments share, if it isn't there. If it is, `mend` looks whether it is whole.
+fn add_shared(socket: &mut NftSocket, shared: &Shared, mend: bool, transaction: &mut Transaction) -> Result<()> {
+    let name = &shared.chain.name;
+    let found = socket.chain(&TABLE, name)?;
+    if found.is_some() && !mend {
+        return Ok(());
+    }
+    if let Some(set) = &shared.set {
+        transaction.push(Command::AddSet(TABLE, set.clone()));
+    }
+    if found.is_none() {
+        transaction.add_chain(&TABLE, shared.chain.clone());
+    } else if !shared_chain_differences(socket, shared)?.is_empty() {
+        transaction.push(Command::FlushChain(TABLE, name.clone()));
+        transaction.push(Command::AddRules(TABLE, shared.chain.clone()));
+    }
+    match &shared.entrance {
+        Entrance::Element(set, element) => {
+            transaction.add_elements(&TABLE, set, Presence::Shared, vec![element.clone()]);
+        }
+        Entrance::Rule(parent, position, rule) => {
+            if found.is_none() || entrances(socket.rules(&TABLE, parent)?, name).is_empty() {
+                transaction.add_rule(&TABLE, parent, *position, rule.clone());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What CHECK compares beside the static part of the table. The comment of a chain that counts is its own.
+fn shared_chain_differences(socket: &mut NftSocket, shared: &Shared) -> Result<Vec<Difference>> {
+    socket.chain_differences(&TABLE, &Chain { comment: None, ..shared.chain.clone() })
+}
+
+impl Share {
+    /// Where the attachment's own share, and what it shares with others, isn't as planned.
+    pub(crate) fn own_differences(
+        &self,
+        socket: &mut NftSocket,
+        recorded: Option<&Recorded>,
+    ) -> Result<Vec<Difference>> {
+        let mut differences = Vec::new();
+        for shared in &self.shared {
+            differences.extend(shared_chain_differences(socket, shared)?);
+            differences.extend(entrance_difference(socket, shared)?);
+        }
+        if let Some(link) = &self.loopback {
+            differences.extend(loopback_differences(socket, link)?);
+        }
+        let record = self.record_since(recorded.and_then(|r| r.origin.as_ref()));
+        differences.extend(socket.chain_differences(&TABLE, &record)?);
+        for (set, elements) in self.elements() {
+            differences.extend(socket.element_differences(&TABLE, &set, &elements)?);
+        }
+        Ok(differences)
+    }
+}
+
+/// Packets must come to the chain by exactly its rule.
+fn entrance_difference(socket: &mut NftSocket, shared: &Shared) -> Result<Option<Difference>> {
+    let Entrance::Rule(parent, _, wanted) = &shared.entrance else { return Ok(None) };
+    let object = format!("rule of chain {parent} of table {TABLE}");
+    let found = entrances(socket.rules(&TABLE, parent)?, &shared.chain.name);
+    let same = |rule: &Rule| rule == wanted || rule.to_string() == wanted.to_string();
+    Ok(match found.as_slice() {
+        [] => Some(Difference::missing(object, wanted.to_string())),
+        [only] if only.rule.as_ref().is_some_and(same) => None,
+        [other, ..] => Some(Difference::other(object, wanted.to_string(), other.text.clone())),
+    })
+}
+
+fn loopback_differences(socket: &mut NftSocket, link: &str) -> Result<Vec<Difference>> {
+    let shared = rules::loopback(link, "0");
+    let mut differences = shared_chain_differences(socket, &shared)?;
+    let guard = [rules::loopback_element(link)];
+    differences.extend(socket.element_differences(&TABLE, &rules::loopback_set(), &guard)?);
+    let value = removal::read_loopback(link)?.unwrap_or_else(|| "no such link".into());
+    if value != "1" {
+        differences.push(Difference::other(format!("sysctl net.ipv4.conf.{link}.route_localnet"), "1", value));
+    }
+    Ok(differences)
+}
