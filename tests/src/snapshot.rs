@@ -128,13 +128,22 @@ impl Netns {
         assert!(diff.is_empty(), "{} is not as it was before:\n{diff}", self.name());
     }
 
-    /// Filters must be asked for one interface and parent at a time.
+    /// Filters must be asked for by interface and parent; there are none but on qdiscs that somebody made.
     fn filters(&self) -> String {
-        let links = self.run("ip -o link show");
-        let names = links.lines().filter_map(|line| line.split(": ").nth(1)).filter_map(|name| name.split('@').next());
+        let qdiscs = self.run("tc qdisc show");
         let mut out = String::new();
-        for ifname in names {
-            for parent in ["root", "parent ffff:", "parent ffff:fff2", "parent ffff:fff3"] {
+        for qdisc in qdiscs.lines() {
+            let words: Vec<&str> = qdisc.split_whitespace().collect();
+            let Some(ifname) = words.iter().position(|word| *word == "dev").and_then(|at| words.get(at + 1)) else {
+                continue;
+            };
+            let parents: &[&str] = match words.get(1).copied().unwrap_or_default() {
+                "noqueue" | "pfifo_fast" | "mq" => &[],
+                "ingress" => &["parent ffff:"],
+                "clsact" => &["parent ffff:fff2", "parent ffff:fff3"],
+                _ => &["root"],
+            };
+            for parent in parents {
                 let shown = self.try_run(&format!("tc filter show dev {ifname} {parent}")).unwrap_or_default();
                 if !shown.trim().is_empty() {
                     let _ = writeln!(out, "dev {ifname} {parent}\n{shown}");

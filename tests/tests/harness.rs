@@ -181,13 +181,18 @@ fn a_snapshot_is_equal_until_something_changes_whatever_the_traffic() {
 fn a_snapshot_sees_every_kind_of_change() {
     let host = Host::new();
     host.run("ip link add br0 type bridge");
-    let changes: [(&str, &dyn Fn()); 9] = [
+    host.run("tc qdisc add dev lo clsact");
+    host.run("ip link add br1 type bridge");
+    host.run("tc qdisc add dev br1 ingress");
+    let changes: [(&str, &dyn Fn()); 10] = [
         ("nft", &|| host.nft("add table inet left_behind")),
         ("iptables", &|| drop(host.run("iptables -A INPUT -j ACCEPT -m comment --comment left_behind"))),
         ("qdisc", &|| drop(host.run("tc qdisc add dev br0 root tbf rate 1mbit burst 20kb latency 50ms"))),
         ("filter", &|| {
-            host.run("tc qdisc add dev br0 ingress");
-            host.run("tc filter add dev br0 parent ffff: protocol all u32 match u32 0 0 flowid 1:1");
+            host.run("tc filter add dev br1 parent ffff: protocol all u32 match u32 0 0 flowid 1:1");
+        }),
+        ("filter of clsact", &|| {
+            host.run("tc filter add dev lo egress protocol all u32 match u32 0 0 flowid 1:1");
         }),
         ("link", &|| drop(host.run("ip link add left_behind type ifb"))),
         ("alias", &|| drop(host.run("ip link set br0 alias left_behind"))),
