@@ -9,6 +9,7 @@ mod sabotage;
 mod screen;
 mod userns;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -81,7 +82,7 @@ impl<'a> Demo<'a> {
         self.the_players();
         let _client = serve(&self.lab.client, PORTS.1, TOKENS.1);
         let before = self.the_main_plugin_alone();
-        let clean = self.lab.host.snapshot();
+        let clean = self.the_static_part();
         self.the_whole_chain(&before);
         self.check();
         self.a_broken_rule();
@@ -115,14 +116,34 @@ impl<'a> Demo<'a> {
         before
     }
 
+    /// The first container of a host has the plugins lay their static rules, the same for any number of containers; they
+    /// stay. So one comes and goes before the proof that another leaves nothing.
+    fn the_static_part(&self) -> Snapshot {
+        let pristine = self.lab.host.snapshot();
+        let first = Netns::new("first container");
+        let options = self.given();
+        for verb in ["add", "del"] {
+            let given = if verb == "add" { options.as_slice() } else { &[] };
+            let (worked, said) = self.run_cni_chain(verb, &self.file, &first, "first", given);
+            assert!(worked, "a first container: cni-chain {verb} failed: {said}");
+        }
+        let clean = self.lab.host.snapshot();
+        let rules = static_rules(&pristine.diff(&clean));
+        self.screen.say(&format!("(a first container came and went; static rules stay: {rules})"));
+        clean
+    }
+
+    /// What a runtime would give the plugins that ask for it.
+    fn given(&self) -> Vec<String> {
+        let ports = Proto::ALL.map(|proto| format!("--port={}:{}/{proto}", PORTS.0, PORTS.1));
+        let rates = [format!("--ingress-rate={}M", LIMITS.0), format!("--egress-rate={}M", LIMITS.1)];
+        ports.into_iter().chain(rates).collect()
+    }
+
     fn the_whole_chain(&self, before: &Observed) {
         let Demo { screen, lab, container, .. } = self;
         screen.step("After: portmap, firewall, bandwidth and tuning appended");
-        let port = |proto: Proto| format!("{}:{}/{proto}", PORTS.0, PORTS.1);
-        let (tcp, udp) = (port(Proto::Tcp), port(Proto::Udp));
-        let (into, out) = (format!("{}M", LIMITS.0), format!("{}M", LIMITS.1));
-        let given = ["--port", &tcp, "--port", &udp, "--ingress-rate", &into, "--egress-rate", &out];
-        self.must(self.cni_chain("add", &self.file, &given));
+        self.must(self.cni_chain("add", &self.file, &self.given()));
         let _server = serve(container, PORTS.1, TOKENS.0);
         let after = Observed::now(lab, container, true, &self.sysctls());
         before.compare(&after, &self.sysctls(), screen);
@@ -168,19 +189,24 @@ impl<'a> Demo<'a> {
         result.unwrap_or_else(|_| panic!("cni-chain failed, so there is nothing more to show"))
     }
 
-    /// Runs cni-chain on the host and shows it; what it said, as success or failure.
-    fn cni_chain(&self, verb: &str, conflist: &Path, given: &[&str]) -> Result<String, String> {
+    /// Runs cni-chain for the container and shows it; what it said, as success or failure.
+    fn cni_chain(&self, verb: &str, conflist: &Path, given: &[String]) -> Result<String, String> {
         let workspace = self.file.ancestors().nth(2).unwrap_or(&self.file);
         let shown = conflist.strip_prefix(workspace).unwrap_or(conflist).display();
-        self.screen.command(format!("cni-chain {verb} {shown} CONTAINER {}", given.join(" ")).trim_end());
-        let mut command = self.lab.host.command(plugin::directory().join("cni-chain"));
-        command.arg(verb).arg(conflist).arg(self.container.path()).args(["--container-id", "demo"]).args(given);
-        let done = command.env("CNI_PATH", plugin::cni_path()).output().unwrap_or_else(|e| panic!("cni-chain: {e}"));
-        let said =
-            String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).replace(&self.container.path(), "CONTAINER");
+        let options = given.join(" ").replace('=', " ");
+        self.screen.command(format!("cni-chain {verb} {shown} CONTAINER {options}").trim_end());
+        let (worked, said) = self.run_cni_chain(verb, conflist, &self.container, "demo", given);
+        let said = said.replace(&self.container.path(), "CONTAINER");
         self.screen.output(&said);
         self.container.settle();
-        if done.status.success() { Ok(said) } else { Err(said) }
+        if worked { Ok(said) } else { Err(said) }
+    }
+
+    fn run_cni_chain(&self, verb: &str, file: &Path, netns: &Netns, id: &str, given: &[String]) -> (bool, String) {
+        let mut command = self.lab.host.command(plugin::directory().join("cni-chain"));
+        command.arg(verb).arg(file).arg(netns.path()).args(["--container-id", id]).args(given);
+        let done = command.env("CNI_PATH", plugin::cni_path()).output().unwrap_or_else(|e| panic!("cni-chain: {e}"));
+        (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
     }
 
     /// The sysctls that the conflist asks tuning for.
@@ -189,6 +215,17 @@ impl<'a> Demo<'a> {
         let wanted = plugins.iter().filter_map(|plugin| plugin["sysctl"].as_object()).flatten();
         wanted.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
     }
+}
+
+/// The tables that were added, and the jumps from iptables' own chains.
+fn static_rules(diff: &str) -> String {
+    let table = |line: &str| line.strip_prefix("+ table ").map(|table| table.trim_end_matches([' ', '{']).to_owned());
+    let jump = |line: &str| {
+        let words = line.strip_prefix("+ -A FORWARD ")?;
+        words.rsplit_once("-j ").map(|(_, chain)| format!("iptables FORWARD -j {chain}"))
+    };
+    let parts: BTreeSet<String> = diff.lines().filter_map(|line| table(line).or_else(|| jump(line))).collect();
+    parts.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 fn exit_code(outcome: &Result<String, String>) -> &'static str {

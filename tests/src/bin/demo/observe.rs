@@ -61,7 +61,8 @@ impl Observed {
             screen.row(&format!("{way} the container, limit {limit}M"), &rate(before), &rate(after), is_true);
         }
         for ((before, after), (key, wanted)) in self.sysctls.iter().zip(&after.sysctls).zip(wanted) {
-            screen.row(&format!("{key} in the container"), before, after, after == wanted);
+            let is_true = after == wanted && before != wanted;
+            screen.row(&format!("{key} in the container"), before, after, is_true);
         }
     }
 }
