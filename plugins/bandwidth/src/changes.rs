@@ -9,6 +9,7 @@ use common::cni::{Error, Result};
 use common::link::RouteSocket;
 use common::link::device::Device;
 use common::tc::{BUCKET_MAJOR, Cookie, Filter, Hook, Match, Qdisc, TokenBucket, Verdict};
+use nix::errno::Errno;
 
 use crate::plan::{Lane, Mark, Rule, Shaping, Via, mac_text};
 use crate::present::{Ifb, Present, bank_of, choose_bank};
@@ -252,7 +253,7 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
         last.push(Change::DropHooks);
     }
     let bucket_in_use = shaping.lanes.iter().any(|lane| lane.via == Via::Root);
-    if !bucket_in_use && present.root.as_ref().is_some_and(is_bucket) && present.link.alias == shaping.label {
+    if !bucket_in_use && present.root.as_ref().is_some_and(is_bucket) && is_known(present, shaping) {
         last.push(Change::DropBucket(link.clone()));
     }
     let stale = present.ifbs.iter().filter(|ifb| ifb.device.alias == shaping.label && !in_use(&ifb.device.name));
@@ -260,6 +261,11 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
     // A filter's deletion may already stand in the changes before.
     last.retain(|change| !changes.contains(change));
     last
+}
+
+/// Whether the link shows that an earlier ADD was about it.
+fn is_known(present: &Present, shaping: &Shaping) -> bool {
+    present.link.alias == shaping.label || present.ours(shaping.mark).next().is_some()
 }
 
 /// Whether we made the hooks and nobody else has put a filter there since.
@@ -339,7 +345,10 @@ impl<'a> Hands<'a> {
     fn make(&mut self, change: &Change) -> Result<()> {
         let socket = self.socket;
         match change {
-            Change::MakeIfb(name, mac, mtu) => self.ifbs.push(socket.make_ifb(name, *mac, *mtu)?),
+            Change::MakeIfb(name, mac, mtu) => {
+                let made = socket.make_ifb(name, *mac, *mtu);
+                self.ifbs.push(made.map_err(|error| just_taken(error, name))?);
+            }
             Change::RaiseIfb(name, mtu) => socket.set_up(self.device(name)?, *mtu)?,
             Change::Label(name, _, alias) => socket.set_alias(self.device(name)?, alias)?,
             Change::AddBucket(name, bucket) => socket.add_bucket(self.device(name)?, bucket)?,
@@ -362,5 +371,273 @@ impl<'a> Hands<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The name was free a moment ago: another interface of the container is being added at the same time.
+fn just_taken(error: Error, name: &str) -> Error {
+    match error {
+        Error::Kernel { errno: Errno::EEXIST, .. } => {
+            Error::TryAgain { what: format!("link {name} is just being made by another call") }
+        }
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use common::Attachment;
+    use common::tc::BucketSeen;
+    use ipnet::IpNet;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Burst, Config, Limit, Scope};
+    use crate::plan::{self, Facts};
+    use crate::present::HOOKS;
+    use crate::state::differences;
+
+    /// A kernel of the mind: what the changes would do to what is there.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Kernel {
+        present: Present,
+        next_index: u32,
+    }
+
+    impl Kernel {
+        fn new(hooks: Option<&str>) -> Kernel {
+            let link = Device {
+                index: 2,
+                name: "veth".into(),
+                kind: "veth".into(),
+                mtu: 1500,
+                header: 14,
+                ..Device::default()
+            };
+            let hooks = hooks.map(|kind| Qdisc { kind: kind.into(), major: 0xffff, bucket: None });
+            let foreign = Filter { priority: 7, matches: None, verdict: Verdict::Foreign("bpf".into()) };
+            let filters = hooks.iter().map(|_| (Hook::Receive, foreign.clone())).collect();
+            Kernel { present: Present { link, hooks, filters, ..Present::default() }, next_index: 10 }
+        }
+
+        fn root(&mut self, name: &str) -> &mut Option<Qdisc> {
+            if name == self.present.link.name {
+                return &mut self.present.root;
+            }
+            &mut self.present.ifbs.iter_mut().find(|ifb| ifb.device.name == name).unwrap().root
+        }
+
+        fn alias(&mut self, name: &str) -> &mut String {
+            if name == self.present.link.name {
+                return &mut self.present.link.alias;
+            }
+            &mut self.present.ifbs.iter_mut().find(|ifb| ifb.device.name == name).unwrap().device.alias
+        }
+
+        fn make(&mut self, change: &Change) {
+            let tbf =
+                |bucket| Some(Qdisc { kind: "tbf".into(), major: BUCKET_MAJOR, bucket: Some(BucketSeen::of(bucket)) });
+            match change {
+                Change::MakeIfb(name, _, mtu) => {
+                    assert!(self.present.ifb(name).is_none(), "EEXIST");
+                    self.next_index += 1;
+                    let device =
+                        Device { index: self.next_index, kind: "ifb".into(), mtu: *mtu, up: true, ..Device::default() };
+                    self.present.ifbs.push(Ifb { device: Device { name: name.clone(), ..device }, root: None });
+                }
+                Change::RaiseIfb(..) => {}
+                Change::Label(name, from, to) => {
+                    assert_eq!(self.alias(name), from);
+                    self.alias(name).clone_from(to);
+                }
+                Change::AddBucket(name, bucket) => assert_eq!(self.root(name).replace(tbf(bucket).unwrap()), None),
+                Change::ChangeBucket(name, from, to) => {
+                    let before = std::mem::replace(self.root(name), tbf(to)).unwrap();
+                    assert!(before.bucket.unwrap().is(from), "{before} is not {from}");
+                }
+                Change::AddHooks => {
+                    let clsact = Qdisc { kind: "clsact".into(), major: 0xffff, bucket: None };
+                    assert_eq!(self.present.hooks.replace(clsact), None);
+                }
+                Change::AddFilter(hook, priority, matches, through) => {
+                    assert!(self.present.hooks.is_some(), "no hooks");
+                    let verdict = match through {
+                        None => Verdict::Pass,
+                        Some((ifb, cookie)) => {
+                            let to = self.present.ifb(ifb).unwrap().device.index;
+                            Verdict::Redirect { to, cookie: cookie.to_vec() }
+                        }
+                    };
+                    let filter = Filter { priority: *priority, matches: Some(*matches), verdict };
+                    self.present.filters.push((*hook, filter));
+                    self.present.filters.sort_by_key(|(hook, filter)| (*hook, filter.priority));
+                }
+                Change::DropFilters(hook, priority) => {
+                    self.present.filters.retain(|(at, filter)| (*at, filter.priority) != (*hook, *priority));
+                }
+                Change::DropBucket(name) => *self.root(name) = None,
+                Change::DropHooks => {
+                    self.present.hooks = None;
+                    self.present.filters.clear();
+                }
+                Change::DropIfb(name) => self.present.ifbs.retain(|ifb| ifb.device.name != *name),
+            }
+        }
+
+        /// The rate in bytes per second that a packet with this remote address gets; `None` for no limit.
+        fn rate(&self, hook: Hook, remote: IpAddr) -> Option<u64> {
+            let here = self.present.filters.iter().filter(|(at, _)| *at == hook).map(|(_, filter)| filter);
+            let takes = |filter: &&Filter| match filter.matches {
+                Some(Match::All) => true,
+                Some(Match::Subnet(_, net)) => net.contains(&remote),
+                None => false,
+            };
+            let bucket = match here.clone().find(takes).map(|filter| &filter.verdict) {
+                Some(Verdict::Redirect { to, .. }) => {
+                    let ifb = self.present.ifbs.iter().find(|ifb| ifb.device.index == *to);
+                    ifb.expect("a redirect to nowhere swallows packets").root.as_ref()
+                }
+                Some(_) => None,
+                None if hook == Hook::Transmit => self.present.root.as_ref(),
+                None => None,
+            };
+            bucket.and_then(|qdisc| qdisc.bucket).map(|seen| seen.rate)
+        }
+
+        fn shape(&self, config: &Config) -> Shaping {
+            let named = self.present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
+            let facts = Facts { link: self.present.link.clone(), named, in_container: config.in_container };
+            plan::plan(config, &Attachment::new("net", "c1", "eth0"), facts).unwrap()
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn configs() -> impl Strategy<Value = Config> {
+        let limit = || {
+            prop_oneof![Just(None), Just(Some(1_000u64)), Just(Some(1_250_000)), Just(Some(12_500_000_000))]
+                .prop_map(|rate| rate.map(|rate| Limit { rate, burst: Burst::Chosen, key: String::new() }))
+        };
+        let nets = || {
+            prop::sample::subsequence(
+                vec![net("10.0.0.0/8"), net("10.1.0.0/16"), net("fd00::/8"), net("0.0.0.0/0")],
+                1..=4,
+            )
+        };
+        let scope = prop_oneof![Just(Scope::All), nets().prop_map(Scope::Except), nets().prop_map(Scope::Only)];
+        (limit(), limit(), scope).prop_map(|(ingress, egress, scope)| Config {
+            ingress,
+            egress,
+            scope,
+            latency: Duration::from_millis(25),
+            in_container: false,
+        })
+    }
+
+    fn remotes() -> [IpAddr; 4] {
+        ["10.1.2.3", "10.200.0.1", "192.0.2.1", "fd00::1"].map(|address| address.parse().unwrap())
+    }
+
+    /// The state with the ifbs' indices left out: making one again gives it another.
+    fn comparable(kernel: &Kernel) -> Present {
+        let mut present = kernel.present.clone();
+        let names: Vec<(u32, String)> =
+            present.ifbs.iter().map(|ifb| (ifb.device.index, ifb.device.name.clone())).collect();
+        for (_, filter) in &mut present.filters {
+            if let Verdict::Redirect { to, .. } = &mut filter.verdict {
+                *to = names.iter().position(|(index, _)| index == to).unwrap() as u32;
+            }
+        }
+        present.ifbs.iter_mut().for_each(|ifb| ifb.device.index = 0);
+        present.ifbs.sort_by(|a, b| a.device.name.cmp(&b.device.name));
+        present
+    }
+
+    proptest! {
+        #[test]
+        fn any_configuration_follows_any_other_without_a_moment_of_no_limit(
+            configs in prop::collection::vec(configs(), 1..5),
+            hooks in prop_oneof![Just(None), Just(Some("clsact"))],
+        ) {
+            let mut kernel = Kernel::new(hooks);
+            let start = kernel.clone();
+            for config in configs {
+                let before = kernel.clone();
+                let shaping = kernel.shape(&config);
+                let changes = to_shape(&shaping, &kernel.present).unwrap();
+                let mut after = kernel.clone();
+                changes.iter().for_each(|change| after.make(change));
+                for (done, change) in changes.iter().enumerate() {
+                    kernel.make(change);
+                    for (hook, remote) in HOOKS.into_iter().flat_map(|hook| remotes().map(|remote| (hook, remote))) {
+                        let (old, new) = (before.rate(hook, remote), after.rate(hook, remote));
+                        let now = kernel.rate(hook, remote);
+                        let most = old.zip(new).map(|(old, new)| old.max(new));
+                        prop_assert!(most.is_none() || now.is_some_and(|now| Some(now) <= most),
+                            "{:?} of {} has {:?} between {:?} and {:?} after {} of {:?}", hook, remote, now, old, new, done + 1, changes);
+                    }
+                }
+                prop_assert_eq!(differences(&shaping, &kernel.present), Vec::new());
+                prop_assert_eq!(to_shape(&kernel.shape(&config), &kernel.present).unwrap(), Vec::new());
+            }
+            let label = plan::label(&Attachment::new("net", "c1", "eth0"));
+            let mark = Mark::of(&Attachment::new("net", "c1", "eth0"));
+            let removal = to_nothing(&label, mark, &kernel.present, true);
+            removal.iter().for_each(|change| kernel.make(change));
+            kernel.present.ifbs.retain(|ifb| ifb.device.alias != label);
+            prop_assert_eq!(kernel.present, start.present);
+        }
+
+        #[test]
+        fn whatever_step_fails_what_was_done_is_taken_back(
+            from in configs(), to in configs(), failing in 0usize..20, hooks in prop_oneof![Just(None), Just(Some("clsact"))],
+        ) {
+            let mut kernel = Kernel::new(hooks);
+            for change in to_shape(&kernel.shape(&from), &kernel.present).unwrap() {
+                kernel.make(&change);
+            }
+            let before = comparable(&kernel);
+            let changes = to_shape(&kernel.shape(&to), &kernel.present).unwrap();
+            // A deletion of what nobody uses any more has nothing before it that would have to be taken back.
+            let constructive = changes.iter().take_while(|change| change.inverse().is_some()).count();
+            let done = &changes[..failing.min(constructive)];
+            done.iter().for_each(|change| kernel.make(change));
+            done.iter().rev().filter_map(Change::inverse).for_each(|undo| kernel.make(&undo));
+            let mut after = comparable(&kernel);
+            // The read-back knows a burst to a few bytes.
+            prop_assert_eq!(after.root.is_some(), before.root.is_some());
+            after.root.clone_from(&before.root);
+            for (ifb, old) in after.ifbs.iter_mut().zip(&before.ifbs) {
+                ifb.root.clone_from(&old.root);
+            }
+            prop_assert_eq!(after, before);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_change_of_subnets_is_completed() {
+        let mut kernel = Kernel::new(None);
+        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() });
+        let config = |scope| Config {
+            ingress: limit(),
+            egress: limit(),
+            scope,
+            latency: Duration::from_millis(25),
+            in_container: false,
+        };
+        let of = [Scope::All, Scope::Except(vec![net("10.0.0.0/8")]), Scope::Only(vec![net("fd00::/8")])].map(config);
+        for config in of.iter().cycle().take(9) {
+            let changes = to_shape(&kernel.shape(config), &kernel.present).unwrap();
+            // Killed before the deletions: every bank is full.
+            changes.iter().filter(|change| change.inverse().is_some()).for_each(|change| kernel.make(change));
+            let rest = to_shape(&kernel.shape(config), &kernel.present).unwrap();
+            rest.iter().for_each(|change| kernel.make(change));
+            assert_eq!(to_shape(&kernel.shape(config), &kernel.present).unwrap(), [], "{config:?}");
+        }
     }
 }

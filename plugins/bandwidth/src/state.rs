@@ -85,9 +85,9 @@ pub fn observe(config: &Config, call: &Call) -> Result<(Facts, Door)> {
 }
 
 /// The links that have names which this attachment's ifbs may take: of a fresh link those that are needed, up to the
-/// first that is free; of one that an earlier ADD has labelled all, because that may have made what is wanted no more.
+/// first that is free; of one that has a label, as an earlier ADD may have given it, all, because that may have made what is wanted no more.
 fn holders(socket: &RouteSocket, config: &Config, attachment: &Attachment, link: &Device) -> Result<Vec<Device>> {
-    if link.alias == plan::label(attachment) {
+    if !link.alias.is_empty() {
         return named(socket, attachment);
     }
     let mut holders = Vec::new();
