@@ -96,8 +96,8 @@ impl Present {
         })
     }
 
-    /// The priorities at which a hook has filters of ours, the last asked first: so nothing goes unlimited while they are
-    /// deleted in this order.
+    /// The priorities at which a hook has filters of ours, the last asked first: while they are deleted in this order,
+    /// what is exempt stays so.
     pub fn our_priorities(&self, hook: Hook, mark: Mark) -> Vec<u16> {
         let mut priorities: Vec<u16> = self.ours(mark).filter(|(at, _)| *at == hook).map(|(_, f)| f.priority).collect();
         priorities.sort_unstable_by(|a, b| b.cmp(a));
