@@ -28,6 +28,8 @@ containernetworking-plugins  main-plugin:bridge
 podman               command:podman
 crun                 command:crun
 busybox-static       command:busybox
+dbus                 command:dbus-daemon
+firewalld            command:firewalld
 '
 # make bench counts system calls.
 for_bench='
@@ -57,6 +59,20 @@ missing_of() {
 
 update_lists() { apt-get -qq update || say "apt-get update failed; going on with the package lists that are here"; }
 
+# Debian's package starts firewalld at once, and a firewall nobody asked for would cut this machine off. The tests start
+# their own, in namespaces: the machine's stays masked until somebody says `systemctl unmask firewalld`.
+keep_firewalld_asleep() {
+    unit=/etc/systemd/system/firewalld.service
+    case "$1 " in
+    *" firewalld "*) ;;
+    *) return 0 ;;
+    esac
+    [ ! -e "$unit" ] && [ ! -L "$unit" ] || return 0
+    say "firewalld.service stays masked: the tests start a firewalld of their own"
+    mkdir -p "${unit%/*}"
+    ln -s /dev/null "$unit"
+}
+
 install_packages() {
     missing=$(missing_of "$1")
     [ -n "$missing" ] || return 0
@@ -67,6 +83,7 @@ install_packages() {
         die "missing here:$missing. Install them with: sudo apt-get install --no-install-recommends$missing"
     fi
     say "about to install by apt:$missing"
+    keep_firewalld_asleep "$missing"
     export DEBIAN_FRONTEND=noninteractive
     update_lists
     # shellcheck disable=SC2086 # a list of package names

@@ -613,3 +613,181 @@ fn the_nftables_backend_makes_no_table_of_iptables_but_uses_one_that_is_there() 
     tenant.check(&lab);
     reaches(&tenant.container.netns, &client(80), "client");
 }
+
+/// The same configuration in a version that the reference speaks.
+fn for_the_reference(tenant: &Tenant) -> Value {
+    let mut config = tenant.config.clone();
+    config["cniVersion"] = "1.0.0".into();
+    config["prevResult"] = tenant.container.prev_result("1.0.0");
+    config
+}
+
+#[test]
+fn the_reference_s_rules_go_with_their_container_and_its_chains_with_the_last() {
+    let (lab, _server) = dropping_lab();
+    let policy = json!({"ingressPolicy": "same-bridge"});
+    let (first, last) = (Tenant::new(&lab, 2, policy.clone()), Tenant::new(&lab, 3, policy.clone()));
+    let ours = Tenant::new(&lab, 4, policy);
+    for tenant in [&first, &last] {
+        let config = for_the_reference(tenant);
+        Plugin::reference("firewall").call(&lab.host, Verb::Add, &config, &tenant.container.target()).succeeds();
+    }
+    ours.add(&lab);
+    ours.check(&lab);
+    reaches(&last.container.netns, &client(80), "client");
+    let rules = |address: &str| lab.host.run("iptables-save").matches(&format!("{address}/32 ")).count();
+    assert_eq!((rules("10.88.0.2"), rules("10.88.0.3")), (2, 2));
+
+    call(&lab.host, Verb::Del, &for_the_reference(&first), &first.container.target()).succeeds();
+    assert_eq!((rules("10.88.0.2"), rules("10.88.0.3")), (0, 2));
+    assert!(lab.host.run("iptables-save").contains("CNI-ISOLATION"), "the other container still needs it");
+    call(&lab.host, Verb::Del, &for_the_reference(&last), &last.container.target()).succeeds();
+    for save in ["iptables-save", "ip6tables-save"] {
+        let saved = lab.host.run(save);
+        assert!(!saved.contains("CNI-ISOLATION") && !saved.contains("conntrack"), "{saved}");
+    }
+    ours.check(&lab);
+    reaches(&ours.container.netns, &client(80), "client");
+}
+
+#[test]
+fn gc_removes_the_reference_s_rules_for_addresses_that_are_ours_now() {
+    let (lab, _server) = dropping_lab();
+    let (taken_over, still_theirs) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    for tenant in [&taken_over, &still_theirs] {
+        let config = for_the_reference(tenant);
+        Plugin::reference("firewall").call(&lab.host, Verb::Add, &config, &tenant.container.target()).succeeds();
+    }
+    taken_over.add(&lab);
+    let mut gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": taken_over.container.id, "ifname": "eth0"}]);
+    call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+    let saved = lab.host.run("iptables-save");
+    assert!(!saved.contains("10.88.0.2/32") && saved.contains("10.88.0.3/32"), "{saved}");
+    reaches(&taken_over.container.netns, &client(80), "client");
+    reaches(&still_theirs.container.netns, &client(80), "client");
+}
+
+#[test]
+fn the_reference_goes_on_working_beside_us() {
+    let (lab, _server) = dropping_lab();
+    let (ours, theirs) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    ours.add(&lab);
+    let config = for_the_reference(&theirs);
+    for verb in [Verb::Add, Verb::Check] {
+        Plugin::reference("firewall").call(&lab.host, verb, &config, &theirs.container.target()).succeeds();
+    }
+    ours.check(&lab);
+    reaches(&ours.container.netns, &client(80), "client");
+    reaches(&theirs.container.netns, &client(80), "client");
+    assert_eq!(lab.host.run("iptables-save").matches("-j CNI-FORWARD").count(), 1, "it takes our jump for its own");
+}
+
+/// A host whose iptables are the legacy ones and drop.
+fn legacy_lab() -> (Lab, Server) {
+    let lab = Lab::new();
+    for iptables in ["iptables-legacy", "ip6tables-legacy"] {
+        lab.host.run(&format!("{iptables} -w -P FORWARD DROP"));
+    }
+    let server = serve(&lab.client, 80, "client");
+    (lab, server)
+}
+
+#[test]
+fn a_container_gets_out_of_a_host_whose_legacy_iptables_drop() {
+    let (lab, _server) = legacy_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.call(&lab, Verb::Check).fails_with(101);
+    is_cut_off(&tenant.container.netns, &client(80));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    is_cut_off(&lab.client, &tenant.at(80));
+    assert!(!lab.host.run("nft list tables").contains(" filter"), "the other iptables aren't mixed in");
+    for iptables in ["iptables-legacy", "ip6tables-legacy"] {
+        let rules = lab.host.run(&format!("{iptables} -w -S"));
+        for line in [
+            "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD",
+            "-A CNI-FORWARD -m comment --comment \"CNI firewall plugin admin overrides\" -j CNI-ADMIN",
+            "-A CNI-FORWARD -m mark --mark 0x1000/0x1000 -m comment --comment \"CNI firewall plugin: admitted\" -j ACCEPT",
+        ] {
+            assert!(rules.lines().any(|l| l == line), "{iptables} -S lacks {line}:\n{rules}");
+        }
+    }
+    // Overrides stay, nothing is doubled, and a loss is seen and mended.
+    lab.host.run("iptables-legacy -w -A CNI-ADMIN -d 203.0.113.1 -j DROP");
+    lab.host.run("iptables-legacy -w -D FORWARD 1");
+    let error = tenant.call(&lab, Verb::Check).fails_with(101);
+    assert!(error.details.contains("iptables-legacy"), "{error:?}");
+    tenant.add(&lab);
+    tenant.add(&lab);
+    let rules = lab.host.run("iptables-legacy -w -S");
+    assert_eq!(rules.matches("-j CNI-FORWARD").count(), 1, "{rules}");
+    assert!(rules.contains("-A CNI-ADMIN -d 203.0.113.1/32 -j DROP"), "{rules}");
+    tenant.del(&lab);
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
+#[test]
+fn legacy_and_nft_tables_are_looked_at_family_by_family() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    lab.host.run("iptables-legacy -w -P FORWARD DROP");
+    lab.host.run("ip6tables -w -P FORWARD DROP");
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    let tables = lab.host.run("nft list tables");
+    assert!(tables.contains("ip6 filter") && !tables.contains("ip filter"), "{tables}");
+}
+
+#[test]
+fn a_legacy_table_that_is_not_in_use_is_neither_made_nor_touched() {
+    let (lab, _server) = dropping_lab();
+    let before = lab.host.run("iptables-legacy -w -S");
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    assert_eq!(lab.host.run("iptables-legacy -w -S"), before);
+    assert!(!lab.host.read("/proc/thread-self/net/ip6_tables_names").contains("filter"));
+}
+
+#[test]
+fn twenty_at_once_on_a_legacy_host_leave_nothing_doubled() {
+    let (lab, _server) = legacy_lab();
+    let netns = Netns::new("container");
+    std::thread::scope(|scope| {
+        for n in 1..=20 {
+            let target = Target::new(&format!("c{n}"), &netns.path(), "eth0");
+            let prev = json!({"cniVersion": VERSION, "ips": [{"address": format!("10.88.7.{n}/16")}]});
+            let config = json!({"cniVersion": VERSION, "name": "net", "type": "firewall", "prevResult": prev});
+            let lab = &lab;
+            scope.spawn(move || drop(call(&lab.host, Verb::Add, &config, &target).succeeds()));
+        }
+    });
+    let rules = lab.host.run("iptables-legacy -w -S");
+    assert_eq!(rules.matches("-j CNI-FORWARD").count(), 1, "{rules}");
+    assert_eq!(rules.matches("--mark").count(), 1, "{rules}");
+}
+
+#[test]
+fn without_the_legacy_program_the_exact_commands_are_said() {
+    let (lab, _server) = legacy_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    // A host that has the tables and not the program.
+    lab.host.run("mount -t tmpfs tmpfs /usr/sbin");
+    let error = tenant.call(&lab, Verb::Add).fails_with(103);
+    lab.host.run("/usr/bin/umount /usr/sbin");
+    for command in ["iptables-legacy -N CNI-FORWARD", "iptables-legacy -I FORWARD 1 -m comment", "--mark 0x1000/0x1000"]
+    {
+        assert!(error.details.contains(command), "{error:?}");
+    }
+    assert!(!lab.host.run("nft list ruleset").contains("cni_chain_firewall"), "nothing else is done");
+    // What is said to do by hand is enough.
+    for command in error.details.trim_start_matches("put it in by hand: ").split("; ") {
+        lab.host.pipe("sh -s", command).unwrap();
+    }
+    let error = tenant.call(&lab, Verb::Check).fails_with(101);
+    assert!(!error.details.contains("iptables-legacy -t filter"), "{error:?}");
+}

@@ -41,14 +41,15 @@ pub struct Firewalld {
 impl Firewalld {
     /// The running firewalld; `None` if there is no bus, or nobody owns firewalld's name on it. Starts nothing.
     pub fn find() -> Result<Option<Firewalld>> {
-        if !is_worth_asking(&bus_address()?) {
+        let address = bus_address()?;
+        if !is_worth_asking(&address) {
             return Ok(None);
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| Error::io("open", "an event loop", &e))?;
-        let builder = zbus::connection::Builder::system().method_timeout(PATIENCE);
+        let builder = zbus::connection::Builder::address(address).method_timeout(PATIENCE);
         let bus = match runtime.block_on(builder.build()) {
             Ok(bus) => bus,
             Err(error) if nobody_listens(&error) => return Ok(None),
@@ -131,8 +132,13 @@ fn source(address: IpAddr) -> String {
     }
 }
 
+/// An empty variable is none, as for every other program on the bus.
 fn bus_address() -> Result<zbus::Address> {
-    zbus::Address::system().map_err(|e| unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't an address", &e))
+    let address = match std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS") {
+        Some(empty) if empty.is_empty() => format!("unix:path={SYSTEM_BUS}").parse(),
+        _ => zbus::Address::system(),
+    };
+    address.map_err(|e| unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't an address", &e))
 }
 
 /// Whether firewalld could be on this bus; a few µs, where asking costs half a millisecond.
@@ -146,7 +152,12 @@ fn is_worth_asking(address: &zbus::Address) -> bool {
 
 fn nobody_listens(error: &zbus::Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error, zbus::Error::InputOutput(e) if matches!(e.kind(), NotFound | ConnectionRefused))
+    match error {
+        zbus::Error::InputOutput(e) | zbus::Error::Connection(e, _) => {
+            matches!(e.kind(), NotFound | ConnectionRefused)
+        }
+        _ => false,
+    }
 }
 
 /// firewalld's exceptions carry their kind at the beginning of the text: `ZONE_ALREADY_SET: '192.0.2.1' already bound`.

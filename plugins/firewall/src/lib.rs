@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
 //! [`hostfilter`], [`legacy`] and [`firewalld`] (what the host's own firewalls need), [`record`] (what an attachment
-//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`status`].
+//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`status`], [`upgrade`].
 
 pub mod config;
 pub mod firewalld;
@@ -16,12 +16,14 @@ pub mod removal;
 pub mod rules;
 pub mod state;
 pub mod status;
+pub mod upgrade;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use common::cni::CniResult;
 use common::nft::NftSocket;
-use common::{Attachment, Call, Plugin, Result};
+use common::{Attachment, Call, Error, Plugin, Result};
 
 use crate::config::{Config, Written};
 use crate::observe::Observed;
@@ -54,14 +56,21 @@ impl Plugin for Firewall {
         Ok(Placed { share, firewalld: observed.firewalld })
     }
 
-    fn remove(call: &Call, _config: Option<&Config>, _prev: Option<&CniResult>) -> Result<()> {
+    fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        removal::remove_chain(&mut socket, &rules::chain_name(&call.attachment)).map(drop)
+        let removed = removal::remove_chain(&mut socket, &rules::chain_name(&call.attachment))?;
+        let ours: BTreeSet<IpAddr> = removed.iter().map(|recorded| recorded.address).collect();
+        let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
+        upgrade::remove_rules_for(&mut socket, &(&ours | &hinted))?;
+        config.map_or(Ok(()), |config| upgrade::forget_sources(&mut socket, config, &(&hinted - &ours)))
     }
 
     fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
         let live: BTreeSet<String> = live.iter().map(rules::chain_name).collect();
-        removal::collect(&mut NftSocket::new(), network, &live)
+        let mut socket = NftSocket::new();
+        let collected = removal::collect(&mut socket, network, &live);
+        let superseded = upgrade::remove_superseded_rules(&mut socket);
+        Error::gather([collected, superseded].into_iter().filter_map(Result::err).collect())
     }
 
     fn status(config: &Config) -> Result<()> {

@@ -1,0 +1,139 @@
+//! What the reference plugin has left behind on this host, for containers that outlived the change of the executable.
+//!
+//! Its rules name addresses, not containers: `-s IP -j ACCEPT` and `-d IP -m conntrack --ctstate RELATED,ESTABLISHED
+//! -j ACCEPT` in CNI-FORWARD, one of each for an address. They go with the container that has the address, or, by GC, as
+//! soon as one of ours has it. When the last of them goes, nobody needs the CNI-ISOLATION chains any more either. Rules
+//! in the tables of iptables-legacy stay: nothing of ours can take a single rule out there.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use common::Result;
+use common::nft::{
+    Command, IpVersion, NftSocket, Pattern, RuleInfo, Selector, Statement, Table, Transaction, Value, Verdict,
+};
+
+use crate::config::{Backend, Config, FORWARD_CHAIN};
+use crate::firewalld::Firewalld;
+use crate::hostfilter::filter_table;
+use crate::record;
+use crate::rules::TABLE;
+use crate::state::repeat;
+
+/// The reference's chains for `ingressPolicy`; the first jumps to the second.
+const ISOLATION: [&str; 2] = ["CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"];
+
+/// Removes the reference's rules for these addresses, of which the container had no other share.
+pub fn remove_rules_for(socket: &mut NftSocket, addresses: &BTreeSet<IpAddr>) -> Result<()> {
+    for version in IpVersion::ALL {
+        if addresses.iter().any(|a| IpVersion::of(*a) == version) {
+            remove_where(socket, version, &mut |_, address| Ok(addresses.contains(&address)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the reference's rules for addresses that attachments of ours have by now.
+pub fn remove_superseded_rules(socket: &mut NftSocket) -> Result<()> {
+    for version in IpVersion::ALL {
+        remove_where(socket, version, &mut |socket, address| {
+            let (map, key) = record::address_key(address);
+            Ok(record::owner_of(socket, &TABLE, map, &key)?.is_some())
+        })?;
+    }
+    Ok(())
+}
+
+/// Takes addresses out of firewalld's zone that the reference has put there: those that no attachment has now.
+pub fn forget_sources(socket: &mut NftSocket, config: &Config, addresses: &BTreeSet<IpAddr>) -> Result<()> {
+    if addresses.is_empty() || !matches!(config.backend, Backend::Detect | Backend::Firewalld) {
+        return Ok(());
+    }
+    let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
+    for address in addresses {
+        let (map, key) = record::address_key(*address);
+        if record::owner_of(socket, &TABLE, map, &key)?.is_none() {
+            firewalld.remove_source(&config.zone, *address)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_where(
+    socket: &mut NftSocket,
+    version: IpVersion,
+    goes: &mut dyn FnMut(&mut NftSocket, IpAddr) -> Result<bool>,
+) -> Result<()> {
+    let table = filter_table(version);
+    repeat(|| {
+        if socket.chain(&table, FORWARD_CHAIN)?.is_none() {
+            return Ok(());
+        }
+        let mut transaction = Transaction::new();
+        let mut stays = false;
+        for info in socket.rules(&table, FORWARD_CHAIN)? {
+            let Some(address) = address_of(&table, &info) else { continue };
+            if goes(socket, address)? {
+                transaction.delete_rule(&table, FORWARD_CHAIN, info.handle);
+            } else {
+                stays = true;
+            }
+        }
+        if !transaction.is_empty() && !stays {
+            remove_isolation(socket, &table, &mut transaction)?;
+        }
+        socket.commit(&transaction)
+    })
+}
+
+fn remove_isolation(socket: &mut NftSocket, table: &Table, transaction: &mut Transaction) -> Result<()> {
+    let [first, second] = ISOLATION;
+    if socket.chain(table, first)?.is_none() || socket.chain(table, second)?.is_none() {
+        return Ok(());
+    }
+    for info in socket.rules(table, "FORWARD")? {
+        if is_only(&info, &Statement::jump(first)) {
+            transaction.delete_rule(table, "FORWARD", info.handle);
+        }
+    }
+    for chain in ISOLATION {
+        transaction.push(Command::FlushChain(table.clone(), chain.to_owned()));
+    }
+    for chain in ISOLATION {
+        transaction.push(Command::DeleteChain(table.clone(), chain.to_owned()));
+    }
+    Ok(())
+}
+
+fn is_only(info: &RuleInfo, wanted: &Statement) -> bool {
+    info.rule.as_ref().is_some_and(|rule| rule.statements.iter().filter(|s| **s != Statement::Counter).eq([wanted]))
+}
+
+/// The address of one of the reference's rules.
+fn address_of(table: &Table, info: &RuleInfo) -> Option<IpAddr> {
+    let with_state = info.without_extension(table, "conntrack");
+    let has_state = with_state.is_some();
+    let rule = info.rule.clone().or(with_state).filter(|rule| rule.comment.is_none())?;
+    let mut statements = rule.statements.iter().filter(|s| **s != Statement::Counter);
+    let (selector, address) = match statements.next()? {
+        Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => (selector, address(value)?),
+        _ => return None,
+    };
+    let mut rest = statements.peekable();
+    let replies = Statement::ct_state(Value::ESTABLISHED | Value::RELATED);
+    let has_state = has_state || rest.next_if(|s| **s == replies).is_some();
+    let ours = match selector {
+        Selector::Saddr(_) => !has_state,
+        Selector::Daddr(_) => has_state,
+        _ => false,
+    };
+    (ours && rest.eq([&Statement::Verdict(Verdict::Accept)])).then_some(address)
+}
+
+fn address(value: &Value) -> Option<IpAddr> {
+    match value {
+        Value::V4(v4) => Some((*v4).into()),
+        Value::V6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,261 @@
+//! The firewall plugin beside the real firewalld, on a host of its own with a bus of its own.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::process::{Child, Stdio};
+
+use netns_tests::lab::{CLIENT, HOST};
+use netns_tests::{Container, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Target, Verb, serve};
+use serde_json::{Value, json};
+
+/// As the system's bus, without its restrictions: everybody on it is of this test.
+const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><type>system</type><listen>unix:path=SOCKET</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_type="method_call"/>
+<allow send_type="signal"/><allow send_requested_reply="true"/><allow receive_requested_reply="true"/>
+<allow receive_type="method_call"/></policy></busconfig>"#;
+
+const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
+
+/// A program that ends with the test, however that ends.
+struct Daemon(Child);
+
+impl Daemon {
+    #[track_caller]
+    fn start(host: &Host, line: &str) -> Daemon {
+        let mut command = host.command("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).args(line.split_whitespace());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Daemon(command.spawn().unwrap_or_else(|e| panic!("{line}: {e}; install the packages dbus and firewalld")))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A lab whose host runs firewalld: nothing is forwarded from or to addresses that no zone trusts.
+struct Guarded {
+    lab: Lab,
+    // Dropped in this order: firewalld would complain about a bus that has gone.
+    _firewalld: Daemon,
+    _bus: Daemon,
+    address: String,
+}
+
+impl Guarded {
+    #[track_caller]
+    fn new() -> Guarded {
+        Guarded::at(SYSTEM_BUS)
+    }
+
+    #[track_caller]
+    fn at(socket: &str) -> Guarded {
+        let lab = Lab::new();
+        lab.host.write("/run/dbus/test.conf", BUS.replace("SOCKET", socket));
+        let bus = Daemon::start(&lab.host, "dbus-daemon --nofork --nosyslog --config-file=/run/dbus/test.conf");
+        lab.host.wait_until("the bus listens", || lab.host.try_run(&format!("test -S {socket}")).is_ok());
+        let address = format!("unix:path={socket}");
+        let firewalld = Daemon::start(
+            &lab.host,
+            &format!(
+                "env DBUS_SYSTEM_BUS_ADDRESS={address} firewalld --nofork --nopid --system-config=/run/firewalld-config \
+                 --log-target=file --log-file=/run/firewalld.log"
+            ),
+        );
+        let guarded = Guarded { lab, _firewalld: firewalld, _bus: bus, address };
+        guarded.lab.host.wait_until("firewalld runs", || guarded.try_firewall_cmd("--state").is_ok());
+        guarded
+    }
+
+    fn try_firewall_cmd(&self, arguments: &str) -> Result<String, String> {
+        self.lab.host.try_run(&format!("env DBUS_SYSTEM_BUS_ADDRESS={} firewall-cmd {arguments}", self.address))
+    }
+
+    #[track_caller]
+    fn firewall_cmd(&self, arguments: &str) -> String {
+        self.try_firewall_cmd(arguments).unwrap()
+    }
+
+    fn sources(&self, zone: &str) -> Vec<String> {
+        let mut sources: Vec<String> =
+            self.firewall_cmd(&format!("--zone={zone} --list-sources")).split_whitespace().map(str::to_owned).collect();
+        sources.sort();
+        sources
+    }
+
+    fn call(&self, verb: Verb, config: &Value, target: &Target) -> Outcome {
+        Plugin::ours("firewall").call(&self.lab.host, verb, config, target)
+    }
+}
+
+fn config(container: &Container, keys: Value) -> Value {
+    let prev = container.prev_result("1.0.0");
+    let mut config = json!({"cniVersion": "1.0.0", "name": "net", "type": "firewall", "prevResult": prev});
+    config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap_or_default());
+    config
+}
+
+fn at(addresses: [&str; 2], port: u16) -> [String; 2] {
+    [format!("{}:{port}", addresses[0]), format!("[{}]:{port}", addresses[1])]
+}
+
+#[track_caller]
+fn reaches(from: &Netns, to: &[String; 2], token: &str) {
+    to.iter().for_each(|address| drop(Fetch::new(Proto::Tcp, address).expect(from, token)));
+}
+
+#[track_caller]
+fn is_cut_off(from: &Netns, to: &[String; 2]) {
+    to.iter().for_each(|address| drop(Fetch::new(Proto::Tcp, address).expect_nothing(from)));
+}
+
+#[test]
+fn a_running_firewalld_is_told_and_a_container_gets_out() {
+    let guarded = Guarded::new();
+    let (_client, container) = (serve(&guarded.lab.client, 80, "client"), guarded.lab.container(2));
+    let _server = serve(&container.netns, 80, "container");
+    let config = config(&container, json!({}));
+    is_cut_off(&container.netns, &at(CLIENT, 80));
+
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.call(Verb::Check, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("trusted"), ["10.88.0.2/32", "fd00:88::2/128"]);
+    reaches(&container.netns, &at(CLIENT, 80), "client");
+    is_cut_off(&guarded.lab.client, &at(["10.88.0.2", "fd00:88::2"], 80));
+    assert!(!guarded.lab.host.run("nft list tables").contains(" filter"), "no table of iptables is made");
+
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    let mut bare = config.clone();
+    bare.as_object_mut().unwrap().remove("prevResult");
+    for _ in 0..2 {
+        guarded.call(Verb::Del, &bare, &container.target().without_netns()).succeeds();
+        assert_eq!(guarded.sources("trusted"), [""; 0]);
+    }
+    is_cut_off(&container.netns, &at(CLIENT, 80));
+}
+
+#[test]
+fn a_published_port_is_reached_through_firewalld() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let _server = serve(&container.netns, 80, "container");
+    guarded.lab.host.nft(
+        "table inet published { chain pre { type nat hook prerouting priority dstnat;\n\
+         tcp dport 8080 dnat ip to 10.88.0.2:80\n }\n }",
+    );
+    guarded.call(Verb::Add, &config(&container, json!({})), &container.target()).succeeds();
+    Fetch::new(Proto::Tcp, &at(HOST, 8080)[0]).expect(&guarded.lab.client, "container");
+}
+
+#[test]
+fn a_reload_is_seen_by_check_and_mended_by_the_next_add() {
+    let guarded = Guarded::new();
+    let (_client, container) = (serve(&guarded.lab.client, 80, "client"), guarded.lab.container(2));
+    guarded.firewall_cmd("--permanent --new-zone=podzone");
+    guarded.firewall_cmd("--permanent --zone=podzone --set-target=ACCEPT");
+    guarded.firewall_cmd("--reload");
+    let config = config(&container, json!({"backend": "firewalld", "firewalldZone": "podzone"}));
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.firewall_cmd("--reload");
+    assert_eq!(guarded.sources("podzone"), [""; 0], "firewalld forgets its runtime configuration");
+    let error = guarded.call(Verb::Check, &config, &container.target()).fails_with(101);
+    assert!(error.details.contains("10.88.0.2/32") && error.details.contains("podzone"), "{error:?}");
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.call(Verb::Check, &config, &container.target()).succeeds();
+    reaches(&container.netns, &at(CLIENT, 80), "client");
+    guarded.call(Verb::Del, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("podzone"), [""; 0]);
+}
+
+#[test]
+fn what_firewalld_refuses_is_said_and_undone() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let rules = guarded.lab.host.run("nft --stateless list tables");
+    let no_zone = config(&container, json!({"firewalldZone": "nowhere"}));
+    let error = guarded.call(Verb::Add, &no_zone, &container.target()).fails_with(103);
+    assert!(error.msg.contains("INVALID_ZONE") && error.details.contains("firewalldZone"), "{error:?}");
+
+    // The second address is somebody else's: the first is taken back.
+    guarded.firewall_cmd("--zone=public --add-source=fd00:88::2/128");
+    let error = guarded.call(Verb::Add, &config(&container, json!({})), &container.target()).fails_with(103);
+    assert!(error.msg.contains("ZONE_CONFLICT"), "{error:?}");
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+    assert_eq!(guarded.lab.host.run("nft --stateless list tables"), rules);
+}
+
+#[test]
+fn a_late_del_leaves_the_new_owner_in_its_zone() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({}));
+    let old = Target::new("old-container", &container.netns.path(), "eth0");
+    guarded.call(Verb::Add, &config, &old).succeeds();
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.call(Verb::Del, &config, &old.without_netns()).succeeds();
+    assert_eq!(guarded.sources("trusted"), ["10.88.0.2/32", "fd00:88::2/128"]);
+    guarded.call(Verb::Check, &config, &container.target()).succeeds();
+}
+
+#[test]
+fn the_reference_s_sources_go_with_the_container() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({"backend": "firewalld"}));
+    Plugin::reference("firewall").call(&guarded.lab.host, Verb::Add, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("trusted").len(), 2);
+    guarded.call(Verb::Del, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+}
+
+#[test]
+fn another_backend_on_a_host_with_firewalld_names_the_table_that_rejects() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({"backend": "iptables"}));
+    let added = guarded.call(Verb::Add, &config, &container.target());
+    added.succeeds();
+    assert!(added.stderr.contains("inet firewalld filter_FORWARD"), "{}", added.stderr);
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+}
+
+#[test]
+fn a_bus_elsewhere_is_found_by_its_variable() {
+    let guarded = Guarded::at("/run/dbus/elsewhere");
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({}));
+    let target = container.target();
+    let env = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", &target.container),
+        ("CNI_NETNS", &target.netns),
+        ("CNI_IFNAME", &target.ifname),
+        ("DBUS_SYSTEM_BUS_ADDRESS", &guarded.address),
+    ];
+    let plugin = Plugin::ours("firewall");
+    plugin.call_with_env(&guarded.lab.host, &env, config.to_string().as_bytes()).succeeds();
+    assert_eq!(guarded.sources("trusted").len(), 2);
+}
+
+#[test]
+fn without_firewalld_only_those_fail_who_ask_for_it() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.run("nft list tables");
+    let asks = config(&container, json!({"backend": "firewalld"}));
+    let error = Plugin::ours("firewall").call(&lab.host, Verb::Add, &asks, &container.target()).fails_with(103);
+    assert!(error.details.contains("start firewalld"), "{error:?}");
+    assert_eq!(lab.host.run("nft list tables"), before);
+    let mut status = asks.clone();
+    status["cniVersion"] = "1.1.0".into();
+    status.as_object_mut().unwrap().remove("prevResult");
+    Plugin::ours("firewall").call(&lab.host, Verb::Status, &status, &Target::new("", "", "")).fails_with(50);
+    // Its runtime configuration has died with it.
+    Plugin::ours("firewall").call(&lab.host, Verb::Del, &asks, &container.target()).succeeds();
+    let plain = config(&container, json!({}));
+    Plugin::ours("firewall").call(&lab.host, Verb::Add, &plain, &container.target()).succeeds();
+}
