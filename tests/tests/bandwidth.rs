@@ -378,8 +378,14 @@ fn hooks_and_filters_of_others_are_used_and_left() {
         host.run(
             "tc filter add dev veth2 ingress prio 7 protocol ip u32 match u32 0 0 action mirred egress mirror dev sink continue",
         );
+        // And kinds that can't be understood here: a program that matches nothing, a hash table.
+        host.write("/run/match-nothing", "1,6 0 0 0,\n");
+        host.run("tc filter add dev veth2 ingress prio 8 protocol all bpf bytecode-file /run/match-nothing");
+        host.run("tc filter add dev veth2 ingress prio 9 protocol ip handle 1: u32 divisor 16");
         let before = host.snapshot();
-        case.call(Verb::Add).succeeds();
+        let add = case.call(Verb::Add);
+        add.succeeds();
+        assert_eq!(add.stderr, "");
         case.call(Verb::Check).succeeds();
         holds(&case.egress(Proto::Udp, 2), 10e6, UDP_SHARE);
         assert!(case.tc("filter show dev veth2 ingress").contains("pref 7 "));
@@ -499,6 +505,22 @@ fn check_sees_exemptions_that_were_changed() {
     let more = with(limits(8_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24", "fd00::/8"]));
     let details = error.keyed(more).call(Verb::Check).fails_with(101).details;
     assert!(details.contains("expected src fd00::/8 pass, found nothing"), "{details}");
+}
+
+#[test]
+fn any_subnet_reads_back_as_it_was_written() {
+    let lists = [
+        json!(["0.0.0.0/0", "::/0"]),
+        json!(["0.0.0.0/1", "8000::/1", "255.255.255.255/32", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"]),
+        json!(["10.0.0.0/9", "2001:db8::/33", "2001:db8:0:1::/65", "2001:db8::2:0:0/97"]),
+    ];
+    let case = Case::new(json!({}));
+    for (list, key) in lists.iter().flat_map(|list| ["shapedSubnets", "unshapedSubnets"].map(|key| (list, key))) {
+        let keys = with(limits(10_000_000, SENTINEL), key, list.clone());
+        let config = config("1.1.0", &keys, Some(case.container.prev_result("1.1.0")));
+        case.call_with(Verb::Add, &config, &case.container.target()).succeeds();
+        case.call_with(Verb::Check, &config, &case.container.target()).succeeds();
+    }
 }
 
 #[test]
