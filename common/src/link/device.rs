@@ -1,6 +1,6 @@
 //! A link as a plugin needs to know it, and the small things done to one.
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -100,12 +100,10 @@ impl RouteSocket {
         Ok(answers.iter().filter_map(as_device).collect())
     }
 
-    /// Makes an intermediate functional block: up, without a queue of its own, and with the hardware address given here,
+    /// Makes an intermediate functional block: down, without a queue of its own, and with the hardware address given here,
     /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`).
     pub fn make_ifb(&self, name: &str, mac: [u8; 6], mtu: u32) -> Result<Device> {
         let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(mac.to_vec()),
@@ -114,8 +112,13 @@ impl RouteSocket {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
         ];
         let object = format!("link {name} of kind ifb");
-        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, "add", &object)?;
-        self.device(name)?.ok_or_else(|| Error::kernel("add", object, Errno::ENODEV))
+        // Since Linux 6.2 the kernel answers with the link that it has made, if asked to.
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+        let answers = self.request(RouteNetlinkMessage::NewLink(message), flags, "add", &object)?;
+        match answers.iter().find_map(as_device) {
+            Some(device) => Ok(device),
+            None => self.device(name)?.ok_or_else(|| Error::kernel("add", object, Errno::ENODEV)),
+        }
     }
 
     /// Gives a link an alias; an empty one takes it away.
@@ -127,13 +130,13 @@ impl RouteSocket {
         self.request(RouteNetlinkMessage::SetLink(message), 0, "set", &object).map(drop)
     }
 
-    /// Sets a link up and its MTU.
-    pub fn set_up(&self, device: &Device, mtu: u32) -> Result<()> {
+    /// Sets a link up, with an alias and an MTU.
+    pub fn set_up(&self, device: &Device, alias: &str, mtu: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = device.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned()), LinkAttribute::Mtu(mtu)];
         let object = format!("link {}", device.name);
         self.request(RouteNetlinkMessage::SetLink(message), 0, "set up", &object).map(drop)
     }

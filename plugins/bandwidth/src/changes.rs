@@ -20,10 +20,10 @@ pub type Name = String;
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Makes an ifb.
+    /// Makes an ifb, down: a queueing discipline is put on a link that is down without waiting for its packets to leave.
     MakeIfb(Name, [u8; 6], u32),
-    /// Sets an ifb up, with this MTU.
-    RaiseIfb(Name, u32),
+    /// Sets an ifb up, with this alias and MTU.
+    RaiseIfb(Name, String, u32),
     /// Replaces a link's alias, the first, by the second.
     Label(Name, String, String),
     /// Puts a bucket at the root of a link.
@@ -63,7 +63,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::MakeIfb(name, mac, mtu) => write!(f, "make ifb {name} mac {} mtu {mtu}", mac_text(*mac)),
-            Change::RaiseIfb(name, mtu) => write!(f, "set {name} up, mtu {mtu}"),
+            Change::RaiseIfb(name, label, mtu) => write!(f, "set {name} up, alias \"{label}\", mtu {mtu}"),
             Change::Label(name, _, to) => write!(f, "set the alias of {name} to \"{to}\""),
             Change::AddBucket(name, bucket) => write!(f, "add {bucket} to {name}"),
             Change::ChangeBucket(name, from, to) => write!(f, "change {from} of {name} to {to}"),
@@ -151,8 +151,8 @@ fn ifb(
         let stale = there.map(|_| Change::DropIfb(name.to_owned()));
         let new = [
             Change::MakeIfb(name.to_owned(), mac, mtu),
-            Change::Label(name.to_owned(), String::new(), shaping.label.clone()),
             Change::AddBucket(name.to_owned(), bucket),
+            Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu),
         ];
         return stale.into_iter().chain(new).collect();
     };
@@ -165,7 +165,7 @@ fn ifb(
         Some(_) => {}
     }
     if !there.device.up || there.device.mtu != mtu {
-        changes.push(Change::RaiseIfb(name.to_owned(), mtu));
+        changes.push(Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu));
     }
     changes
 }
@@ -349,7 +349,7 @@ impl<'a> Hands<'a> {
                 let made = socket.make_ifb(name, *mac, *mtu);
                 self.ifbs.push(made.map_err(|error| just_taken(error, name))?);
             }
-            Change::RaiseIfb(name, mtu) => socket.set_up(self.device(name)?, *mtu)?,
+            Change::RaiseIfb(name, label, mtu) => socket.set_up(self.device(name)?, label, *mtu)?,
             Change::Label(name, _, alias) => socket.set_alias(self.device(name)?, alias)?,
             Change::AddBucket(name, bucket) => socket.add_bucket(self.device(name)?, bucket)?,
             Change::ChangeBucket(name, _, bucket) => socket.change_bucket(self.device(name)?, bucket)?,
@@ -444,11 +444,14 @@ mod tests {
                 Change::MakeIfb(name, _, mtu) => {
                     assert!(self.present.ifb(name).is_none(), "EEXIST");
                     self.next_index += 1;
-                    let device =
-                        Device { index: self.next_index, kind: "ifb".into(), mtu: *mtu, up: true, ..Device::default() };
+                    let device = Device { index: self.next_index, kind: "ifb".into(), mtu: *mtu, ..Device::default() };
                     self.present.ifbs.push(Ifb { device: Device { name: name.clone(), ..device }, root: None });
                 }
-                Change::RaiseIfb(..) => {}
+                Change::RaiseIfb(name, label, mtu) => {
+                    let device = &mut self.present.ifbs.iter_mut().find(|ifb| ifb.device.name == *name).unwrap().device;
+                    (device.up, device.mtu) = (true, *mtu);
+                    device.alias.clone_from(label);
+                }
                 Change::Label(name, from, to) => {
                     assert_eq!(self.alias(name), from);
                     self.alias(name).clone_from(to);
@@ -498,7 +501,8 @@ mod tests {
             let bucket = match here.clone().find(takes).map(|filter| &filter.verdict) {
                 Some(Verdict::Redirect { to, .. }) => {
                     let ifb = self.present.ifbs.iter().find(|ifb| ifb.device.index == *to);
-                    ifb.expect("a redirect to nowhere swallows packets").root.as_ref()
+                    let ifb = ifb.filter(|ifb| ifb.device.up).expect("a redirect to nowhere swallows packets");
+                    ifb.root.as_ref()
                 }
                 Some(_) => None,
                 None if hook == Hook::Transmit => self.present.root.as_ref(),
