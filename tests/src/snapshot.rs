@@ -215,6 +215,7 @@ fn settled(line: &str) -> Option<String> {
     while let Some(word) = words.next() {
         match word {
             "expires" | "state" => drop(words.next()),
+            "linkdown" => {}
             timer if is_timer(timer) => {}
             flags if flags.starts_with('<') => kept.push(administrative(flags)),
             other => kept.push(other.to_owned()),

@@ -1,5 +1,7 @@
 //! What works, seen from the client, from the container and from the host.
 
+use std::collections::BTreeMap;
+
 use netns_tests::traffic::{BRIEFLY, PATIENCE};
 use netns_tests::{Fetch, Lab, Netns, Proto, lab, throughput};
 
@@ -30,7 +32,7 @@ impl Observed {
         let into = throughput(&lab.host, container, Proto::Tcp, &at(&addresses[0], 5001), SECONDS);
         let out = throughput(container, &lab.host, Proto::Tcp, &at(lab::HOST[0], 5001), SECONDS);
         Observed {
-            published: published(&lab.client, admitted),
+            published: ask(&lab.client, &each(&lab::HOST, PORTS.0), admitted),
             outwards: ask(container, &each(&lab::CLIENT, PORTS.1), admitted),
             direct: ask(&lab.client, &each(&addresses, PORTS.1), false),
             into: into.bits_per_second(),
@@ -67,9 +69,20 @@ impl Observed {
     }
 }
 
-/// Asks the host for the published port.
-pub(crate) fn published(client: &Netns, admitted: bool) -> Vec<Answer> {
-    ask(client, &each(&lab::HOST, PORTS.0), admitted)
+/// Where the published port doesn't answer, and how.
+pub(crate) fn lost(client: &Netns) -> Vec<(String, String)> {
+    let answers = ask(client, &each(&lab::HOST, PORTS.0), false);
+    labels().into_iter().zip(answers).filter_map(|(label, answer)| answer.err().map(|why| (label, why))).collect()
+}
+
+/// [`lost`], for the reader.
+pub(crate) fn summary(lost: &[(String, String)]) -> String {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (label, why) in lost {
+        reasons.entry(why).or_default().push(label);
+    }
+    let all: Vec<String> = reasons.iter().map(|(why, labels)| format!("{}: {why}", labels.join(", "))).collect();
+    if all.is_empty() { "everything answers".into() } else { all.join("; ") }
 }
 
 /// Asks everywhere at once.

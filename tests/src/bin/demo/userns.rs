@@ -5,6 +5,16 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
+/// Whether this process may make namespaces and set them up as it is: CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21), by
+/// `CapEff` of /proc/self/status (proc(5)). The user id doesn't tell: root in a container often may not.
+pub(crate) fn may_make_namespaces() -> bool {
+    const NEEDED: u64 = 1 << 12 | 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    effective.unwrap_or_default() & NEEDED == NEEDED
+}
+
 /// Makes the caller root of a new user namespace, with network and mount namespaces that belong to it.
 ///
 /// The process must have one thread (unshare(2)). The error is one sentence for the user.
