@@ -274,8 +274,10 @@ fn hooks_may_go(present: &Present, mark: Mark) -> bool {
     present.hooks_are_ours(mark) && ours == present.filters.len()
 }
 
-/// What takes away everything of `label` and `mark` on a link; a bucket at its root only if that is known to be ours.
-pub fn to_nothing(label: &str, mark: Mark, present: &Present, root_is_ours: bool) -> Vec<Change> {
+/// What takes away everything of `label` and `mark` on a link; a bucket at its root only if that is known to be ours,
+/// because the link is, or because it carries a filter of ours.
+pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool) -> Vec<Change> {
+    let root_is_ours = link_is_ours || present.ours(mark).next().is_some();
     let mut changes = Vec::new();
     let drop_hooks = hooks_may_go(present, mark);
     if drop_hooks {

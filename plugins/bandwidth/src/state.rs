@@ -323,10 +323,10 @@ impl Owner {
     }
 
     fn clear(&self, socket: &RouteSocket, carrier: Carrier, ifbs: &[Device]) -> Vec<Error> {
-        let root_is_ours = carrier.certain || carrier.link.alias == self.label;
+        let link_is_ours = carrier.certain || carrier.link.alias == self.label;
         match Present::read(socket, carrier.link, ifbs.to_vec()) {
             Ok(present) => {
-                let changes = changes::to_nothing(&self.label, self.mark, &present, root_is_ours);
+                let changes = changes::to_nothing(&self.label, self.mark, &present, link_is_ours);
                 changes::make_all(socket, &present, &changes)
             }
             Err(error) if is_gone(&error) => Vec::new(),
