@@ -614,6 +614,84 @@ fn the_nftables_backend_makes_no_table_of_iptables_but_uses_one_that_is_there() 
     reaches(&tenant.container.netns, &client(80), "client");
 }
 
+#[test]
+fn a_container_with_anti_spoof_sends_from_its_own_addresses_only() {
+    let (lab, _server) = dropping_lab();
+    for iptables in ["iptables", "ip6tables"] {
+        lab.host.run(&format!("{iptables} -w -P FORWARD ACCEPT"));
+    }
+    let spoofs = |tenant: &Tenant, to: &[String; 2]| {
+        for (from, to) in ["10.88.0.99:0", "[fd00:88::99]:0"].iter().zip(to) {
+            Fetch::new(Proto::Tcp, to).source(from).expect_nothing(&tenant.container.netns);
+        }
+    };
+    let tenant = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let neighbour = Tenant::new(&lab, 3, json!({}));
+    // The way is known before: a question for it with a false source would spoil it for the true one for seconds.
+    reaches(&tenant.container.netns, &client(80), "client");
+    reaches(&tenant.container.netns, &neighbour.at(80), "container 3");
+    tenant.container.netns.address("eth0", "10.88.0.99/24");
+    tenant.container.netns.address("eth0", "fd00:88::99/64");
+    Fetch::new(Proto::Tcp, &client(80)[0]).source("10.88.0.99:0").expect(&tenant.container.netns, "client");
+    tenant.add(&lab);
+    tenant.check(&lab);
+    spoofs(&tenant, &client(80));
+    spoofs(&tenant, &neighbour.at(80));
+    // The kernel would choose it by itself.
+    tenant.container.netns.run("ip address del fd00:88::99/64 dev eth0");
+    reaches(&tenant.container.netns, &client(80), "client");
+    reaches(&tenant.container.netns, &neighbour.at(80), "container 3");
+    reaches(&neighbour.container.netns, &tenant.at(80), "container 2");
+    tenant.del(&lab);
+    Fetch::new(Proto::Tcp, &client(80)[0]).source("10.88.0.99:0").expect(&tenant.container.netns, "client");
+}
+
+#[test]
+fn anti_spoof_works_without_a_bridge_and_leaves_no_hook_behind_for_others() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    lab.host.run("ip link set veth2 nomaster");
+    for (gateway, address) in ["10.88.0.1/32", "fd00:88::1/128"].iter().zip(&tenant.container.addresses) {
+        lab.host.run(&format!("ip address flush dev cni0 to {gateway}"));
+        lab.host.address("veth2", gateway);
+        lab.host.run(&format!("ip route add {address} dev veth2"));
+    }
+    let mut config = tenant.config.clone();
+    config["prevResult"]["interfaces"].as_array_mut().unwrap().remove(0);
+    call(&lab.host, Verb::Add, &config, &tenant.container.target()).succeeds();
+    call(&lab.host, Verb::Check, &config, &tenant.container.target()).succeeds();
+    reaches(&tenant.container.netns, &client(80), "client");
+    // Not even the host itself hears it.
+    let _host = serve(&lab.host, 81, "host");
+    tenant.container.netns.address("eth0", "10.88.0.99/24");
+    lab.host.run("ip route add 10.88.0.99 dev veth2");
+    Fetch::new(Proto::Tcp, &host_at(81)[0]).expect(&tenant.container.netns, "host");
+    Fetch::new(Proto::Tcp, &host_at(81)[0]).source("10.88.0.99:0").expect_nothing(&tenant.container.netns);
+    call(&lab.host, Verb::Del, &config, &tenant.container.target()).succeeds();
+    Fetch::new(Proto::Tcp, &host_at(81)[0]).source("10.88.0.99:0").expect(&tenant.container.netns, "host");
+
+    let plain = Lab::new();
+    let other = Tenant::new(&plain, 2, json!({}));
+    other.add(&plain);
+    assert!(!plain.host.run("nft list ruleset").contains("hook prerouting"));
+}
+
+#[test]
+fn anti_spoof_never_takes_a_macvlans_parent_for_the_containers_own_end() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let netns = Netns::new("macvlan");
+    lab.host.run("ip link add mv0 link ext0 type macvlan mode bridge");
+    lab.host.run(&format!("ip link set mv0 netns {}", netns.path()));
+    netns.run("ip link set mv0 name eth0");
+    tenant.config["prevResult"]["interfaces"] = json!([{"name": "eth0", "sandbox": netns.path()}]);
+    let before = lab.host.run("nft list ruleset");
+    let target = Target::new("macvlan", &netns.path(), "eth0");
+    let error = call(&lab.host, Verb::Add, &tenant.config, &target).fails_with(2);
+    assert!(error.msg.contains("antiSpoof"), "{error:?}");
+    assert_eq!(lab.host.run("nft list ruleset"), before);
+}
+
 /// The same configuration in a version that the reference speaks.
 fn for_the_reference(tenant: &Tenant) -> Value {
     let mut config = tenant.config.clone();

@@ -58,7 +58,7 @@ impl Plugin for Firewall {
 
     fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        let removed = removal::remove_chain(&mut socket, &rules::chain_name(&call.attachment))?;
+        let removed = removal::remove(&mut socket, &call.attachment.key())?;
         let ours: BTreeSet<IpAddr> = removed.iter().map(|recorded| recorded.address).collect();
         let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
         upgrade::remove_rules_for(&mut socket, &(&ours | &hinted))?;
@@ -66,7 +66,7 @@ impl Plugin for Firewall {
     }
 
     fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
-        let live: BTreeSet<String> = live.iter().map(rules::chain_name).collect();
+        let live: BTreeSet<String> = live.iter().map(Attachment::key).collect();
         let mut socket = NftSocket::new();
         let collected = removal::collect(&mut socket, network, &live);
         let superseded = upgrade::remove_superseded_rules(&mut socket);

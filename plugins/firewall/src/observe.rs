@@ -22,7 +22,7 @@ pub struct Observed {
 pub fn observe(config: &Config, call: &Call, prev: &CniResult) -> Result<Observed> {
     let firewalld = firewalld(config.backend)?;
     let mut facts = Facts { firewalld: firewalld.is_some(), ..Facts::default() };
-    if config.policy != IngressPolicy::Open {
+    if config.policy != IngressPolicy::Open || config.anti_spoof {
         look_at_links(call, prev, &mut facts)?;
         if config.policy == IngressPolicy::Isolated && facts.ports.is_empty() && !facts.bridges.is_empty() {
             log::warn!(
@@ -60,27 +60,36 @@ fn look_at_links(call: &Call, prev: &CniResult, facts: &mut Facts) -> Result<()>
         }
     }
     if facts.ports.is_empty()
-        && let Some(index) = peer_index(call)?
-        && let Some(peer) = socket.link_by_index(index)?
-        && is_port(&socket, &peer)?
+        && let Some(peer) = host_end(call, &socket)?
     {
-        facts.ports.extend(name(&peer));
+        if is_port(&socket, &peer)? {
+            facts.ports.extend(name(&peer));
+        } else {
+            facts.routed_port = name(&peer);
+        }
     }
     Ok(())
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
-    let of_kind = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
+fn is_of_kind(link: &LinkMessage, kinds: &[InfoKind]) -> bool {
+    let of_kind = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if kinds.contains(kind));
     link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.iter().any(of_kind)))
 }
 
+fn is_bridge(link: &LinkMessage) -> bool {
+    is_of_kind(link, &[InfoKind::Bridge])
+}
+
+/// A container's port of a bridge. A bridge's way to the outside is no veth and no tap, and never taken for one.
 fn is_port(socket: &RouteSocket, link: &LinkMessage) -> Result<bool> {
     let controller = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
     });
-    let Some(index) = controller else { return Ok(false) };
-    Ok(socket.link_by_index(index)?.is_some_and(|master| is_bridge(&master)))
+    match controller.filter(|_| is_of_kind(link, &[InfoKind::Veth, InfoKind::Tun])) {
+        None => Ok(false),
+        Some(index) => Ok(socket.link_by_index(index)?.is_some_and(|master| is_bridge(&master))),
+    }
 }
 
 fn name(link: &LinkMessage) -> Option<String> {
@@ -90,15 +99,22 @@ fn name(link: &LinkMessage) -> Option<String> {
     })
 }
 
-/// The index on the host of the other end of the container's interface (IFLA_LINK of a veth).
-fn peer_index(call: &Call) -> Result<Option<u32>> {
+/// The other end of a veth (IFLA_LINK): an index in whatever namespace that end is in.
+fn peer_index(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// The host's end of the container's veth. Only two ends that name each other are one pair: a macvlan names its parent
+/// in the same attribute, and an index of another namespace may be anything here.
+fn host_end(call: &Call, socket: &RouteSocket) -> Result<Option<LinkMessage>> {
     let Some(path) = &call.netns else { return Ok(None) };
+    let veth = |link: &LinkMessage| is_of_kind(link, &[InfoKind::Veth]);
     let inside = RouteSocket::open_in(&Netns::open(path)?)?;
-    let link = inside.link_by_name(&call.attachment.ifname)?;
-    Ok(link.and_then(|link| {
-        link.attributes.iter().find_map(|a| match a {
-            LinkAttribute::Link(index) => Some(*index),
-            _ => None,
-        })
-    }))
+    let Some(own) = inside.link_by_name(&call.attachment.ifname)?.filter(veth) else { return Ok(None) };
+    let Some(index) = peer_index(&own) else { return Ok(None) };
+    let peer = socket.link_by_index(index)?.filter(veth);
+    Ok(peer.filter(|peer| peer_index(peer) == Some(own.header.index)))
 }

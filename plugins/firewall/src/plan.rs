@@ -5,11 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 
 use common::cni::CniResult;
-use common::nft::{Chain, Element, IpVersion, Presence, Table, Transaction};
+use common::nft::{Chain, Element, IpVersion, Presence, Skeleton, Table, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::config::{Backend, Config, HostChain, IngressPolicy};
-use crate::rules::{self, BRIDGE_TABLE, BridgePolicy, ISOLATED_PORTS, TABLE};
+use crate::rules::{
+    self, BRIDGE_SOURCES, BRIDGE_TABLE, BridgePolicy, NEIGHBOURS, PortGuard, ROUTED_SOURCES, SOURCES_TABLE, TABLE,
+};
 
 /// What was looked up on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct Facts {
     pub bridges: Vec<String>,
     /// The host's ends of the container's interfaces that are ports of bridges.
     pub ports: Vec<String>,
+    /// The host's end of the container's interface, if it is none.
+    pub routed_port: Option<String>,
 }
 
 /// One attachment's share.
@@ -33,8 +37,8 @@ pub struct Share {
     pub zone: Option<String>,
     /// The policy of a bridge.
     pub policy: Option<(BridgePolicy, String)>,
-    /// The ports by which an isolated container is on its bridge.
-    pub isolated_ports: Vec<String>,
+    /// What stands at the host's ends of its interfaces.
+    pub guards: Vec<(PortGuard, Vec<String>)>,
     /// Whether the kernel has nothing to keep ports of one bridge apart with.
     pub without_bridge_family: bool,
     /// The static part.
@@ -86,11 +90,40 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         attachment: attachment.clone(),
         addresses: addresses.into_iter().collect(),
         zone: facts.firewalld.then(|| config.zone.clone()),
-        isolated_ports: if config.policy == IngressPolicy::Isolated { facts.ports.clone() } else { vec![] },
+        guards: guards(config, facts)?,
         without_bridge_family: false,
         policy,
         host: HostPart::of(config, facts.firewalld, versions),
     })
+}
+
+fn guards(config: &Config, facts: &Facts) -> Result<Vec<(PortGuard, Vec<String>)>> {
+    let mut guards = Vec::new();
+    let on_bridges = !facts.ports.is_empty();
+    if config.policy == IngressPolicy::Isolated && on_bridges {
+        guards.push((NEIGHBOURS, facts.ports.clone()));
+    }
+    if config.anti_spoof {
+        let sources = match &facts.routed_port {
+            _ if on_bridges => (BRIDGE_SOURCES, facts.ports.clone()),
+            Some(port) => (ROUTED_SOURCES, vec![port.clone()]),
+            None => return Err(no_port()),
+        };
+        guards.push(sources);
+    }
+    Ok(guards)
+}
+
+/// What comes from a macvlan or a device that was moved into the container can't be told from others' on this host.
+fn no_port() -> Error {
+    Error::UnsupportedField {
+        key: "antiSpoof".into(),
+        value: "true".into(),
+        reason:
+            "the container's interface has no other end on this host at which its source addresses could be looked \
+                 at; use it behind bridge or ptp"
+                .into(),
+    }
 }
 
 /// With firewalld or without iptables, a FORWARD chain is used where there is one (Docker makes one beside firewalld),
@@ -131,7 +164,8 @@ impl Share {
     /// The same for a kernel whose nftables has no bridge family: within a bridge, isolation reaches as far as
     /// net.bridge.bridge-nf-call-iptables does.
     pub fn without_bridge_family(&self) -> Share {
-        Share { isolated_ports: Vec::new(), without_bridge_family: true, ..self.clone() }
+        let guards = self.guards.iter().filter(|(guard, _)| *guard != NEIGHBOURS).cloned().collect();
+        Share { guards, without_bridge_family: true, ..self.clone() }
     }
 
     /// The attachment's own chain: the rules that its packets meet, and the record of what it owns.
@@ -142,7 +176,7 @@ impl Share {
             let rule = rules::policy_rule(*policy, bridge);
             rules.push(if self.without_bridge_family { rule.comment(WITHOUT_BRIDGE_FAMILY) } else { rule });
         }
-        Chain::regular(rules::chain_name(&self.attachment), rules).comment(self.attachment.label())
+        Chain::regular(rules::chain_name(&self.attachment.key()), rules).comment(self.attachment.label())
     }
 
     /// The elements that must be there, each with its table and map or set.
@@ -154,17 +188,29 @@ impl Share {
             elements.push((TABLE, policy.map, policy.from_element(bridge)));
             elements.push((TABLE, policy.set, policy.to_element(bridge)));
         }
-        let port = |port: &String| (BRIDGE_TABLE, ISOLATED_PORTS, rules::port_element(&self.attachment, port));
-        elements.extend(self.isolated_ports.iter().map(port));
+        for (guard, ports) in &self.guards {
+            let element = |port: &String| (guard.table.clone(), guard.map, guard.element(&self.attachment, port));
+            elements.extend(ports.iter().map(element));
+        }
         elements
     }
 
     /// The chains that must be there, each with its table.
     pub fn chains(&self) -> Vec<(Table, Chain)> {
         let policy = self.policy.iter().map(|(policy, bridge)| (TABLE, policy.bridge_chain(bridge)));
-        let on_bridges = (!self.isolated_ports.is_empty())
-            .then(|| (BRIDGE_TABLE, rules::port_chain(&self.attachment, &self.isolated_ports)));
-        policy.chain([(TABLE, self.chain())]).chain(on_bridges).collect()
+        let guard = |(guard, ports): &(PortGuard, Vec<String>)| {
+            (guard.table.clone(), guard.chain(&self.attachment, ports, &self.addresses))
+        };
+        policy.chain([(TABLE, self.chain())]).chain(self.guards.iter().map(guard)).collect()
+    }
+
+    /// What must be static in which tables.
+    pub fn skeletons(&self) -> Vec<Skeleton> {
+        let needs = |table: &Table| self.guards.iter().any(|(guard, _)| guard.table == *table);
+        let mut skeletons = vec![rules::skeleton(self.host.mark)];
+        skeletons.extend(needs(&BRIDGE_TABLE).then(rules::bridge_skeleton));
+        skeletons.extend(needs(&SOURCES_TABLE).then(rules::sources_skeleton));
+        skeletons
     }
 
     /// What makes the share where nothing of it is.
@@ -216,6 +262,7 @@ mod tests {
         firewalld: bool,
         bridges: Vec<String>,
         ports: Vec<String>,
+        routed_port: Option<String>,
     }
 
     fn directories() -> Vec<PathBuf> {
@@ -231,7 +278,8 @@ mod tests {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap(),
             Err(_) => WrittenFacts::default(),
         };
-        let facts = Facts { firewalld: facts.firewalld, bridges: facts.bridges, ports: facts.ports };
+        let WrittenFacts { firewalld, bridges, ports, routed_port } = facts;
+        let facts = Facts { firewalld, bridges, ports, routed_port };
         let planned = Network::parse(&std::fs::read(directory.join("config.json")).unwrap())
             .and_then(|json| Network::read(json, Verb::Add))
             .and_then(|network| {
@@ -260,7 +308,8 @@ mod tests {
 
     #[test]
     fn the_skeletons_are_as_written_down() {
-        let found = format!("{}{}", rules::skeleton(0x1000), rules::bridge_skeleton());
+        let found = [rules::skeleton(0x1000), rules::bridge_skeleton(), rules::sources_skeleton()];
+        let found: String = found.iter().map(ToString::to_string).collect();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/skeleton.nft");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&file, &found).unwrap();

@@ -1,4 +1,4 @@
-//! What an attachment owns, read back from its own chain: DEL and GC need nothing else.
+//! What an attachment owns, read back from its own chains: DEL and GC need nothing else.
 
 use std::net::IpAddr;
 
@@ -8,22 +8,27 @@ use common::nft::{
 };
 
 use crate::plan::WITHOUT_BRIDGE_FAMILY;
-use crate::rules::{self, BRIDGE_POLICIES, BRIDGE_TABLE, BridgePolicy, IN_ZONE, ISOLATED_PORTS, TABLE};
+use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, IN_ZONE, PORT_GUARDS, TABLE};
 
 /// Rules with their handles; `None` stands for a rule that nobody of us has written.
 pub type RecordedRules = Vec<(u64, Option<Rule>)>;
 
-/// An attachment's chains as they are in the kernel.
+/// One chain of an attachment as it is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedChain {
+    /// Its table.
+    pub table: Table,
+    /// Its name.
+    pub name: String,
+    /// Its rules.
+    pub rules: RecordedRules,
+}
+
+/// An attachment's chains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The name of its chain, in both tables.
-    pub chain: String,
-    /// Its rules in [`TABLE`].
-    pub rules: RecordedRules,
-    /// Whether the chain is in [`TABLE`].
-    pub exists: bool,
-    /// Its rules in [`BRIDGE_TABLE`], if it has a chain there.
-    pub port_rules: Option<RecordedRules>,
+    /// Those that are there.
+    pub chains: Vec<RecordedChain>,
 }
 
 /// An address that an attachment has had, and the zone of firewalld it was put in.
@@ -35,56 +40,84 @@ pub struct RecordedAddress {
     pub zone: Option<String>,
 }
 
+/// An element that an attachment has had: it is the attachment's as long as it leads to its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedElement {
+    /// Its table.
+    pub table: Table,
+    /// Its map.
+    pub map: &'static str,
+    /// Its key.
+    pub key: Element,
+    /// The chain it leads to.
+    pub chain: String,
+}
+
+impl RecordedElement {
+    /// Whether it leads to that chain.
+    pub fn is_owned(&self, socket: &mut NftSocket) -> Result<bool> {
+        Ok(owner_of(socket, &self.table, self.map, &self.key)?.as_ref() == Some(&self.chain))
+    }
+}
+
 impl Record {
-    /// Reads the chains of this name; `None` if there are none.
-    pub fn read(socket: &mut NftSocket, chain: &str) -> Result<Option<Record>> {
-        let rules = rules_of(socket, &TABLE, chain)?;
-        let port_rules = rules_of(socket, &BRIDGE_TABLE, chain)?;
-        if rules.is_none() && port_rules.is_none() {
-            return Ok(None);
+    /// Reads the chains of the attachment with this key; `None` if there are none.
+    pub fn read(socket: &mut NftSocket, key: &str) -> Result<Option<Record>> {
+        let mut record = Record::default();
+        let guards = PORT_GUARDS.map(|guard| (guard.chain_name(key), guard.table));
+        for (name, table) in [(rules::chain_name(key), TABLE)].into_iter().chain(guards) {
+            if let Some(rules) = rules_of(socket, &table, &name)? {
+                record.chains.push(RecordedChain { table, name, rules });
+            }
         }
-        let exists = rules.is_some();
-        Ok(Some(Record { chain: chain.to_owned(), rules: rules.unwrap_or_default(), exists, port_rules }))
+        Ok((!record.chains.is_empty()).then_some(record))
     }
 
     /// The addresses it has had; those that a newer attachment has taken over are no longer in the record.
     pub fn addresses(&self) -> Vec<RecordedAddress> {
-        self.known_rules().filter_map(|(_, rule)| recorded_address(rule)).collect()
+        self.main_rules().filter_map(recorded_address).collect()
     }
 
-    /// The handles of the rules for one address or one port, by its table and the key of its element.
-    pub fn handles_for(&self, table: &Table, key: &Element) -> Vec<u64> {
-        let rules = if *table == TABLE { Some(&self.rules) } else { self.port_rules.as_ref() };
-        let concerned = rules.into_iter().flat_map(known).filter(|(_, rule)| concerns(rule, &key.key));
-        concerned.map(|(handle, _)| handle).collect()
+    /// The elements it has had, of addresses and of ports.
+    pub fn elements(&self) -> Vec<RecordedElement> {
+        let mut elements = Vec::new();
+        for RecordedChain { table, name, rules } in &self.chains {
+            let element = |map, key| RecordedElement { table: table.clone(), map, key, chain: name.clone() };
+            if *table == TABLE {
+                elements
+                    .extend(self.addresses().into_iter().map(|a| address_key(a.address)).map(|(m, k)| element(m, k)));
+                continue;
+            }
+            let guard = PORT_GUARDS.into_iter().find(|g| g.table == *table && name.starts_with(g.prefix));
+            let Some(guard) = guard else { continue };
+            let mut ports: Vec<String> = known(rules).filter_map(|r| interface(r, Selector::Iifname)).collect();
+            ports.dedup();
+            elements.extend(ports.iter().map(|port| element(guard.map, Element::key([rules::ifname(port)]))));
+        }
+        elements
     }
 
     /// The policies it needs, each with its bridge.
     pub fn policies(&self) -> Vec<(BridgePolicy, String)> {
-        self.known_rules().filter_map(|(_, rule)| recorded_policy(rule)).collect()
-    }
-
-    /// The ports by which it is on a bridge.
-    pub fn ports(&self) -> Vec<String> {
-        let rules = self.port_rules.iter().flatten().filter_map(|(_, rule)| rule.as_ref());
-        rules.filter_map(|rule| interface(rule, Selector::Iifname)).collect()
+        self.main_rules().filter_map(recorded_policy).collect()
     }
 
     /// Whether its isolation had to do without the bridge family.
     pub fn is_without_bridge_family(&self) -> bool {
-        self.known_rules().any(|(_, rule)| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
+        self.main_rules().any(|rule| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
     }
 
-    fn known_rules(&self) -> impl Iterator<Item = (u64, &Rule)> {
-        known(&self.rules)
+    fn main_rules(&self) -> impl Iterator<Item = &Rule> {
+        self.chains.iter().filter(|chain| chain.table == TABLE).flat_map(|chain| known(&chain.rules))
     }
 }
 
-fn known(rules: &RecordedRules) -> impl Iterator<Item = (u64, &Rule)> {
-    rules.iter().filter_map(|(handle, rule)| rule.as_ref().map(|rule| (*handle, rule)))
+fn known(rules: &RecordedRules) -> impl Iterator<Item = &Rule> {
+    rules.iter().filter_map(|(_, rule)| rule.as_ref())
 }
 
-fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<RecordedRules>> {
+/// A chain's rules, if there is such a chain.
+pub fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<RecordedRules>> {
     if socket.chain(table, chain)?.is_none() {
         return Ok(None);
     }
@@ -99,7 +132,8 @@ fn tested(statement: &Statement) -> Option<(Selector, &Value)> {
     }
 }
 
-fn address(value: &Value) -> Option<IpAddr> {
+/// An address, if the value is one.
+pub fn address(value: &Value) -> Option<IpAddr> {
     match value {
         Value::V4(v4) => Some((*v4).into()),
         Value::V6(v6) => Some((*v6).into()),
@@ -107,8 +141,9 @@ fn address(value: &Value) -> Option<IpAddr> {
     }
 }
 
-fn concerns(rule: &Rule, key: &[Value]) -> bool {
-    rule.statements.iter().filter_map(tested).any(|(_, value)| key == [value.clone()])
+/// Whether a rule tests for the address or the port of this element.
+pub fn concerns(rule: &Rule, key: &Element) -> bool {
+    rule.statements.iter().filter_map(tested).any(|(_, value)| key.key == [value.clone()])
 }
 
 fn recorded_address(rule: &Rule) -> Option<RecordedAddress> {
@@ -150,80 +185,70 @@ pub fn owner_of(socket: &mut NftSocket, table: &Table, map: &str, element: &Elem
     }))
 }
 
-/// The key of an address's element.
+/// The key of an address's element, and its map.
 pub fn address_key(address: IpAddr) -> (&'static str, Element) {
     (rules::addresses(IpVersion::of(address)), Element::key([Value::ip(address)]))
-}
-
-/// The key of a port's element.
-pub fn port_key(port: &str) -> (&'static str, Element) {
-    (ISOLATED_PORTS, Element::key([rules::ifname(port)]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{HostPart, Share};
+    use crate::rules::{BRIDGE_SOURCES, ISOLATED, NEIGHBOURS};
     use common::Attachment;
 
-    fn record(rules: Vec<Rule>) -> Record {
-        let rules = rules.into_iter().zip(1..).map(|(rule, handle)| (handle, Some(rule))).collect();
-        Record { chain: "attach-x".into(), rules, exists: true, port_rules: None }
+    fn share() -> Share {
+        let ports = || vec!["veth2".to_owned(), "br@7".to_owned()];
+        Share {
+            attachment: Attachment::new("n", "c", "eth0"),
+            addresses: vec!["10.88.0.2".parse().unwrap(), "fd00:88::2".parse().unwrap()],
+            zone: Some("trusted".into()),
+            policy: Some((ISOLATED, "br@7".into())),
+            guards: vec![(NEIGHBOURS, ports()), (BRIDGE_SOURCES, ports())],
+            without_bridge_family: false,
+            host: HostPart { mark: 1, versions: vec![], make: true, admin_chain: String::new(), chains: vec![] },
+        }
+    }
+
+    fn record(share: &Share) -> Record {
+        let key = share.attachment.key();
+        let own = share.chains().into_iter().filter(|(_, chain)| chain.name.ends_with(&key));
+        let chains = own.map(|(table, chain)| {
+            let rules = chain.rules.into_iter().zip(1..).map(|(rule, handle)| (handle, Some(rule))).collect();
+            RecordedChain { table, name: chain.name, rules }
+        });
+        Record { chains: chains.collect() }
     }
 
     #[test]
-    fn what_the_rules_say_is_what_was_planned() {
-        let (v4, v6): (IpAddr, IpAddr) = ("10.88.0.2".parse().unwrap(), "fd00:88::2".parse().unwrap());
-        let mut rules = rules::address_rules(v4, Some("trusted"));
-        rules.extend(rules::address_rules(v6, None));
-        rules.push(rules::policy_rule(rules::ISOLATED, "br@7"));
-        let record = record(rules);
-        assert_eq!(
-            record.addresses(),
-            [
-                RecordedAddress { address: v4, zone: Some("trusted".into()) },
-                RecordedAddress { address: v6, zone: None }
-            ]
-        );
-        assert_eq!(record.policies(), [(rules::ISOLATED, "br@7".to_owned())]);
-        assert_eq!(record.handles_for(&TABLE, &address_key(v6).1), [4, 5, 6]);
-    }
-
-    #[test]
-    fn ports_are_read_back() {
-        let chain = rules::port_chain(&Attachment::new("n", "c", "eth0"), &["veth2".into(), "veth3".into()]);
-        let port_rules = Some(chain.rules.into_iter().map(|rule| (1, Some(rule))).collect());
-        let record = Record { port_rules, ..Record::default() };
-        assert_eq!(record.ports(), ["veth2", "veth3"]);
+    fn what_the_chains_say_is_what_was_planned() {
+        let share = share();
+        let record = record(&share);
+        let zone = Some("trusted".to_owned());
+        let addresses = share.addresses.iter().map(|a| RecordedAddress { address: *a, zone: zone.clone() });
+        assert_eq!(record.addresses(), addresses.collect::<Vec<_>>());
+        assert_eq!(record.policies(), [(ISOLATED, "br@7".to_owned())]);
+        let planned = share.elements().into_iter().filter(|(_, map, _)| *map != ISOLATED.map && *map != ISOLATED.set);
+        let planned: Vec<_> = planned.map(|(table, map, element)| (table, map, element.key)).collect();
+        let recorded: Vec<_> = record.elements().into_iter().map(|e| (e.table, e.map, e.key.key)).collect();
+        assert_eq!(recorded, planned);
     }
 
     #[test]
     fn isolation_without_the_bridge_family_is_remembered() {
-        let share = crate::plan::Share {
-            attachment: Attachment::new("n", "c", "eth0"),
-            addresses: vec![],
-            zone: None,
-            policy: Some((rules::ISOLATED, "cni0".into())),
-            isolated_ports: vec!["veth2".into()],
-            without_bridge_family: false,
-            host: crate::plan::HostPart {
-                mark: 1,
-                versions: vec![],
-                make: true,
-                admin_chain: String::new(),
-                chains: vec![],
-            },
-        };
-        assert!(!record(share.chain().rules).is_without_bridge_family());
-        let reduced = share.without_bridge_family();
-        assert!(record(reduced.chain().rules).is_without_bridge_family());
-        assert!(reduced.chains().iter().all(|(table, _)| *table == TABLE));
-        assert_eq!(record(reduced.chain().rules).policies(), [(rules::ISOLATED, "cni0".to_owned())]);
+        assert!(!record(&share()).is_without_bridge_family());
+        let reduced = share().without_bridge_family();
+        assert!(record(&reduced).is_without_bridge_family());
+        assert!(reduced.guards.iter().all(|(guard, _)| *guard != NEIGHBOURS));
+        assert_eq!(record(&reduced).policies(), [(ISOLATED, "br@7".to_owned())]);
     }
 
     #[test]
     fn a_strangers_rule_is_no_record() {
-        let record = Record { rules: vec![(1, None), (2, Some(Rule::new([Statement::DROP])))], ..Record::default() };
+        let rules = vec![(1, None), (2, Some(Rule::new([Statement::DROP])))];
+        let record = Record { chains: vec![RecordedChain { table: TABLE, name: "attach-x".into(), rules }] };
         assert_eq!(record.addresses(), []);
         assert_eq!(record.policies(), []);
+        assert_eq!(record.elements(), []);
     }
 }

@@ -6,30 +6,32 @@
 
 use std::collections::BTreeSet;
 
-use common::nft::{Element, NftSocket, Table, Transaction};
-use common::{Error, Result};
+use common::nft::{Command, Element, NftSocket, Table, Transaction, Value};
+use common::{Attachment, Error, Result};
 
 use crate::firewalld::Firewalld;
 use crate::plan::Share;
-use crate::record::{self, Record, RecordedAddress};
-use crate::rules::{self, BRIDGE_POLICIES, BRIDGE_TABLE, BridgePolicy, TABLE};
+use crate::record::{self, Record, RecordedAddress, RecordedChain, RecordedElement};
+use crate::rules::{self, ATTACHMENT_CHAIN, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
 
-/// Removes everything that belongs to the chain of this name; nothing to remove is success. Gives the addresses that
-/// went.
-pub fn remove_chain(socket: &mut NftSocket, chain: &str) -> Result<Vec<RecordedAddress>> {
+/// Removes everything that belongs to the attachment with this key; nothing to remove is success. Gives the addresses
+/// that went.
+pub fn remove(socket: &mut NftSocket, key: &str) -> Result<Vec<RecordedAddress>> {
     let mut removed = Vec::new();
     let mut told = false;
     repeat(|| {
         let generation = socket.generation()?;
-        let Some(record) = Record::read(socket, chain)? else { return Ok(()) };
-        removed = owned_addresses(socket, &record)?;
+        let Some(record) = Record::read(socket, key)? else { return Ok(()) };
+        let owned = owned_elements(socket, &record)?;
+        removed = record.addresses();
+        removed.retain(|a| owned.iter().any(|element| element.key == record::address_key(a.address).1));
         // First, because without the record nobody would know what firewalld must forget.
         if !told {
             forget_sources(&removed)?;
             told = true;
         }
-        let transaction = removal(socket, &record, &removed)?;
+        let transaction = removal(socket, &record, owned)?;
         // Of two that go at once the last must be seen to be the last.
         let guarded = !record.policies().is_empty();
         socket.commit_rebuilding(&[], &transaction, guarded.then_some(generation))
@@ -37,13 +39,12 @@ pub fn remove_chain(socket: &mut NftSocket, chain: &str) -> Result<Vec<RecordedA
     Ok(removed)
 }
 
-/// Those of its addresses that still lead to it.
-fn owned_addresses(socket: &mut NftSocket, record: &Record) -> Result<Vec<RecordedAddress>> {
+/// Those of its elements that still lead to it.
+fn owned_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<RecordedElement>> {
     let mut owned = Vec::new();
-    for recorded in record.addresses() {
-        let (map, key) = record::address_key(recorded.address);
-        if record::owner_of(socket, &TABLE, map, &key)?.as_deref() == Some(&record.chain) {
-            owned.push(recorded);
+    for element in record.elements() {
+        if element.is_owned(socket)? {
+            owned.push(element);
         }
     }
     Ok(owned)
@@ -59,25 +60,16 @@ fn forget_sources(addresses: &[RecordedAddress]) -> Result<()> {
     Error::gather(zones.filter_map(|(zone, address)| firewalld.remove_source(zone, address).err()).collect())
 }
 
-fn removal(socket: &mut NftSocket, record: &Record, owned: &[RecordedAddress]) -> Result<Transaction> {
+fn removal(socket: &mut NftSocket, record: &Record, owned: Vec<RecordedElement>) -> Result<Transaction> {
     let mut transaction = Transaction::new();
-    for recorded in owned {
-        let (map, key) = record::address_key(recorded.address);
-        transaction.delete_elements(&TABLE, map, vec![key]);
+    for RecordedElement { table, map, key, .. } in owned {
+        transaction.delete_elements(&table, map, vec![key]);
     }
-    for port in record.ports() {
-        let (map, key) = record::port_key(&port);
-        if record::owner_of(socket, &BRIDGE_TABLE, map, &key)?.as_deref() == Some(&record.chain) {
-            transaction.delete_elements(&BRIDGE_TABLE, map, vec![key]);
-        }
-    }
-    let chains = [(TABLE, record.exists.then_some(&record.rules)), (BRIDGE_TABLE, record.port_rules.as_ref())];
-    for (table, rules) in chains {
-        let Some(rules) = rules else { continue };
+    for RecordedChain { table, name, rules } in &record.chains {
         for (handle, _) in rules {
-            transaction.delete_rule(&table, &record.chain, *handle);
+            transaction.delete_rule(table, name, *handle);
         }
-        transaction.push(common::nft::Command::DeleteChain(table, record.chain.clone()));
+        transaction.push(Command::DeleteChain(table.clone(), name.clone()));
     }
     for (policy, bridge) in record.policies() {
         release_policy(socket, policy, &bridge, 1, &mut transaction)?;
@@ -135,17 +127,19 @@ fn is_there(socket: &mut NftSocket, table: &Table, set: &str, key: &Element) -> 
     Ok(socket.element(table, &record::set_named(set), &key.key)?.is_some())
 }
 
-/// Removes what the dead attachments of a network own; `live` are the names of the living ones' chains.
+/// Removes what the dead attachments of a network own; `live` are the keys of the living ones.
 pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<String>) -> Result<()> {
-    let prefix = format!("{}{}-", rules::ATTACHMENT_CHAIN, common::Attachment::network_key(network));
-    let mut names: Vec<String> = Vec::new();
-    for table in [TABLE, BRIDGE_TABLE] {
-        names.extend(socket.chains(&table)?.into_iter().map(|chain| chain.name));
+    let prefix = format!("{}-", Attachment::network_key(network));
+    let mut keys = BTreeSet::new();
+    let guards = PORT_GUARDS.map(|guard| (guard.table, guard.prefix));
+    for (table, kind) in [(TABLE, ATTACHMENT_CHAIN)].into_iter().chain(guards) {
+        let chains = socket.chains(&table)?;
+        let own =
+            chains.iter().filter_map(|chain| chain.name.strip_prefix(kind).filter(|key| key.starts_with(&prefix)));
+        keys.extend(own.map(str::to_owned));
     }
-    names.retain(|name| name.starts_with(&prefix) && !live.contains(name));
-    names.sort();
-    names.dedup();
-    let mut errors: Vec<Error> = names.iter().filter_map(|name| remove_chain(socket, name).err()).collect();
+    let dead = keys.difference(live);
+    let mut errors: Vec<Error> = dead.filter_map(|key| remove(socket, key).err()).collect();
     errors.extend(collect_policies(socket).err());
     Error::gather(errors)
 }
@@ -157,7 +151,7 @@ fn collect_policies(socket: &mut NftSocket) -> Result<()> {
         let mut transaction = Transaction::new();
         for policy in BRIDGE_POLICIES {
             for element in socket.elements(&TABLE, &record::set_named(policy.map))? {
-                if let Some(common::nft::Value::Ifname(bridge)) = element.key.first() {
+                if let Some(Value::Ifname(bridge)) = element.key.first() {
                     release_policy(socket, policy, bridge, 0, &mut transaction)?;
                 }
             }

@@ -20,6 +20,10 @@
 //!
 //! table bridge cni_chain_firewall (only where a network is isolated)
 //!   forward        from or to the port of an isolated container: drop
+//!   prerouting     from the port of an antiSpoof container, with a source address that isn't its own: drop
+//!
+//! table inet cni_chain_sources (only where an antiSpoof container is on no bridge)
+//!   prerouting     the same
 //! ```
 //!
 //! * **forward, priority -5**: because `accept` in one table can't override `drop` in another, all that our table can do
@@ -34,15 +38,19 @@
 //! * **the bridge family**: because frames between the ports of one bridge don't pass the IP hooks unless
 //!   `net.bridge.bridge-nf-call-iptables` is on.
 //!
+//! * **prerouting, priority -300**: because a packet with a false source address must not reach connection tracking or
+//!   the host itself.
+//!
 //! An address belongs to the attachment whose chain its element leads to. The chain is at the same time the record of
 //! what the attachment owns: DEL reads it and nothing else.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::Attachment;
 use common::nft::{
-    Chain, DataType, Element, Family, HookKind, HookPoint, IpVersion, Rule, Selector, Set, Skeleton, Statement, Table,
-    Value, Verdict,
+    Chain, DataType, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Rule, Selector, Set, SetSource,
+    Skeleton, Statement, Table, Value, Verdict,
 };
 
 use crate::config::IngressPolicy;
@@ -59,8 +67,12 @@ const DECIDE: i32 = -5;
 /// After the last filter at the forward hook.
 const CLEAR: i32 = 200;
 
-/// The verdict map from the ports of isolated containers to their attachments' chains, in [`BRIDGE_TABLE`].
-pub const ISOLATED_PORTS: &str = "isolated_ports";
+/// Our table for what comes from containers that are on no bridge. One of its own, so that hosts without such containers
+/// have no hook there.
+pub const SOURCES_TABLE: Table = Table::new(Family::Inet, "cni_chain_sources");
+
+/// Before connection tracking.
+const RAW: i32 = -300;
 
 /// The chain that marks.
 const ADMITTED: &str = "admitted";
@@ -190,27 +202,121 @@ fn unmark(mark: u32) -> Rule {
 
 /// What is static in [`BRIDGE_TABLE`].
 pub fn bridge_skeleton() -> Skeleton {
-    let rules =
-        [Selector::Iifname, Selector::Oifname].map(|s| Rule::new([Statement::vmap([s], ISOLATED_PORTS)])).into();
+    let neighbours = [Selector::Iifname, Selector::Oifname].map(|side| by_port(side, NEIGHBOURS.map));
     Skeleton {
         table: BRIDGE_TABLE,
         comment: Some("CNI firewall plugin".into()),
-        sets: vec![Set::vmap(ISOLATED_PORTS, [DataType::Ifname])],
-        chains: vec![Chain::base("forward", HookKind::Filter, HookPoint::Forward, DECIDE, rules)],
+        sets: [NEIGHBOURS, BRIDGE_SOURCES].map(|guard| Set::vmap(guard.map, [DataType::Ifname])).into(),
+        chains: vec![
+            Chain::base("forward", HookKind::Filter, HookPoint::Forward, DECIDE, neighbours.into()),
+            sources_chain(BRIDGE_SOURCES.map),
+        ],
     }
+}
+
+/// What is static in [`SOURCES_TABLE`].
+pub fn sources_skeleton() -> Skeleton {
+    Skeleton {
+        table: SOURCES_TABLE,
+        comment: Some("CNI firewall plugin".into()),
+        sets: vec![Set::vmap(ROUTED_SOURCES.map, [DataType::Ifname])],
+        chains: vec![sources_chain(ROUTED_SOURCES.map)],
+    }
+}
+
+fn sources_chain(map: &'static str) -> Chain {
+    Chain::base("prerouting", HookKind::Filter, HookPoint::Prerouting, RAW, vec![by_port(Selector::Iifname, map)])
+}
+
+fn by_port(side: Selector, map: &'static str) -> Rule {
+    Rule::new([Statement::vmap([side], map)])
+}
+
+/// Something that stands at the host's end of a container's interface: a verdict map from interfaces to the chains of
+/// their attachments, which are the record of the interfaces as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortGuard {
+    /// Its table.
+    pub table: Table,
+    /// The beginning of the names of its attachments' chains.
+    pub prefix: &'static str,
+    /// Its map.
+    pub map: &'static str,
+}
+
+/// Keeps the frames of isolated containers from the other ports of their bridges.
+pub const NEIGHBOURS: PortGuard = PortGuard { table: BRIDGE_TABLE, prefix: ATTACHMENT_CHAIN, map: "isolated_ports" };
+
+/// Keeps containers on a bridge to their own source addresses.
+pub const BRIDGE_SOURCES: PortGuard = PortGuard { table: BRIDGE_TABLE, prefix: "source-", map: "guarded_ports" };
+
+/// Keeps containers on no bridge to their own source addresses.
+pub const ROUTED_SOURCES: PortGuard = PortGuard { table: SOURCES_TABLE, prefix: "source-", map: "guarded_ports" };
+
+/// All of them.
+pub const PORT_GUARDS: [PortGuard; 3] = [NEIGHBOURS, BRIDGE_SOURCES, ROUTED_SOURCES];
+
+impl PortGuard {
+    /// The chain of an attachment, by the attachment's key.
+    pub fn chain_name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// The chain of an attachment with these ports and addresses.
+    pub fn chain(&self, attachment: &Attachment, ports: &[String], addresses: &[IpAddr]) -> Chain {
+        let rules = ports.iter().flat_map(|port| {
+            if *self == NEIGHBOURS { not_to_neighbours(port) } else { only_own_sources(port, addresses) }
+        });
+        Chain::regular(self.chain_name(&attachment.key()), rules.collect()).comment(attachment.label())
+    }
+
+    /// The element by which a port belongs to an attachment.
+    pub fn element(&self, attachment: &Attachment, port: &str) -> Element {
+        let verdict = Verdict::Jump(self.chain_name(&attachment.key()));
+        Element::verdict([ifname(port)], verdict).comment(attachment.label())
+    }
+}
+
+fn not_to_neighbours(port: &str) -> Vec<Rule> {
+    [Selector::Iifname, Selector::Oifname].map(|s| Rule::new([Statement::is(s, ifname(port)), Statement::DROP])).into()
+}
+
+/// Besides its own addresses, a container may send from none (DHCP, duplicate address detection) and, in IPv6, from any
+/// link-local one, which it makes for itself.
+fn only_own_sources(port: &str, addresses: &[IpAddr]) -> Vec<Rule> {
+    let from_port = || Statement::is(Selector::Iifname, ifname(port));
+    let own = |version: IpVersion| {
+        let unspecified = match version {
+            IpVersion::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpVersion::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let of_version = addresses.iter().copied().filter(|a| IpVersion::of(*a) == version);
+        let all: BTreeSet<IpAddr> = of_version.chain([unspecified]).collect();
+        let set = SetSource::Inline(all.into_iter().map(|a| Element::key([Value::ip(a)])).collect());
+        Statement::InSet { selectors: vec![Selector::Saddr(version)], negated: true, set }
+    };
+    let link_local = Statement::Match {
+        selector: Selector::Saddr(IpVersion::V6),
+        negated: true,
+        pattern: Pattern::Prefix(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    };
+    vec![
+        Rule::new([from_port(), own(IpVersion::V4), Statement::DROP]),
+        Rule::new([from_port(), own(IpVersion::V6), link_local, Statement::DROP]),
+    ]
 }
 
 /// The beginning of the name of every attachment's chain.
 pub const ATTACHMENT_CHAIN: &str = "attach-";
 
-/// The chain of an attachment.
-pub fn chain_name(attachment: &Attachment) -> String {
-    format!("{ATTACHMENT_CHAIN}{}", attachment.key())
+/// The chain of an attachment in [`TABLE`], by the attachment's key.
+pub fn chain_name(key: &str) -> String {
+    format!("{ATTACHMENT_CHAIN}{key}")
 }
 
 /// The element by which the address belongs to the attachment.
 pub fn address_element(address: IpAddr, attachment: &Attachment) -> Element {
-    Element::verdict([Value::ip(address)], Verdict::Jump(chain_name(attachment))).comment(attachment.label())
+    Element::verdict([Value::ip(address)], Verdict::Jump(chain_name(&attachment.key()))).comment(attachment.label())
 }
 
 /// What may pass for one address: the reference's rules, and published ports.
@@ -230,19 +336,6 @@ pub fn address_rules(address: IpAddr, zone: Option<&str>) -> Vec<Rule> {
         Rule::new([to.clone(), Statement::ct_state(Value::ESTABLISHED | Value::RELATED), admit()]),
         Rule::new([to, Statement::ct_status(Value::DNAT), admit()]).comment("published port"),
     ]
-}
-
-/// What keeps the frames of an isolated container from the other ports of its bridges, in [`BRIDGE_TABLE`]: the chain of
-/// the attachment there, which is the record of its ports as well.
-pub fn port_chain(attachment: &Attachment, ports: &[String]) -> Chain {
-    let refuse = |port: &str, s: Selector| Rule::new([Statement::is(s, ifname(port)), Statement::DROP]);
-    let rules = ports.iter().flat_map(|p| [Selector::Iifname, Selector::Oifname].map(|s| refuse(p, s))).collect();
-    Chain::regular(chain_name(attachment), rules).comment(attachment.label())
-}
-
-/// The element by which the port belongs to the attachment.
-pub fn port_element(attachment: &Attachment, port: &str) -> Element {
-    Element::verdict([ifname(port)], Verdict::Jump(chain_name(attachment))).comment(attachment.label())
 }
 
 /// The beginning of a comment that names a zone of firewalld.

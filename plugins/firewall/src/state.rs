@@ -14,9 +14,9 @@ use crate::guards::{self, Scope};
 use crate::hostfilter::{self, FoundFilter};
 use crate::legacy::{self, LegacyFilter};
 use crate::plan::{HostPart, Share};
-use crate::record::{self, Record, RecordedAddress};
+use crate::record::{self, Record, RecordedChain};
 use crate::removal;
-use crate::rules::{self, BRIDGE_TABLE, TABLE};
+use crate::rules::{BRIDGE_TABLE, PORT_GUARDS};
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
 const TRIES: u32 = 50;
@@ -168,19 +168,12 @@ fn is_contention(error: &CommitError) -> bool {
     errno.is_some_and(|e| [Errno::EEXIST, Errno::ENOENT, Errno::EBUSY, Errno::ERESTART].contains(&e))
 }
 
-/// What is static for this share.
-fn skeletons(share: &Share) -> Vec<Skeleton> {
-    let bridges = (!share.isolated_ports.is_empty()).then(rules::bridge_skeleton);
-    [rules::skeleton(share.host.mark)].into_iter().chain(bridges).collect()
-}
-
 fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Changes> {
-    let name = rules::chain_name(&share.attachment);
-    let record = Record::read(socket, &name)?;
+    let record = Record::read(socket, &share.attachment.key())?;
     let rebuilding = damaged_skeletons(socket, share, record.is_some())?;
     let mut transaction = Transaction::new();
     if let Some(record) = &record {
-        drop_stale_elements(socket, share, record, &mut transaction)?;
+        drop_stale(socket, share, record, &mut transaction)?;
     }
     let elements = missing_elements(socket, share, &mut transaction)?;
     for (table, chain) in share.chains() {
@@ -206,7 +199,7 @@ fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<C
 /// share there is a repair, and looks at every rule.
 fn damaged_skeletons(socket: &mut NftSocket, share: &Share, thoroughly: bool) -> Result<Vec<Skeleton>> {
     let mut damaged = Vec::new();
-    for skeleton in skeletons(share) {
+    for skeleton in share.skeletons() {
         let whole = socket.is_in_place(&skeleton)? && (!thoroughly || socket.differences(&skeleton)?.is_empty());
         if !whole {
             damaged.push(skeleton);
@@ -215,23 +208,21 @@ fn damaged_skeletons(socket: &mut NftSocket, share: &Share, thoroughly: bool) ->
     Ok(damaged)
 }
 
-/// Addresses and ports that the attachment had at an earlier ADD and no longer has.
-fn drop_stale_elements(
-    socket: &mut NftSocket,
-    share: &Share,
-    record: &Record,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let stale = |a: &RecordedAddress| !share.addresses.contains(&a.address);
-    let addresses = record.addresses().into_iter().filter(stale).map(|a| (TABLE, record::address_key(a.address)));
-    let ports = record.ports().into_iter().filter(|port| !share.isolated_ports.contains(port));
-    for (table, (map, key)) in addresses.chain(ports.map(|port| (BRIDGE_TABLE, record::port_key(&port)))) {
-        if record::owner_of(socket, &table, map, &key)?.as_deref() == Some(&record.chain) {
-            transaction.delete_elements(&table, map, vec![key]);
+/// Addresses and ports that the attachment had at an earlier ADD and no longer has, and chains it no longer needs.
+fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transaction: &mut Transaction) -> Result<()> {
+    let wanted = share.elements();
+    for element in record.elements() {
+        let is_wanted =
+            wanted.iter().any(|(t, map, e)| *t == element.table && *map == element.map && e.key == element.key.key);
+        if !is_wanted && element.is_owned(socket)? {
+            transaction.delete_elements(&element.table, element.map, vec![element.key]);
         }
     }
-    if record.port_rules.is_some() && share.isolated_ports.is_empty() {
-        transaction.remove_chain(&BRIDGE_TABLE, &record.chain);
+    let chains = share.chains();
+    for RecordedChain { table, name, .. } in &record.chains {
+        if !chains.iter().any(|(t, chain)| t == table && chain.name == *name) {
+            transaction.remove_chain(table, name);
+        }
     }
     Ok(())
 }
@@ -265,11 +256,13 @@ fn take_over(
 ) -> Result<()> {
     let owner = record::owner_of(socket, table, map, &key)?;
     transaction.delete_elements(table, map, vec![key.clone()]);
-    let Some(owner) = owner.filter(|chain| chain.starts_with(rules::ATTACHMENT_CHAIN)) else { return Ok(()) };
-    let Some(record) = Record::read(socket, &owner)? else { return Ok(()) };
+    let is_attachment = |chain: &String| PORT_GUARDS.iter().any(|guard| chain.starts_with(guard.prefix));
+    let Some(owner) = owner.filter(is_attachment) else { return Ok(()) };
     log::info!("{key} is taken over from chain {owner}, whose container should be gone");
-    for handle in record.handles_for(table, &key) {
-        transaction.delete_rule(table, &owner, handle);
+    for (handle, rule) in record::rules_of(socket, table, &owner)?.unwrap_or_default() {
+        if rule.is_some_and(|rule| record::concerns(&rule, &key)) {
+            transaction.delete_rule(table, &owner, handle);
+        }
     }
     Ok(())
 }
@@ -310,10 +303,10 @@ fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Command
 
 fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
-    let record = Record::read(socket, &rules::chain_name(&share.attachment))?;
+    let record = Record::read(socket, &share.attachment.key())?;
     let reduced = record.is_some_and(|r| r.is_without_bridge_family()).then(|| share.without_bridge_family());
     let share = reduced.as_ref().unwrap_or(share);
-    for skeleton in skeletons(share) {
+    for skeleton in share.skeletons() {
         all.extend(socket.differences(&skeleton)?);
     }
     for (table, chain) in share.chains() {

@@ -116,7 +116,9 @@ fn address_of(table: &Table, info: &RuleInfo) -> Option<IpAddr> {
     let rule = info.rule.clone().or(with_state).filter(|rule| rule.comment.is_none())?;
     let mut statements = rule.statements.iter().filter(|s| **s != Statement::Counter);
     let (selector, address) = match statements.next()? {
-        Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => (selector, address(value)?),
+        Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => {
+            (selector, record::address(value)?)
+        }
         _ => return None,
     };
     let mut rest = statements.peekable();
@@ -128,12 +130,4 @@ fn address_of(table: &Table, info: &RuleInfo) -> Option<IpAddr> {
         _ => false,
     };
     (ours && rest.eq([&Statement::Verdict(Verdict::Accept)])).then_some(address)
-}
-
-fn address(value: &Value) -> Option<IpAddr> {
-    match value {
-        Value::V4(v4) => Some((*v4).into()),
-        Value::V6(v6) => Some((*v6).into()),
-        _ => None,
-    }
 }
