@@ -243,3 +243,102 @@ fn text(bytes: &[u8], at: usize, most: usize) -> String {
     let field = field.get(..most).unwrap_or(field);
     String::from_utf8_lossy(field.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An IPv4 entry of `struct ipt_entry`, matches and target given as bytes.
+    fn entry(header: [u8; 84], matches: &[u8], target: &[u8]) -> Vec<u8> {
+        let target_at = 112 + matches.len();
+        let mut bytes = header.to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(u16::try_from(target_at).unwrap().to_ne_bytes());
+        bytes.extend(u16::try_from(target_at + target.len()).unwrap().to_ne_bytes());
+        bytes.extend([0; 20]);
+        bytes.extend(matches);
+        bytes.extend(target);
+        bytes
+    }
+
+    fn extension(name: &str, revision: u8, data: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(EXTENSION_HEAD + data.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(name.bytes().chain(std::iter::repeat(0)).take(29));
+        bytes.push(revision);
+        bytes.extend(data);
+        bytes
+    }
+
+    fn verdict(code: i32) -> Vec<u8> {
+        let mut data = code.to_ne_bytes().to_vec();
+        data.extend([0; 4]);
+        extension("", 0, &data)
+    }
+
+    /// FORWARD (policy DROP) jumps to CNI-FORWARD, which accepts a mark.
+    fn table() -> RawTable {
+        let mark = |mark: u32| {
+            let mut data = mark.to_ne_bytes().repeat(2);
+            data.extend([0; 8]);
+            extension("mark", 1, &data)
+        };
+        let mut name = b"CNI-FORWARD".to_vec();
+        name.resize(32, 0);
+        let plain = [0; 84];
+        let input = entry(plain, &[], &verdict(-2));
+        let policy = entry(plain, &[], &verdict(-1));
+        let output = entry(plain, &[], &verdict(-2));
+        let head = entry(plain, &[], &extension("ERROR", 0, &name));
+        let jump_len = entry(plain, &extension("comment", 0, &[0; 256]), &verdict(0)).len();
+        let forward_at = input.len();
+        let body_at = forward_at + jump_len + policy.len() + output.len() + head.len();
+        let jump = entry(plain, &extension("comment", 0, &[0; 256]), &verdict(i32::try_from(body_at).unwrap()));
+        let accept = entry(plain, &mark(0x1000), &verdict(-2));
+        let end = entry(plain, &[], &verdict(-5));
+        let mut info = vec![0; 84];
+        let mut set = |at: usize, value: usize| {
+            info[at..at + 4].copy_from_slice(&u32::try_from(value).unwrap().to_ne_bytes());
+        };
+        let policy_at = forward_at + jump_len;
+        let output_at = policy_at + policy.len();
+        for (hook, begin, last) in [(1, 0, 0), (2, forward_at, policy_at), (3, output_at, output_at)] {
+            set(HOOK_ENTRY_AT + 4 * hook, begin);
+            set(UNDERFLOW_AT + 4 * hook, last);
+        }
+        let entries = [input, jump, policy, output, head, accept, end].concat();
+        RawTable { info, entries }
+    }
+
+    #[test]
+    fn chains_rules_and_policies_are_read() {
+        let table = FilterTable::parse(IpVersion::V4, &table()).unwrap();
+        let forward = table.chain("FORWARD").unwrap();
+        assert_eq!(forward.policy, Some(Verdict::Drop));
+        assert_eq!(forward.rules.len(), 1);
+        assert!(forward.rules[0].is_unconditional());
+        assert_eq!(forward.rules[0].target, Target::Jump("CNI-FORWARD".into()));
+        let ours = table.chain("CNI-FORWARD").unwrap();
+        assert_eq!((ours.policy, ours.rules.len()), (None, 1));
+        assert!(ours.rules[0].tests_mark_only(0x1000) && !ours.rules[0].tests_mark_only(0x2000));
+        assert!(!ours.rules[0].is_unconditional());
+        assert_eq!(table.chain("INPUT").unwrap().policy, Some(Verdict::Accept));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_reading_panic(info: Vec<u8>, entries: Vec<u8>, v6: bool) {
+            let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
+            let _ = FilterTable::parse(version, &RawTable { info, entries });
+        }
+
+        #[test]
+        fn a_damaged_table_is_refused_or_read_without_panic(at: usize, byte: u8, cut: usize, of_info: bool) {
+            let mut raw = table();
+            let bytes = if of_info { &mut raw.info } else { &mut raw.entries };
+            let len = bytes.len();
+            bytes[at % len] = byte;
+            bytes.truncate(len - cut % 8);
+            let _ = FilterTable::parse(IpVersion::V4, &raw);
+        }
+    }
+}
