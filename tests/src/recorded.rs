@@ -70,10 +70,14 @@ impl Call {
         [&self.plugin, &self.env["CNI_CONTAINERID"], &self.env["CNI_IFNAME"]]
     }
 
+    /// Its stdin as JSON.
+    pub fn config(&self) -> Value {
+        serde_json::from_str(&self.stdin).unwrap()
+    }
+
     /// The prevResult it was called with; null if none.
     pub fn prev_result(&self) -> Value {
-        let config: Value = serde_json::from_str(&self.stdin).unwrap();
-        config["prevResult"].clone()
+        self.config()["prevResult"].clone()
     }
 
     /// Its stdin, with `netns` in the place of the namespace that was recorded.
@@ -102,6 +106,19 @@ impl Call {
     #[track_caller]
     pub fn replay(&self, host: &Host, netns: &str) -> Outcome {
         Plugin::ours(&self.plugin).call_with_env(host, &self.env_for(netns), self.stdin_for(netns).as_bytes())
+    }
+
+    /// The CHECK that a runtime would make of this ADD with its `result`; it must succeed. Versions before 0.4.0 have none.
+    #[track_caller]
+    pub fn check(&self, host: &Host, netns: &str, result: &Value) {
+        let mut config: Value = serde_json::from_str(&self.stdin_for(netns)).unwrap();
+        if ["0.1", "0.2", "0.3"].iter().any(|old| config["cniVersion"].as_str().is_none_or(|v| v.starts_with(old))) {
+            return;
+        }
+        config["prevResult"] = result.clone();
+        let mut env = self.env_for(netns);
+        env.iter_mut().filter(|(name, _)| *name == "CNI_COMMAND").for_each(|(_, verb)| *verb = "CHECK".into());
+        Plugin::ours(&self.plugin).call_with_env(host, &env, config.to_string().as_bytes()).succeeds();
     }
 }
 

@@ -32,8 +32,8 @@ const LISTINGS: [&str; 13] = [
 const VOLATILE: [&str; 6] =
     ["nf_conntrack_count", "random_secret", "stable_secret", "tcp_fastopen_key", "fib_multipath_hash_seed", "flush"];
 
-/// Files that network tools leave in /run whatever they do.
-const LOCKS: [&str; 1] = ["/run/xtables.lock"];
+/// Files that network tools write in /run whatever they are asked.
+const PASSING: [&str; 2] = ["/run/xtables.lock", crate::firewalld::LOG];
 
 /// The state of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,7 +248,7 @@ fn files() -> String {
     let mut out = String::new();
     for dir in mounts::PRIVATE {
         walk(Path::new(dir), &mut |path, meta| {
-            if LOCKS.iter().any(|lock| Path::new(lock) == path) {
+            if PASSING.iter().any(|passing| Path::new(passing) == path) {
                 return;
             }
             let mode = std::os::unix::fs::MetadataExt::mode(meta);

@@ -1,49 +1,15 @@
 //! The firewall plugin beside the real firewalld, on a host of its own with a bus of its own.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::process::{Child, Stdio};
-
+use netns_tests::firewalld::{Firewalld, SYSTEM_BUS};
 use netns_tests::lab::{CLIENT, HOST};
-use netns_tests::{Container, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Target, Verb, serve};
+use netns_tests::{Container, Fetch, Lab, Netns, Outcome, Plugin, Proto, Target, Verb, serve};
 use serde_json::{Value, json};
-
-/// As the system's bus, without its restrictions: everybody on it is of this test.
-const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>system</type><listen>unix:path=SOCKET</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_type="method_call"/>
-<allow send_type="signal"/><allow send_requested_reply="true"/><allow receive_requested_reply="true"/>
-<allow receive_type="method_call"/></policy></busconfig>"#;
-
-const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
-
-/// A program that ends with the test, however that ends.
-struct Daemon(Child);
-
-impl Daemon {
-    #[track_caller]
-    fn start(host: &Host, line: &str) -> Daemon {
-        let mut command = host.command("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).args(line.split_whitespace());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Daemon(command.spawn().unwrap_or_else(|e| panic!("{line}: {e}; install the packages dbus and firewalld")))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A lab whose host runs firewalld: nothing is forwarded from or to addresses that no zone trusts.
 struct Guarded {
     lab: Lab,
-    // Dropped in this order: firewalld would complain about a bus that has gone.
-    _firewalld: Daemon,
-    _bus: Daemon,
-    address: String,
+    firewalld: Firewalld,
 }
 
 impl Guarded {
@@ -55,29 +21,13 @@ impl Guarded {
     #[track_caller]
     fn at(socket: &str) -> Guarded {
         let lab = Lab::new();
-        lab.host.write("/run/dbus/test.conf", BUS.replace("SOCKET", socket));
-        let bus = Daemon::start(&lab.host, "dbus-daemon --nofork --nosyslog --config-file=/run/dbus/test.conf");
-        lab.host.wait_until("the bus listens", || lab.host.try_run(&format!("test -S {socket}")).is_ok());
-        let address = format!("unix:path={socket}");
-        let firewalld = Daemon::start(
-            &lab.host,
-            &format!(
-                "env DBUS_SYSTEM_BUS_ADDRESS={address} firewalld --nofork --nopid --system-config=/run/firewalld-config \
-                 --log-target=file --log-file=/run/firewalld.log"
-            ),
-        );
-        let guarded = Guarded { lab, _firewalld: firewalld, _bus: bus, address };
-        guarded.lab.host.wait_until("firewalld runs", || guarded.try_firewall_cmd("--state").is_ok());
-        guarded
-    }
-
-    fn try_firewall_cmd(&self, arguments: &str) -> Result<String, String> {
-        self.lab.host.try_run(&format!("env DBUS_SYSTEM_BUS_ADDRESS={} firewall-cmd {arguments}", self.address))
+        let firewalld = Firewalld::start_at(&lab.host, socket);
+        Guarded { lab, firewalld }
     }
 
     #[track_caller]
     fn firewall_cmd(&self, arguments: &str) -> String {
-        self.try_firewall_cmd(arguments).unwrap()
+        self.firewalld.command(&self.lab.host, arguments)
     }
 
     fn sources(&self, zone: &str) -> Vec<String> {
@@ -234,7 +184,7 @@ fn a_bus_elsewhere_is_found_by_its_variable() {
         ("CNI_CONTAINERID", &target.container),
         ("CNI_NETNS", &target.netns),
         ("CNI_IFNAME", &target.ifname),
-        ("DBUS_SYSTEM_BUS_ADDRESS", &guarded.address),
+        ("DBUS_SYSTEM_BUS_ADDRESS", guarded.firewalld.address()),
     ];
     let plugin = Plugin::ours("firewall");
     plugin.call_with_env(&guarded.lab.host, &env, config.to_string().as_bytes()).succeeds();
