@@ -148,7 +148,7 @@ pub type CniArgs = Vec<(String, String)>;
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Capability arguments (reach only plugins that declare the capability)")]
 pub struct Given {
-    /// portMappings: publish a port of the container, as 8080:80, 127.0.0.1:53:53/udp or [::1]:8080:80; repeatable
+    /// portMappings: publish a port of the container, as `8080:80`, `127.0.0.1:53:53/udp` or `[::1]:8080:80`; repeatable
     #[arg(long = "port", short = 'p', value_name = "[HOSTIP:]HOSTPORT:PORT[/PROTO]")]
     pub ports: Vec<Port>,
     /// bandwidth: limit into the container in bit/s, as 10M, 2.5G or 512Ki

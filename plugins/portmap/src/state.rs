@@ -58,10 +58,7 @@ impl Share {
         transact(socket, |socket, generation| {
             let before = Recorded::read(socket, own)?;
             let in_place = socket.is_in_place(&self.skeleton)?;
-            if before.is_some()
-                && in_place
-                && self.own_differences(socket, before.as_ref())?.is_empty()
-            {
+            if before.is_some() && in_place && self.own_differences(socket, before.as_ref())?.is_empty() {
                 return Ok(ControlFlow::Break(before));
             }
             let mut removal = Removal::default();
