@@ -4,7 +4,7 @@
 //! `/etc/cni` and `/var/lib/cni`), [`lab`] (a host with a client and containers, ready to use), [`traffic`] (servers
 //! that answer with a token, throughput), [`plugin`] (running a plugin as a runtime does), [`chain`] (running a whole
 //! conflist), [`recorded`] (what real runtimes have called), [`snapshot`] (what a namespace holds, and what has changed
-//! in it), [`sandbox`] and [`firewalld`] (daemons on a test host), [`conformance`] and [`bench`] (the specification's
+//! in it), [`sandbox`] and [`firewalld`] (daemons on a test host), [`conformance`] and [`mod@bench`] (the specification's
 //! table and the times beside the reference).
 //!
 //! ```no_run
