@@ -131,6 +131,25 @@ fn a_published_port_is_reached_through_a_host_that_drops() {
 }
 
 #[test]
+fn what_our_portmap_publishes_is_reached_through_a_host_that_drops_unless_the_administrator_says_no() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let mut portmap = tenant.config.clone();
+    portmap["type"] = "portmap".into();
+    let mappings = ["tcp", "udp"].map(|proto| json!({"hostPort": 8080, "containerPort": 80, "protocol": proto}));
+    portmap["runtimeConfig"] = json!({"portMappings": mappings});
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &portmap, &tenant.container.target()).succeeds();
+    is_cut_off(&lab.client, &host_at(8080));
+    tenant.add(&lab);
+    reaches(&lab.client, &host_at(8080), "container 2");
+    is_cut_off(&lab.client, &tenant.at(80));
+    for (iptables, address) in ["iptables", "ip6tables"].iter().zip(CLIENT) {
+        lab.host.run(&format!("{iptables} -w -A CNI-ADMIN -s {address} -j DROP"));
+    }
+    is_cut_off(&lab.client, &host_at(8080));
+}
+
+#[test]
 fn iptables_goes_on_working_on_its_tables() {
     let (lab, _server) = dropping_lab();
     let tenant = Tenant::new(&lab, 2, json!({}));
