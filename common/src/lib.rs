@@ -9,11 +9,14 @@
 
 pub mod attachment;
 pub mod cni;
+pub mod conntrack;
 pub mod link;
 pub mod logging;
+mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod plugin;
+pub mod sockets;
 pub mod store;
 pub mod sysctl;
 pub mod tc;

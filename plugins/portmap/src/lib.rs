@@ -12,6 +12,7 @@ use common::{Attachment, Call, Error, Plugin, Result};
 pub mod conditions;
 pub mod config;
 pub mod conflict;
+pub mod leftovers;
 pub mod listeners;
 pub mod liveness;
 pub mod observe;
@@ -54,17 +55,17 @@ impl Plugin for Portmap {
         rules::plan(config, call, prev, facts)
     }
 
-    fn remove(call: &Call, _config: Option<&Config>, _prev: Option<&CniResult>) -> Result<()> {
+    fn remove(call: &Call, _config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let own = rules::record_name(&call.attachment);
         let mut socket = NftSocket::open()?;
         let removed = removal::remove(&mut socket, |socket| Ok(Recorded::read(socket, &own)?.into_iter().collect()))?;
         stale::forget_after_del(&removed);
-        Ok(())
+        leftovers::remove(&mut socket, &call.attachment, prev)
     }
 
-    fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
+    fn collect(network: &str, live_attachments: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
         let prefix = format!("{RECORD_PREFIX}{}-", Attachment::network_key(network));
-        let live: BTreeSet<String> = live.iter().map(rules::record_name).collect();
+        let live: BTreeSet<String> = live_attachments.iter().map(rules::record_name).collect();
         let mut socket = NftSocket::open()?;
         let removed = removal::remove(&mut socket, |socket| {
             let chains = socket.chains(&TABLE)?;
@@ -72,7 +73,7 @@ impl Plugin for Portmap {
             dead.map(|chain| Recorded::of(socket, chain)).collect()
         })?;
         stale::forget_after_del(&removed);
-        Ok(())
+        leftovers::collect(&mut socket, network, live_attachments)
     }
 
     fn status(_config: &Config) -> Result<()> {
