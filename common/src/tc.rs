@@ -97,6 +97,15 @@ impl fmt::Display for Qdisc {
     }
 }
 
+/// A link with something of traffic control on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shaped {
+    /// The link's index.
+    pub index: u32,
+    /// Whether it is the hooks, or a token bucket at its root.
+    pub hooked: bool,
+}
+
 /// The handle under which token buckets are made, `1:` as in the reference: by it they are told from others'.
 pub const BUCKET_MAJOR: u16 = 1;
 
@@ -286,17 +295,12 @@ impl RouteSocket {
         }
     }
 
-    /// The indices of all links that carry a hook.
-    pub fn links_with_hooks(&self) -> Result<Vec<u32>> {
+    /// The indices of all links that carry a hook, or one of our token buckets. The kernel tells of no link that has its
+    /// default qdisc, so this is cheaper by far than a list of links.
+    pub fn shaped_links(&self) -> Result<Vec<Shaped>> {
         let query = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
         let answers = self.request(query, NLM_F_DUMP, "list", "qdiscs")?;
-        let index = |answer: &RouteNetlinkMessage| match answer {
-            RouteNetlinkMessage::NewQueueDiscipline(qdisc) if qdisc.header.parent == TcHandle::CLSACT => {
-                u32::try_from(qdisc.header.index).ok()
-            }
-            _ => None,
-        };
-        Ok(answers.iter().filter_map(index).collect())
+        Ok(answers.iter().filter_map(as_shaped).collect())
     }
 
     /// Puts a token bucket at the root of a link that has none.
@@ -458,6 +462,14 @@ fn as_qdisc(answer: &RouteNetlinkMessage) -> Option<Qdisc> {
     let major = Some(message.header.handle.major).filter(|major| *major != 0)?;
     let bucket = if kind == "tbf" { options_of(message).iter().find_map(bucket_seen) } else { None };
     Some(Qdisc { kind, major, bucket })
+}
+
+fn as_shaped(answer: &RouteNetlinkMessage) -> Option<Shaped> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+    let index = u32::try_from(message.header.index).ok()?;
+    let hooked = message.header.parent == TcHandle::CLSACT;
+    let bucket = as_qdisc(answer).filter(|qdisc| qdisc.bucket.is_some() && qdisc.major == BUCKET_MAJOR);
+    (hooked || bucket.is_some()).then_some(Shaped { index, hooked })
 }
 
 fn kind_of(message: &TcMessage) -> Option<String> {

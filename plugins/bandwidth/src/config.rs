@@ -107,7 +107,7 @@ pub enum Scope {
     Only(Vec<IpNet>),
 }
 
-/// What runtimes fill in where nobody has set a burst, in bits: kubelet until 1.28 (2³¹−1), containerd (2³²−1) and CRI-O
+/// What runtimes fill in where nobody has set a burst, in bits: old kubelets (2³¹−1), containerd (2³²−1) and CRI-O
 /// (2³⁵−9, the most that the reference takes).
 pub const SENTINELS: [u64; 3] = [(1 << 31) - 1, (1 << 32) - 1, (1 << 35) - 9];
 

@@ -269,8 +269,8 @@ struct Owner {
 impl Owner {
     /// The link by what the prevResult names, else by its alias.
     ///
-    /// All links are listed only where limits were set and nothing else leads to the link: mostly it has gone with its
-    /// namespace then.
+    /// All limited links are looked at only where limits were set and nothing else leads to the link: mostly it has gone
+    /// with its namespace then.
     fn link_by_hints(&self, host: &RouteSocket, config: Option<&Config>, prev: Option<&CniResult>) -> Option<Device> {
         let named = prev.map(|p| p.interfaces.as_slice()).unwrap_or_default();
         let on_host = named.iter().filter(|interface| interface.sandbox.is_empty());
@@ -282,7 +282,8 @@ impl Owner {
         if config.is_some_and(Config::is_idle) {
             return None;
         }
-        host.devices().ok()?.into_iter().find(is_ours)
+        let shaped = host.shaped_links().ok()?.into_iter();
+        shaped.filter_map(|shaped| host.device_at(shaped.index).ok().flatten()).find(is_ours)
     }
 
     /// Removes everything from one namespace, finding the ifbs by their names.
@@ -347,8 +348,8 @@ fn redirectors(socket: &RouteSocket, ifbs: &[Device]) -> Vec<Device> {
             _ => false,
         })
     };
-    let hooked = socket.links_with_hooks().unwrap_or_default().into_iter();
-    hooked.filter_map(|index| socket.device_at(index).ok().flatten()).filter(leads).collect()
+    let hooked = socket.shaped_links().unwrap_or_default().into_iter().filter(|shaped| shaped.hooked);
+    hooked.filter_map(|shaped| socket.device_at(shaped.index).ok().flatten()).filter(leads).collect()
 }
 
 /// Whether this kernel, and this caller, can make what ADD needs. Nothing is made to find out.
