@@ -80,7 +80,7 @@ impl Layout {
     }
 }
 
-/// Bytes of `struct xt_entry_match` and `struct xt_entry_target`: size, name[29], revision.
+/// Bytes of `struct xt_entry_match` and `struct xt_entry_target`: size, `name[29]`, revision.
 const EXTENSION_HEAD: usize = 32;
 
 /// NF_INET_FORWARD, and its neighbours in the filter table.

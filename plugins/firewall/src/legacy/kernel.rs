@@ -21,11 +21,11 @@ const GET_INFO: libc::c_int = 64;
 /// `IPT_SO_GET_ENTRIES` and `IP6T_SO_GET_ENTRIES`.
 const GET_ENTRIES: libc::c_int = 65;
 
-/// `struct ipt_getinfo`: name[32], valid_hooks, hook_entry[5], underflow[5], num_entries, size.
+/// `struct ipt_getinfo`: `name[32]`, `valid_hooks`, `hook_entry[5]`, `underflow[5]`, `num_entries`, `size`.
 const INFO_LEN: usize = 84;
 /// Where `size` is in it.
 const INFO_SIZE_AT: usize = 80;
-/// `struct ipt_get_entries`: name[32], size, and the entries at the next multiple of 8.
+/// `struct ipt_get_entries`: `name[32]`, `size`, and the entries at the next multiple of 8.
 pub(super) const ENTRIES_AT: usize = 40;
 /// Bytes of a table that are read: a hundred thousand rules take about 30 MiB.
 const TABLE_MAX: usize = 256 << 20;
