@@ -400,10 +400,12 @@ fn what_can_not_be_meant_changes_nothing() {
     let (lab, _server) = dropping_lab();
     let bad =
         [json!({"backend": "ipfw"}), json!({"ingressPolicy": "closed"}), json!({"hostChains": ["inet no chain"]})];
-    for (keys, n) in bad.into_iter().zip(2..) {
-        let tenant = Tenant::new(&lab, n, keys.clone());
-        let before = lab.host.snapshot();
-        let outcome = tenant.call(&lab, Verb::Add);
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let before = lab.host.snapshot();
+    for keys in bad {
+        let mut config = tenant.config.clone();
+        config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap());
+        let outcome = call(&lab.host, Verb::Add, &config, &tenant.container.target());
         assert!([2, 7].contains(&outcome.fails().code), "{keys}");
         lab.host.assert_same_as(&before);
     }
