@@ -25,7 +25,7 @@ pub struct Written {
     pub shaped_subnets: Option<Vec<String>>,
     /// Remote subnets whose traffic is not limited.
     pub unshaped_subnets: Option<Vec<String>>,
-    /// What is made of the bursts: [`BurstPolicy`].
+    /// What is made of the bursts: `auto`, `given` or `chosen`.
     pub burst: Option<String>,
     /// Milliseconds that a packet may wait.
     pub latency: Option<u64>,
