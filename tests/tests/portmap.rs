@@ -1,7 +1,7 @@
 //! Host ports: who reaches the container, who doesn't, and that nothing stays behind.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use netns_tests::{Container, Fetch, Lab, Netns, Outcome, Plugin, Proto, Verb, serve};
+use netns_tests::{Container, End, Fetch, Lab, Netns, Outcome, Plugin, Proto, Verb, connect, serve};
 use serde_json::{Value, json};
 
 const TABLE: &str = "inet cni_chain_portmap";
@@ -50,7 +50,6 @@ fn del(lab: &Lab, container: &Container, keys: &Value) {
     call(lab, Verb::Del, container, keys).succeeds();
 }
 
-#[allow(dead_code)]
 fn rules(lab: &Lab) -> String {
     lab.host.run(&format!("nft list table {TABLE}"))
 }
@@ -143,4 +142,802 @@ fn a_container_reaches_itself_and_its_neighbour_by_the_hosts_address() {
             all_reach(from, &["10.88.0.1:8080", "[fd00:88::1]:8080"], "inside");
         }
     }
+}
+
+#[test]
+fn a_taken_port_is_refused_and_the_owner_is_named() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&first.netns, 80, "first"), serve(&second.netns, 80, "second")];
+    add(&lab, &first, &port(8080, 80));
+    let before = lab.host.snapshot();
+    let wanted = ports(json!([
+        {"hostPort": 9090, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+    ]));
+    let error = call(&lab, Verb::Add, &second, &wanted).fails_with(100);
+    for part in ["8080/tcp", "container-2", "eth0", "network net", "since 20"] {
+        assert!(error.msg.contains(part), "{part}: {error:?}");
+    }
+    lab.host.assert_same_as(&before);
+    all_reach(&lab.client, &FROM_OUTSIDE, "first");
+    del(&lab, &second, &wanted);
+    lab.host.assert_same_as(&before);
+    all_reach(&lab.client, &FROM_OUTSIDE, "first");
+    check(&lab, &first, &port(8080, 80));
+}
+
+#[test]
+fn ports_of_a_container_whose_interface_is_gone_go_to_the_next() {
+    let lab = Lab::new();
+    let (crashed, next) = (lab.container(2), lab.container(3));
+    let _server = serve(&next.netns, 80, "next");
+    add(
+        &lab,
+        &crashed,
+        &ports(json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp"},
+            {"hostPort": 9999, "containerPort": 80, "protocol": "tcp"},
+        ])),
+    );
+    lab.host.run(&format!("ip link delete {}", crashed.host_ifname));
+    let outcome = call(&lab, Verb::Add, &next, &port(8080, 80));
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("container-2") && outcome.stderr.contains("gone"), "{}", outcome.stderr);
+    all_reach(&lab.client, &FROM_OUTSIDE, "next");
+    check(&lab, &next, &port(8080, 80));
+    assert!(!rules(&lab).contains("container-2"), "nothing of it is left, its other port neither: {}", rules(&lab));
+    del(&lab, &crashed, &port(8080, 80));
+    all_reach(&lab.client, &FROM_OUTSIDE, "next");
+}
+
+#[test]
+fn ports_of_a_container_whose_address_is_given_anew_go_with_it() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let mut forgotten = container.target();
+    forgotten.container = "forgotten".into();
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config(&container, &port(8080, 80)), &forgotten).succeeds();
+    add(&lab, &container, &port(8080, 80));
+    check(&lab, &container, &port(8080, 80));
+    assert!(!rules(&lab).contains("forgotten"), "{}", rules(&lab));
+    // The late DEL of the old container leaves the new one alone.
+    Plugin::ours("portmap").call(&lab.host, Verb::Del, &config(&container, &port(8080, 80)), &forgotten).succeeds();
+    all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+    check(&lab, &container, &port(8080, 80));
+}
+
+#[test]
+fn second_del_leaves_the_new_owner_alone() {
+    let lab = Lab::new();
+    let (old, new) = (lab.container(2), lab.container(3));
+    let _server = serve(&new.netns, 80, "new");
+    add(&lab, &old, &port(8080, 80));
+    del(&lab, &old, &port(8080, 80));
+    add(&lab, &new, &port(8080, 80));
+    let before = lab.host.snapshot();
+    // As containerd sends it: no namespace, no prevResult, no ports.
+    let bare = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap"});
+    Plugin::ours("portmap").call(&lab.host, Verb::Del, &bare, &old.target().without_netns()).succeeds();
+    lab.host.assert_same_as(&before);
+    all_reach(&lab.client, &FROM_OUTSIDE, "new");
+}
+
+#[test]
+fn del_needs_neither_namespace_nor_prev_result_nor_ports() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.snapshot();
+    add(&lab, &container, &port(8080, 80));
+    let bare = json!({"cniVersion": "0.3.1", "name": "net", "type": "portmap", "markMasqBit": 99});
+    Plugin::ours("portmap").call(&lab.host, Verb::Del, &bare, &container.target().without_netns()).succeeds();
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn each_network_and_each_interface_keeps_its_own_ports() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _servers = [serve(&container.netns, 80, "inside")];
+    let plugin = Plugin::ours("portmap");
+    let on = |network: &str, host_port: u16| {
+        let mut config = config(&container, &port(host_port, 80));
+        config["name"] = network.into();
+        config
+    };
+    let mut other_interface = container.target();
+    other_interface.ifname = "eth1".into();
+    let mut as_eth1 = on("net", 8082);
+    as_eth1["prevResult"]["interfaces"][2]["name"] = "eth1".into();
+    let calls =
+        [(on("net", 8080), container.target()), (on("other", 8081), container.target()), (as_eth1, other_interface)];
+    for (config, target) in &calls {
+        plugin.call(&lab.host, Verb::Add, config, target).succeeds();
+    }
+    for gone in 0..calls.len() {
+        let (config, target) = &calls[gone];
+        plugin.call(&lab.host, Verb::Del, config, target).succeeds();
+        for (i, (config, target)) in calls.iter().enumerate() {
+            let address = format!("192.0.2.1:{}", 8080 + i);
+            if i <= gone {
+                Fetch::new(Proto::Tcp, &address).expect_nothing(&lab.client);
+            } else {
+                Fetch::new(Proto::Tcp, &address).expect(&lab.client, "inside");
+                plugin.call(&lab.host, Verb::Check, config, target).succeeds();
+            }
+        }
+    }
+}
+
+#[test]
+fn add_may_be_repeated() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    add(&lab, &container, &port(8080, 80));
+    let before = lab.host.snapshot();
+    add(&lab, &container, &port(8080, 80));
+    lab.host.assert_same_as(&before);
+    all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+}
+
+#[test]
+fn a_repeated_add_with_other_ports_takes_the_old_ones_back() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let before = lab.host.snapshot();
+    add(&lab, &container, &port(8080, 80));
+    add(&lab, &container, &port(8081, 80));
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect_nothing(&lab.client);
+    all_reach(&lab.client, &["192.0.2.1:8081", "[2001:db8:2::1]:8081"], "inside");
+    check(&lab, &container, &port(8081, 80));
+    call(&lab, Verb::Check, &container, &port(8080, 80)).fails_with(101);
+    del(&lab, &container, &port(8081, 80));
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn a_repeated_add_mends_what_was_broken() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    for breakage in [
+        "flush ruleset",
+        "flush table inet cni_chain_portmap",
+        "flush chain inet cni_chain_portmap hostports",
+        "flush map inet cni_chain_portmap ports4",
+        "delete chain inet cni_chain_portmap prerouting",
+    ] {
+        add(&lab, &container, &port(8080, 80));
+        lab.host.nft(breakage);
+        call(&lab, Verb::Check, &container, &port(8080, 80)).fails_with(101);
+        add(&lab, &container, &port(8080, 80));
+        check(&lab, &container, &port(8080, 80));
+        all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+        all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    }
+}
+
+#[test]
+fn an_add_mends_the_table_for_a_new_container_too() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _server = serve(&second.netns, 80, "second");
+    add(&lab, &first, &port(8080, 80));
+    lab.host.nft("flush table inet cni_chain_portmap");
+    add(&lab, &second, &port(8081, 80));
+    check(&lab, &second, &port(8081, 80));
+    all_reach(&lab.client, &["192.0.2.1:8081"], "second");
+}
+
+#[test]
+fn a_port_at_one_address_goes_before_the_same_port_at_all() {
+    for specific_first in [true, false] {
+        let lab = Lab::new();
+        lab.host.address("ext0", "192.0.2.3/24");
+        let (specific, wildcard) = (lab.container(2), lab.container(3));
+        let _servers = [serve(&specific.netns, 80, "specific"), serve(&wildcard.netns, 80, "wildcard")];
+        let at_one = ports(json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.3"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "192.0.2.3"},
+        ]));
+        if specific_first {
+            add(&lab, &specific, &at_one);
+        }
+        add(&lab, &wildcard, &port(8080, 80));
+        if !specific_first {
+            add(&lab, &specific, &at_one);
+        }
+        all_reach(&lab.client, &["192.0.2.3:8080"], "specific");
+        all_reach(&lab.client, &FROM_OUTSIDE, "wildcard");
+        check(&lab, &specific, &at_one);
+        check(&lab, &wildcard, &port(8080, 80));
+        call(&lab, Verb::Add, &lab.container(4), &at_one).fails_with(100);
+        del(&lab, &specific, &at_one);
+        all_reach(&lab.client, &["192.0.2.3:8080"], "wildcard");
+    }
+}
+
+#[test]
+fn both_may_be_the_same_container_s() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _servers = [serve(&container.netns, 80, "eighty"), serve(&container.netns, 81, "eighty-one")];
+    let both = ports(json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8080, "containerPort": 81, "protocol": "tcp", "hostIP": "127.0.0.1"},
+    ]));
+    add(&lab, &container, &both);
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "eighty");
+    Fetch::new(Proto::Tcp, "127.0.0.1:8080").expect(&lab.host, "eighty-one");
+    check(&lab, &container, &both);
+}
+
+/// CVE-2025-67499: the reference's nftables backend took a host port's traffic wherever it was going.
+#[test]
+fn only_traffic_to_the_nodes_own_addresses_is_taken() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let remote = Netns::new("remote");
+    connect(
+        End::new(&lab.host, "ext1", &["198.51.100.1/24", "2001:db8:51::1/64"]),
+        End::new(&remote, "eth0", &["198.51.100.2/24", "2001:db8:51::2/64"]),
+    );
+    ["198.51.100.1", "2001:db8:51::1"].iter().for_each(|gateway| remote.route("default", gateway));
+    let _servers = [serve(&container.netns, 80, "inside"), serve(&remote, 8080, "remote")];
+    for keys in [
+        port(8080, 80),
+        ports(json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "198.51.100.2"}])),
+    ] {
+        add(&lab, &container, &keys);
+        for from in [&lab.client, &container.netns, &lab.host] {
+            all_reach(from, &["198.51.100.2:8080", "[2001:db8:51::2]:8080"], "remote");
+        }
+    }
+}
+
+/// CVE-2020-8558: route_localnet lets neighbours on the link reach services that listen on 127.0.0.1 only.
+#[test]
+fn the_hosts_loopback_stays_closed_to_its_links() {
+    let lab = Lab::new();
+    let (container, attacker) = (lab.container(2), lab.container(3));
+    let _servers = [
+        serve(&container.netns, 80, "inside"),
+        netns_tests::traffic::serve_at(&lab.host, &["127.0.0.1:7777".parse().unwrap()], &Proto::ALL, "secret"),
+    ];
+    add(&lab, &container, &port(8080, 80));
+    assert_eq!(lab.host.sysctl("net/ipv4/conf/cni0/route_localnet"), "1");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    // A machine whose own loopback is elsewhere can ask the host for 127.0.0.1.
+    attacker.netns.run("ip address flush dev lo");
+    attacker.netns.set_sysctl("net/ipv4/conf/all/route_localnet", "1");
+    attacker.netns.run("ip route add 127.0.0.1/32 via 10.88.0.1 src 10.88.0.3");
+    none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+    // That it would work without the guard shows that the attack is one.
+    lab.host.nft("flush chain inet cni_chain_portmap loopback_guard");
+    all_reach(&attacker.netns, &["127.0.0.1:7777"], "secret");
+    call(&lab, Verb::Check, &container, &port(8080, 80)).fails_with(101);
+}
+
+#[test]
+fn route_localnet_is_on_for_as_long_as_somebody_needs_it() {
+    let lab = Lab::new();
+    let (first, second, third) = (lab.container(2), lab.container(3), lab.container(4));
+    let value = || lab.host.sysctl("net/ipv4/conf/cni0/route_localnet");
+    assert_eq!(value(), "0");
+    let at_one =
+        |p: u16| ports(json!([{"hostPort": p, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]));
+    add(&lab, &third, &at_one(9000));
+    assert_eq!(value(), "0", "a port that isn't at 127.0.0.1 does not need it");
+    add(&lab, &first, &port(8080, 80));
+    add(&lab, &second, &port(8081, 80));
+    assert_eq!(value(), "1");
+    del(&lab, &first, &port(8080, 80));
+    assert_eq!(value(), "1");
+    del(&lab, &second, &port(8081, 80));
+    assert_eq!(value(), "0");
+    assert!(!rules(&lab).contains("loopback-"), "{}", rules(&lab));
+    del(&lab, &third, &at_one(9000));
+    lab.host.set_sysctl("net/ipv4/conf/cni0/route_localnet", "1");
+    add(&lab, &first, &port(8080, 80));
+    del(&lab, &first, &port(8080, 80));
+    assert_eq!(value(), "1", "it was the administrator's");
+}
+
+#[test]
+fn without_snat_nobody_is_masqueraded() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let mut keys = port(8080, 80);
+    keys["snat"] = false.into();
+    add(&lab, &container, &keys);
+    assert_eq!(lab.host.sysctl("net/ipv4/conf/cni0/route_localnet"), "0");
+    let reply = Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
+    assert_eq!(reply.peer.ip().to_string(), "192.0.2.2");
+    Fetch::new(Proto::Tcp, "127.0.0.1:8080").expect_nothing(&lab.host);
+    check(&lab, &container, &keys);
+}
+
+#[test]
+fn masq_all_masquerades_everybody() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let mut keys = port(8080, 80);
+    keys["masqAll"] = true.into();
+    add(&lab, &container, &keys);
+    for (address, gateway) in FROM_OUTSIDE.iter().zip(netns_tests::lab::GATEWAY) {
+        let reply = Fetch::new(Proto::Tcp, address).expect(&lab.client, "inside");
+        assert_eq!(reply.peer.ip().to_string(), gateway);
+    }
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    // What was never led by a port keeps its source.
+    lab.client.route("10.88.0.0/24", "192.0.2.1");
+    let reply = Fetch::new(Proto::Tcp, "10.88.0.2:80").expect(&lab.client, "inside");
+    assert_eq!(reply.peer.ip().to_string(), "192.0.2.2");
+    check(&lab, &container, &keys);
+}
+
+#[test]
+fn another_mark_bit_does_the_same() {
+    let lab = Lab::new();
+    let (container, neighbour) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let mut keys = port(8080, 80);
+    keys["markMasqBit"] = 4.into();
+    bridged_frames_are_filtered(&lab, false);
+    let before = lab.host.snapshot();
+    add(&lab, &container, &keys);
+    assert!(rules(&lab).contains("0x00000010") && !rules(&lab).contains("0x00002000"), "{}", rules(&lab));
+    all_reach(&neighbour.netns, &FROM_OUTSIDE, "inside");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    check(&lab, &container, &keys);
+    del(&lab, &container, &keys);
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn an_external_mark_chain_s_owner_sees_its_mark() {
+    let lab = Lab::new();
+    let (container, neighbour) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    bridged_frames_are_filtered(&lab, false);
+    // As kube-proxy: mark, and masquerade what is marked. Here it gives another source, so that it can be told.
+    lab.host.run("iptables -w -t nat -N KUBE-MARK-MASQ");
+    lab.host.run("iptables -w -t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000");
+    lab.host.run("iptables -w -t nat -I POSTROUTING -m mark --mark 0x4000/0x4000 -j SNAT --to-source 192.0.2.1");
+    let mut keys = port(8080, 80);
+    keys["externalSetMarkChain"] = "KUBE-MARK-MASQ".into();
+    add(&lab, &container, &keys);
+    let reply = Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&neighbour.netns, "inside");
+    assert_eq!(reply.peer.ip().to_string(), "192.0.2.1");
+    check(&lab, &container, &keys);
+    // Where nobody masquerades by that mark, we do.
+    lab.host.run("iptables -w -t nat -F");
+    all_reach(&neighbour.netns, &["192.0.2.1:8080"], "inside");
+}
+
+#[test]
+fn conditions_are_the_attachment_s_own() {
+    let lab = Lab::new();
+    let (office, all) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&office.netns, 80, "office"), serve(&all.netns, 80, "all")];
+    for (v4, v6) in [
+        (json!(["ip", "saddr", "!=", "192.0.2.2"]), json!(["ip6 saddr != 2001:db8:2::2"])),
+        (json!(["!", "-s", "192.0.2.2"]), json!(["!", "-s", "2001:db8:2::2/128"])),
+    ] {
+        let mut keys = port(8080, 80);
+        keys["conditionsV4"] = v4;
+        keys["conditionsV6"] = v6;
+        add(&lab, &office, &keys);
+        add(&lab, &all, &port(8081, 80));
+        none_reach(&lab.client, &FROM_OUTSIDE);
+        all_reach(&lab.host, &["192.0.2.1:8080", "127.0.0.1:8080"], "office");
+        all_reach(&lab.client, &["192.0.2.1:8081", "[2001:db8:2::1]:8081"], "all");
+        check(&lab, &office, &keys);
+        del(&lab, &all, &port(8081, 80));
+        none_reach(&lab.client, &FROM_OUTSIDE);
+        del(&lab, &office, &keys);
+    }
+}
+
+#[test]
+fn an_unknown_condition_is_refused_before_anything_changes() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.snapshot();
+    let mut keys = port(8080, 80);
+    keys["conditionsV4"] = json!(["-m", "set", "--match-set", "office", "src"]);
+    let error = call(&lab, Verb::Add, &container, &keys).fails_with(7);
+    assert!(error.msg.contains("conditionsV4") && error.msg.contains("\"set\""), "{error:?}");
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn a_condition_that_does_not_hold_at_one_address_leaves_the_packet_to_the_port_at_all() {
+    let lab = Lab::new();
+    let (specific, wildcard) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&specific.netns, 80, "specific"), serve(&wildcard.netns, 80, "wildcard")];
+    let mut at_one = ports(json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]));
+    at_one["conditionsV4"] = json!(["ip saddr != 192.0.2.2"]);
+    add(&lab, &specific, &at_one);
+    add(&lab, &wildcard, &port(8080, 80));
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "wildcard");
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.host, "specific");
+}
+
+#[test]
+fn a_service_at_dstnat_goes_first() {
+    let lab = Lab::new();
+    let (container, pod) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&container.netns, 80, "host port"), serve(&pod.netns, 80, "service")];
+    add(&lab, &container, &port(8080, 80));
+    lab.host.nft("table ip kube { chain pre { type nat hook prerouting priority -100; ip daddr 192.0.2.1 tcp dport 8080 dnat to 10.88.0.3:80; }; }");
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "service");
+    let mut keys = port(8080, 80);
+    keys["priority"] = (-105).into();
+    add(&lab, &container, &keys);
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "host port");
+    check(&lab, &container, &keys);
+}
+
+#[test]
+fn check_sees_every_kind_of_damage() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let keys = port(8080, 80);
+    let record = |lab: &Lab| {
+        let listed = rules(lab);
+        listed.lines().find_map(|l| l.trim().strip_prefix("chain record-")).unwrap().trim_end_matches(" {").to_owned()
+    };
+    let wildcard = |lab: &Lab| {
+        let listed = rules(lab);
+        listed
+            .lines()
+            .find_map(|l| l.trim().strip_prefix("chain wildcard4-"))
+            .unwrap()
+            .trim_end_matches(" {")
+            .to_owned()
+    };
+    let table = TABLE;
+    let damages: [(&str, Box<dyn Fn(&Lab) -> String>); 14] = [
+        (
+            "another target",
+            Box::new(move |_| {
+                format!(
+                    "delete element {table} ports4 {{ tcp . 8080 }}; add element {table} ports4 {{ tcp . 8080 : 10.88.0.9 . 80 }}"
+                )
+            }),
+        ),
+        ("a missing element", Box::new(move |_| format!("delete element {table} ports6 {{ udp . 8080 }}"))),
+        (
+            "a missing member",
+            Box::new(move |l| format!("delete element {table} wildcard4-{} {{ tcp . 8080 }}", wildcard(l))),
+        ),
+        ("a removed hook", Box::new(move |_| format!("delete chain {table} output"))),
+        ("a removed jump", Box::new(move |_| format!("flush chain {table} prerouting"))),
+        ("a removed entrance", Box::new(move |_| format!("flush chain {table} hostports"))),
+        ("a flushed table", Box::new(move |_| format!("flush table {table}"))),
+        ("a removed table", Box::new(move |_| format!("delete table {table}"))),
+        ("no masquerading", Box::new(move |_| format!("flush chain {table} masquerade_marked"))),
+        ("another masquerading", Box::new(move |_| format!("flush chain {table} mark-0x2000"))),
+        ("no guard", Box::new(move |_| format!("delete element {table} loopback {{ \"cni0\" }}"))),
+        ("a rule in the way", Box::new(move |_| format!("insert rule {table} prerouting accept"))),
+        ("a changed record", Box::new(move |l| format!("flush chain {table} record-{}", record(l)))),
+        ("another kind", Box::new(move |l| format!("flush chain {table} wildcard4-{}", wildcard(l)))),
+    ];
+    for (what, damage) in damages {
+        add(&lab, &container, &keys);
+        check(&lab, &container, &keys);
+        lab.host.nft(&damage(&lab));
+        let outcome = call(&lab, Verb::Check, &container, &keys);
+        assert_eq!(outcome.exit, 1, "CHECK overlooked {what}: {}", outcome.call());
+        outcome.fails_with(101);
+        lab.host.nft("flush ruleset");
+    }
+    add(&lab, &container, &keys);
+    lab.host.set_sysctl("net/ipv4/conf/cni0/route_localnet", "0");
+    let error = call(&lab, Verb::Check, &container, &keys).fails_with(101);
+    assert!(error.msg.contains("route_localnet"), "{error:?}");
+}
+
+#[test]
+fn check_changes_nothing() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.snapshot();
+    call(&lab, Verb::Check, &container, &port(8080, 80)).fails_with(101);
+    lab.host.assert_same_as(&before);
+}
+
+fn gc(lab: &Lab, network: &str, live: Value) -> Outcome {
+    let config = json!({"cniVersion": "1.1.0", "name": network, "type": "portmap", "cni.dev/valid-attachments": live});
+    Plugin::ours("portmap").call(&lab.host, Verb::Gc, &config, &netns_tests::Target::new("", "", ""))
+}
+
+#[test]
+fn gc_keeps_the_living_and_other_networks() {
+    let lab = Lab::new();
+    let containers = [lab.container(2), lab.container(3), lab.container(4)];
+    let _servers: Vec<_> = containers.iter().map(|c| serve(&c.netns, 80, &c.id)).collect();
+    let before = lab.host.snapshot();
+    for (container, host_port) in containers.iter().zip(8080..) {
+        add(&lab, container, &port(host_port, 80));
+    }
+    let mut elsewhere = config(&containers[0], &port(8090, 80));
+    elsewhere["name"] = "other".into();
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &elsewhere, &containers[0].target()).succeeds();
+    gc(&lab, "net", json!([{"containerID": "container-3", "ifname": "eth0"}])).succeeds();
+    for (address, token) in [("192.0.2.1:8081", "container-3"), ("192.0.2.1:8090", "container-2")] {
+        Fetch::new(Proto::Tcp, address).expect(&lab.client, token);
+    }
+    none_reach(&lab.client, &["192.0.2.1:8080", "192.0.2.1:8082"]);
+    check(&lab, &containers[1], &port(8081, 80));
+    gc(&lab, "net", json!([])).succeeds();
+    gc(&lab, "other", json!([])).succeeds();
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn thirty_adds_at_once_all_succeed() {
+    let lab = Lab::new();
+    let before = lab.host.snapshot();
+    let container = lab.container(2);
+    let with_link = lab.host.snapshot();
+    let plugin = Plugin::ours("portmap");
+    let calls: Vec<(Value, netns_tests::Target)> = (0..30u16)
+        .map(|i| {
+            let mut keys = config(&container, &port(8000 + i, 80));
+            keys["prevResult"]["ips"][0]["address"] = format!("10.88.0.{}/24", 100 + i).into();
+            keys["prevResult"]["ips"][1]["address"] = format!("fd00:88::{:x}/64", 256 + i).into();
+            let mut target = container.target();
+            target.container = format!("many-{i}");
+            (keys, target)
+        })
+        .collect();
+    for verb in [Verb::Add, Verb::Check, Verb::Del] {
+        std::thread::scope(|scope| {
+            for (keys, target) in &calls {
+                let (plugin, lab) = (&plugin, &lab);
+                scope.spawn(move || plugin.call(&lab.host, verb, keys, target).succeeds());
+            }
+        });
+    }
+    lab.host.assert_same_as(&with_link);
+    drop(before);
+}
+
+#[test]
+fn a_thousand_ports_of_one_container() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _servers = [serve(&container.netns, 1000, "first"), serve(&container.netns, 1999, "last")];
+    let before = lab.host.snapshot();
+    let mappings: Vec<Value> =
+        (0..1000).map(|i| json!({"hostPort": 20000 + i, "containerPort": 1000 + i, "protocol": "tcp"})).collect();
+    let keys = ports(mappings.into());
+    add(&lab, &container, &keys);
+    Fetch::new(Proto::Tcp, "192.0.2.1:20000").expect(&lab.client, "first");
+    Fetch::new(Proto::Tcp, "[2001:db8:2::1]:20999").expect(&lab.client, "last");
+    check(&lab, &container, &keys);
+    del(&lab, &container, &keys);
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn a_udp_client_that_was_there_before_reaches_the_container_and_then_the_next() {
+    let lab = Lab::new();
+    lab.host.keep_conntrack();
+    let remote = Netns::new("remote");
+    connect(End::new(&lab.host, "ext1", &["198.51.100.1/24"]), End::new(&remote, "eth0", &["198.51.100.2/24"]));
+    remote.route("default", "198.51.100.1");
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _servers =
+        [serve(&first.netns, 53, "first"), serve(&second.netns, 53, "second"), serve(&remote, 5353, "remote")];
+    let keys = ports(json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]));
+    let ask = |address: &str| Fetch::new(Proto::Udp, address).source("192.0.2.2:4444");
+    let through = || Fetch::new(Proto::Udp, "198.51.100.2:5353").source("192.0.2.2:4445");
+    let ask_v6 = || Fetch::new(Proto::Udp, "[2001:db8:2::1]:5353").source("[2001:db8:2::2]:4444");
+    ask("192.0.2.1:5353").expect_nothing(&lab.client);
+    ask_v6().expect_nothing(&lab.client);
+    through().expect(&lab.client, "remote");
+    let flows = || lab.host.run("conntrack -L -p udp");
+    assert!(flows().contains("dst=192.0.2.1 sport=4444 dport=5353"), "{}", flows());
+    add(&lab, &first, &keys);
+    assert!(flows().contains("dst=198.51.100.2 sport=4445"), "what passes through stays: {}", flows());
+    ask("192.0.2.1:5353").expect(&lab.client, "first");
+    ask_v6().expect(&lab.client, "first");
+    del(&lab, &first, &keys);
+    assert!(!flows().contains("dport=5353 src=10.88.0.2"), "{}", flows());
+    assert!(flows().contains("dst=198.51.100.2 sport=4445"), "{}", flows());
+    add(&lab, &second, &keys);
+    ask("192.0.2.1:5353").expect(&lab.client, "second");
+    ask_v6().expect(&lab.client, "second");
+}
+
+#[test]
+fn a_flow_to_somebody_s_port_at_one_address_survives_the_same_port_at_all() {
+    let lab = Lab::new();
+    lab.host.keep_conntrack();
+    let (specific, wildcard) = (lab.container(2), lab.container(3));
+    let _server = serve(&specific.netns, 53, "specific");
+    let at_one = ports(json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]));
+    add(&lab, &specific, &at_one);
+    Fetch::new(Proto::Udp, "192.0.2.1:5353").source("192.0.2.2:4444").expect(&lab.client, "specific");
+    add(&lab, &wildcard, &ports(json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}])));
+    let flows = lab.host.run("conntrack -L -p udp");
+    assert!(flows.contains("sport=4444 dport=5353 src=10.88.0.2"), "{flows}");
+}
+
+#[test]
+fn a_process_that_listens_on_a_published_port_is_told_of() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _servers = [serve(&container.netns, 80, "inside"), serve(&lab.host, 8080, "host")];
+    let outcome = call(&lab, Verb::Add, &container, &port(8080, 80));
+    outcome.succeeds();
+    let pid = std::process::id().to_string();
+    for said in ["listens on tcp 0.0.0.0:8080", "listens on udp 0.0.0.0:8080", &pid] {
+        assert!(outcome.stderr.contains(said), "{said}: {}", outcome.stderr);
+    }
+    all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+}
+
+#[test]
+fn a_container_without_a_subnet_reaches_itself() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (container, neighbour) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let before = lab.host.snapshot();
+    let mut config = config(&container, &port(8080, 80));
+    config["prevResult"]["ips"][0]["address"] = "10.88.0.2/32".into();
+    config["prevResult"]["ips"][1]["address"] = "fd00:88::2/128".into();
+    let call = |verb| Plugin::ours("portmap").call(&lab.host, verb, &config, &container.target()).succeeds();
+    call(Verb::Add);
+    all_reach(&container.netns, &FROM_OUTSIDE, "inside");
+    let reply = Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
+    assert_eq!(reply.peer.ip().to_string(), "192.0.2.2");
+    call(Verb::Check);
+    call(Verb::Del);
+    drop(neighbour);
+    lab.host.assert_same_as(&{
+        let _ = &before;
+        lab.host.snapshot()
+    });
+    assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err(), "the table is gone");
+}
+
+#[test]
+fn a_version_of_ip_that_the_container_lacks_is_left_out() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let mut config = config(
+        &container,
+        &ports(json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "2001:db8:2::1"},
+        ])),
+    );
+    config["prevResult"]["ips"].as_array_mut().unwrap().truncate(1);
+    let call = |verb| Plugin::ours("portmap").call(&lab.host, verb, &config, &container.target()).succeeds();
+    call(Verb::Add);
+    call(Verb::Check);
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
+    Fetch::new(Proto::Tcp, "[2001:db8:2::1]:8080").expect_nothing(&lab.client);
+    call(Verb::Del);
+}
+
+#[test]
+fn what_the_reference_left_with_iptables_goes_with_del_and_gc() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let reference = Plugin::reference("portmap");
+    for (container, host_port) in [(&first, 8080), (&second, 8081)] {
+        let mut config = config(container, &port(host_port, 80));
+        config["cniVersion"] = "0.4.0".into();
+        config["prevResult"] = container.prev_result("0.4.0");
+        reference.call(&lab.host, Verb::Add, &config, &container.target()).succeeds();
+    }
+    let chains = || {
+        lab.host.run("iptables-save -t nat").matches(":CNI-DN-").count()
+            + lab.host.run("ip6tables-save -t nat").matches(":CNI-DN-").count()
+    };
+    assert_eq!(chains(), 4);
+    del(&lab, &first, &port(8080, 80));
+    assert_eq!(chains(), 2);
+    gc(&lab, "net", json!([{"containerID": "container-3", "ifname": "eth0"}])).succeeds();
+    assert_eq!(chains(), 2);
+    gc(&lab, "other", json!([])).succeeds();
+    assert_eq!(chains(), 2);
+    gc(&lab, "net", json!([])).succeeds();
+    assert_eq!(chains(), 0);
+    assert!(!lab.host.run("iptables-save -t nat").contains("dnat name"), "the jumps are gone too");
+}
+
+#[test]
+fn what_the_reference_left_with_nftables_goes_with_del_and_gc() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let left = |family: &str, container: &Container, address: &str| {
+        let (id, dnat) =
+            (&container.id, if family == "ip" { format!("{address}:80") } else { format!("[{address}]:80") });
+        lab.host.nft(&format!(
+            "table {family} cni_hostport {{ chain hostports {{ tcp dport 8080 dnat to {dnat} comment \"{id}\"; }}; \
+             chain masquerading {{ type nat hook postrouting priority srcnat; {family} saddr {address} {family} daddr {address} masquerade comment \"{id}\"; }}; }}"
+        ));
+    };
+    for container in [&first, &second] {
+        left("ip", container, &container.addresses[0]);
+        left("ip6", container, &container.addresses[1]);
+    }
+    let of = |container: &Container| {
+        lab.host.run("nft list ruleset").matches(&format!("comment \"{}\"", container.id)).count()
+    };
+    assert_eq!((of(&first), of(&second)), (4, 4));
+    // The same container on another network has another address.
+    let mut elsewhere = config(&first, &port(8080, 80));
+    elsewhere["prevResult"]["ips"] = json!([{"address": "10.99.0.2/24"}]);
+    Plugin::ours("portmap").call(&lab.host, Verb::Del, &elsewhere, &first.target()).succeeds();
+    assert_eq!((of(&first), of(&second)), (4, 4));
+    del(&lab, &first, &port(8080, 80));
+    assert_eq!((of(&first), of(&second)), (0, 4));
+    gc(&lab, "net", json!([])).succeeds();
+    assert_eq!(of(&second), 4, "nobody knows whether it is dead");
+    lab.host.write("/var/lib/cni/results/other-container-3-eth0", "");
+    gc(&lab, "net", json!([])).succeeds();
+    assert_eq!(of(&second), 4, "it is alive on another network");
+    lab.host.run("rm /var/lib/cni/results/other-container-3-eth0");
+    gc(&lab, "net", json!([])).succeeds();
+    assert_eq!(of(&second), 0);
+}
+
+#[test]
+fn an_add_without_ports_opens_no_socket() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let config = config(&container, &json!({})).to_string();
+    let mut strace = lab.host.command("strace");
+    strace.args(["-f", "-e", "trace=%network", "-o", "/run/strace"]).arg(Plugin::ours("portmap").path());
+    strace.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
+    strace.env("CNI_NETNS", container.netns.path()).env("CNI_PATH", "/usr/lib/cni");
+    strace.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = strace.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), config.as_bytes()).unwrap();
+    assert!(child.wait_with_output().unwrap().status.success());
+    let trace = lab.host.read("/run/strace");
+    assert!(trace.contains("exited with 0") && !trace.contains("socket("), "{trace}");
+}
+
+#[test]
+fn the_table_explains_itself() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    add(
+        &lab,
+        &container,
+        &ports(json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 9999, "containerPort": 9, "protocol": "sctp", "hostIP": "192.0.2.1"},
+        ])),
+    );
+    let listed = rules(&lab);
+    for part in [
+        "tcp . 8080 comment \"net/container-2/eth0\" : 10.88.0.2 . 80",
+        "tcp dport 8080 dnat ip to 10.88.0.2:80",
+        "192.0.2.1 . sctp . 9999",
+        "comment \"net/container-2/eth0\"",
+        "link veth2#",
+        "fib daddr type local jump hostports",
+    ] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    // What nft lists, nft can read.
+    let again = Netns::new("again");
+    again.nft(&listed);
 }

@@ -58,9 +58,10 @@ impl Plugin for Portmap {
     fn remove(call: &Call, _config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let own = rules::record_name(&call.attachment);
         let mut socket = NftSocket::open()?;
-        let removed = removal::remove(&mut socket, |socket| Ok(Recorded::read(socket, &own)?.into_iter().collect()))?;
-        stale::forget_after_del(&removed);
-        leftovers::remove(&mut socket, &call.attachment, prev)
+        let removed = removal::remove(&mut socket, |socket| Ok(Recorded::read(socket, &own)?.into_iter().collect()));
+        let own = removed.map(|removed| stale::forget_after_del(&removed));
+        let left = leftovers::remove(&mut socket, &call.attachment, prev);
+        Error::gather([own, left].into_iter().filter_map(Result::err).collect())
     }
 
     fn collect(network: &str, live_attachments: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
@@ -71,9 +72,10 @@ impl Plugin for Portmap {
             let chains = socket.chains(&TABLE)?;
             let dead = chains.into_iter().filter(|c| c.name.starts_with(&prefix) && !live.contains(&c.name));
             dead.map(|chain| Recorded::of(socket, chain)).collect()
-        })?;
-        stale::forget_after_del(&removed);
-        leftovers::collect(&mut socket, network, live_attachments)
+        });
+        let own = removed.map(|removed| stale::forget_after_del(&removed));
+        let left = leftovers::collect(&mut socket, network, live_attachments);
+        Error::gather([own, left].into_iter().filter_map(Result::err).collect())
     }
 
     fn status(_config: &Config) -> Result<()> {

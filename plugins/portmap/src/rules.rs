@@ -19,7 +19,7 @@
 //!                                     │  because one look-up costs the same for 1 and for 65,535 ports
 //!                       routing, forward, the container's link
 //!                                     │
-//!  postrouting, srcnat (100) ── masquerading ── masquerade
+//!  postrouting, 105 ── masquerading ── masquerade_marked
 //!           because the container would answer its own subnet, and 127.0.0.1, past this host
 //! ```
 //!
@@ -61,7 +61,7 @@ pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_portmap");
 /// The chain that leads to each kind of publication.
 pub const HOSTPORTS: &str = "hostports";
 /// The chain that masquerades what is marked, one rule for each mark in use.
-pub const MASQUERADE: &str = "masquerade";
+pub const MASQUERADE: &str = "masquerade_marked";
 /// The chain that every record jumps to: its count of uses is the number of attachments.
 pub const ATTACHMENTS: &str = "attachments";
 /// The set of links where route_localnet is on for us.
@@ -261,13 +261,13 @@ pub fn skeleton(priority: i32) -> Skeleton {
             loopback_guard(),
             nat("prerouting", HookPoint::Prerouting, priority, local()),
             nat("output", HookPoint::Output, priority, local()),
-            nat("masquerading", HookPoint::Postrouting, SRCNAT, vec![published]),
+            nat("masquerading", HookPoint::Postrouting, BEHIND_SRCNAT, vec![published]),
         ],
     }
 }
 
-/// `srcnat`: NF_IP_PRI_NAT_SRC (include/uapi/linux/netfilter_ipv4.h).
-const SRCNAT: i32 = 100;
+/// Behind `srcnat` (100, NF_IP_PRI_NAT_SRC), so that whoever else masquerades by a mark of his own goes first.
+const BEHIND_SRCNAT: i32 = 105;
 /// `raw`: NF_IP_PRI_RAW, before connection tracking.
 const RAW: i32 = -300;
 const LOOPBACK_NET: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
