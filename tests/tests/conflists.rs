@@ -29,6 +29,7 @@ fn conflists() -> BTreeMap<String, Value> {
 struct Trial {
     lab: Lab,
     container: Netns,
+    id: &'static str,
     file: PathBuf,
     list: Value,
 }
@@ -36,7 +37,7 @@ struct Trial {
 impl Trial {
     fn of(file: PathBuf) -> Trial {
         let list = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        Trial { lab: Lab::without_bridge(), container: Netns::new("container"), file, list }
+        Trial { lab: Lab::without_bridge(), container: Netns::new("container"), id: "first", file, list }
     }
 
     fn host(&self) -> &Host {
@@ -69,7 +70,7 @@ impl Trial {
     fn try_run(&self, verb: &str, words: &[&str]) -> Output {
         let mut command = self.host().command(Plugin::ours("cni-chain").path());
         command.args([verb, "--json", "--path", &cni_path()]).arg(&self.file);
-        command.args([self.container.path().as_str(), "--container-id", "c1"]).args(words);
+        command.args([self.container.path().as_str(), "--container-id", self.id]).args(words);
         command.output().unwrap()
     }
 
@@ -123,13 +124,14 @@ impl Trial {
 
     /// Main plugins keep their bridge and our tables their skeleton, so what counts is what the second time adds.
     #[track_caller]
-    fn twice(&self) {
+    fn twice(mut self) {
         // Only the firewall plugin gets a container past a host that forwards nothing.
         if self.has("firewall") {
             self.host().drop_forwarded();
         }
         self.once();
         let before = self.snapshot();
+        self.id = "second";
         self.once();
         let diff = before.diff(&self.snapshot());
         let left: Vec<&str> =
