@@ -10,11 +10,17 @@ use serde::Serialize;
 
 use crate::cache;
 use crate::failure::Failure;
-use crate::process::Fault;
+use crate::process::{Fault, PluginError};
 use crate::report::{Event, Output, Report, Step};
 
 /// Columns that a plugin's name takes.
 const NAME: usize = 11;
+
+/// The code of our plugins for a state that differs (docs/errors.md).
+const DIFFERS: u64 = 101;
+
+/// Differences that are shown of one plugin.
+const LISTED: usize = 10;
 
 /// Columns before the continuation lines of a step.
 const INDENT: &str = "      ";
@@ -235,12 +241,25 @@ fn details(fault: &Fault) -> String {
     if let Fault::Refused(error) = fault
         && !error.msg.ends_with(&error.details)
     {
-        text += &labelled("details", &error.details);
+        text += &labelled("details", &listed(error));
     }
     if !fault.next().is_empty() {
         text += &labelled("next", fault.next());
     }
     text
+}
+
+/// The details; the differences of our plugins' CHECK, which may be many, one on a line.
+fn listed(error: &PluginError) -> String {
+    if error.code != DIFFERS {
+        return error.details.clone();
+    }
+    let all: Vec<&str> = error.details.split("; ").collect();
+    let mut lines = all.iter().take(LISTED).copied().collect::<Vec<_>>().join("\n");
+    if all.len() > LISTED {
+        let _ = write!(lines, "\n… and {} more (--json shows them all)", all.len() - LISTED);
+    }
+    lines
 }
 
 /// A label, and lines beside it.
@@ -466,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_failure_shows_all_that_the_plugin_said_and_the_next_step() {
-        let error = crate::process::PluginError { code: 7, msg: "bad \u{1b}[2Jkey".into(), details: "a\nb".into() };
+        let error = PluginError { code: 7, msg: "bad \u{1b}[2Jkey".into(), details: "a\nb".into() };
         let step = Step { stderr: "warning".into(), ..step(Err(Fault::Refused(error))) };
         assert_eq!(
             Text::PLAIN.step(&step),
@@ -476,6 +495,15 @@ mod tests {
              \x20     next     correct the plugin's configuration in the conflist\n\
              \x20     stderr   warning\n"
         );
+    }
+
+    #[test]
+    fn many_differences_are_a_list_that_ends() {
+        let many: Vec<String> = (1..=12).map(|n| format!("chain {n}: expected it, found nothing")).collect();
+        let error = PluginError { code: DIFFERS, msg: "differs".into(), details: many.join("; ") };
+        let text = details(&Fault::Refused(error));
+        assert_eq!(text.lines().count(), LISTED + 1, "{text}");
+        assert!(text.starts_with("      details  chain 1: ") && text.contains("… and 2 more"), "{text}");
     }
 
     #[test]
