@@ -168,3 +168,19 @@ pub(super) fn concatenated(values: &[Value]) -> Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_have_the_names_nft_gives_them() {
+        assert_eq!([0, 1, 4, 5, 12, 15].map(|n| Register(n).number()), [1, 9, 2, 13, 4, 23]);
+        for n in 0..16 {
+            assert_eq!(Register::from_number(Register(n).number()), Some(Register(n)));
+        }
+        // The kernel may say NFT_REG32_00 for NFT_REG_1.
+        assert_eq!(Register::from_number(8), Some(Register::FIRST));
+        assert_eq!([0, 5, 24, u32::MAX].map(Register::from_number), [None; 4]);
+    }
+}

@@ -79,7 +79,7 @@ impl From<Error> for CommitError {
 /// How often a plan is made anew because somebody else changed the tables.
 const GENERATION_TRIES: u32 = 100;
 
-/// How often a skeleton is put in anew because somebody else removed it.
+/// How often a skeleton is put in anew because somebody else changed the table at the same time.
 const SKELETON_TRIES: u32 = 10;
 
 /// A connection to nf_tables, opened when it is first used, in the network namespace the thread is in then.
@@ -119,24 +119,32 @@ impl NftSocket {
     ///
     /// A skeleton costs one look-up when it is there.
     pub fn commit_on(&mut self, skeletons: &[&Skeleton], transaction: &Transaction) -> Result<(), CommitError> {
-        let mut tries = 0;
+        let mut absent = self.missing(skeletons)?;
+        let mut tries = 1;
         loop {
             let mut before = Vec::new();
-            for skeleton in self.missing(skeletons)? {
+            for skeleton in &absent {
                 before.extend(self.bootstrap(skeleton)?);
             }
             let outcome = self.commit_all(&before, transaction, None);
-            tries += 1;
             let Err(CommitError::Refused(refusal)) = &outcome else { return outcome };
-            let overtaken = match refusal.command {
-                // A table was removed between the look and the leap.
-                Some(_) => refusal.errno == Errno::ENOENT && !self.missing(skeletons)?.is_empty(),
+            let own = refusal.command.and_then(|place| transaction.commands().get(place));
+            match own {
+                // A table was removed between the look and the leap, and may be back already, by another call: only
+                // with the skeleton in the same transaction it is certain what is missing.
+                Some(command) if absent.is_empty() && refusal.errno == Errno::ENOENT && command.adds() => {
+                    absent = skeletons.to_vec();
+                }
                 // Another call put its own version in meanwhile.
-                None => matches!(refusal.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY),
-            };
-            if !overtaken || tries == SKELETON_TRIES {
-                return outcome;
+                None if !absent.is_empty()
+                    && matches!(refusal.errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY)
+                    && tries < SKELETON_TRIES =>
+                {
+                    absent = self.missing(skeletons)?;
+                }
+                _ => return outcome,
             }
+            tries += 1;
         }
     }
 

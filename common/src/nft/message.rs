@@ -3,7 +3,7 @@
 //! # Safety
 //!
 //! `NlMsg::write` gets a buffer of `nft_nlmsg_maxsize()` bytes (64 KiB and a page) from the batch, or from
-//! [`Message::to_bytes`]. libnftnl does not check the end of it, so what goes into a message is bounded before: names are
+//! a [`RequestBuffer`]. libnftnl does not check the end of it, so what goes into a message is bounded before: names are
 //! at most [`super::encode::NAME_MAX`] bytes, a rule at most 128 expressions of at most 64 bytes of data each, and a
 //! message's elements together at most [`super::encode::ELEMENTS_MAX_BYTES`].
 #![allow(unsafe_code)]
@@ -39,17 +39,25 @@ pub(super) struct Message {
     pub(super) body: Body,
 }
 
-impl Message {
-    /// The message alone, as it goes to the socket.
-    pub(super) fn to_bytes(&self, sequence: u32) -> Vec<u8> {
-        let mut buffer = vec![0u8; nftnl::nft_nlmsg_maxsize() as usize];
-        // SAFETY: the buffer has the size that `write` asks for, and malloc's alignment, 16.
-        let len = unsafe {
-            self.write(buffer.as_mut_ptr().cast(), sequence, MsgType::Add);
-            (*buffer.as_ptr().cast::<libc::nlmsghdr>()).nlmsg_len as usize
-        };
-        buffer.truncate(len);
-        buffer
+/// Room for one request, used again and again.
+#[derive(Default)]
+pub(super) struct RequestBuffer(Vec<u64>);
+
+impl RequestBuffer {
+    /// The message as it goes to the socket.
+    pub(super) fn write(&mut self, message: &Message, sequence: u32) -> &[u8] {
+        let room = (nftnl::nft_nlmsg_maxsize() as usize).div_ceil(8);
+        if self.0.is_empty() {
+            self.0 = vec![0; room];
+        }
+        let start = self.0.as_mut_ptr();
+        // SAFETY: the buffer has the size that `write` asks for, aligned to 8 bytes; libnftnl writes the length of what it
+        // has written into the head, and all of that is initialised.
+        unsafe {
+            message.write(start.cast(), sequence, MsgType::Add);
+            let len = (*start.cast::<libc::nlmsghdr>()).nlmsg_len as usize;
+            std::slice::from_raw_parts(start.cast::<u8>(), len)
+        }
     }
 }
 

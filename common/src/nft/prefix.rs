@@ -51,3 +51,34 @@ pub(super) fn of_mask(mask: &[u8]) -> Option<u8> {
     }
     Some(ones)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_subnet_is_a_range_and_a_range_a_subnet() {
+        for (address, len, first, last) in [
+            ("10.1.2.3", 8, "10.0.0.0", "10.255.255.255"),
+            ("10.1.2.3", 32, "10.1.2.3", "10.1.2.3"),
+            ("10.1.2.3", 0, "0.0.0.0", "255.255.255.255"),
+            ("fd00::1", 64, "fd00::", "fd00::ffff:ffff:ffff:ffff"),
+            ("fd00::1", 128, "fd00::1", "fd00::1"),
+            ("fd00::1", 0, "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            assert_eq!(bounds(ip(address), len), (ip(first), ip(last)));
+            assert_eq!(of_range(ip(first), ip(last)), Some(len));
+            assert_eq!(of_mask(&mask(ip(address), len)), Some(len));
+        }
+        assert_eq!(bounds(ip("10.1.2.3"), 200), (ip("10.1.2.3"), ip("10.1.2.3")));
+        assert_eq!(of_range(ip("10.0.0.1"), ip("10.0.0.2")), None);
+        assert_eq!(of_range(ip("10.0.0.0"), ip("10.0.0.2")), None);
+        assert_eq!(of_range(ip("10.0.0.1"), ip("fd00::")), None);
+        assert_eq!(of_mask(&[0xff, 0, 0xff, 0]), None);
+        assert_eq!(of_mask(&[0xfd, 0]), None);
+    }
+}

@@ -341,3 +341,61 @@ impl DataType {
         all.into_iter().find(|t| *t as u32 == id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ports() -> Set {
+        Set::vmap("ports", [DataType::InetProto, DataType::InetService])
+    }
+
+    /// Attributes nested at random: nearer to what a reader looks into than random bytes are.
+    fn attributes() -> impl Strategy<Value = Vec<u8>> {
+        let leaf = proptest::collection::vec(any::<u8>(), 0..24);
+        leaf.prop_recursive(5, 64, 6, |inner| {
+            proptest::collection::vec((0u16..14, inner), 0..6).prop_map(|list| {
+                let mut bytes = Vec::new();
+                for (kind, value) in list {
+                    bytes.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+                    bytes.extend(kind.to_ne_bytes());
+                    bytes.extend(&value);
+                    bytes.resize(bytes.len().next_multiple_of(4), 0);
+                }
+                bytes
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_without_panic(bytes in attributes()) {
+            let _ = chain(&bytes, &Table::new(super::super::Family::Inet, "t"));
+            let _ = set(&bytes);
+            let _ = pair_up(elements(&bytes, &ports()), &ports());
+            let _ = pair_up(elements(&bytes, &ports().interval()), &ports().interval());
+            if let Some(rule) = rule(&bytes) {
+                let _ = super::super::canonical::canonical(rule.expressions);
+            }
+        }
+
+        #[test]
+        fn each_expression_is_read_without_panic(bytes in attributes(), name in 0usize..12) {
+            let names = [
+                "meta", "ct", "payload", "fib", "bitwise", "cmp", "range", "lookup", "immediate", "nat", "masq", "counter",
+            ];
+            let mut whole = Vec::new();
+            for (kind, value) in [(uapi::EXPR_NAME, names[name].as_bytes()), (uapi::EXPR_DATA, &bytes)] {
+                whole.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+                whole.extend(kind.to_ne_bytes());
+                whole.extend(value);
+                whole.resize(whole.len().next_multiple_of(4), 0);
+            }
+            let found = vec![expression(&whole)];
+            let found = super::super::canonical::canonical(found);
+            let _ = super::super::decompile::decompile(&found, None, super::super::Family::Inet);
+        }
+    }
+}

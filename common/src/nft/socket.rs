@@ -17,7 +17,7 @@ use nix::sys::socket::{MsgFlags, recv, sendmsg, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::attributes;
-use super::message::Message;
+use super::message::{Message, RequestBuffer};
 use super::option;
 
 /// How long the kernel may take: a transaction waits for others' to end.
@@ -59,6 +59,7 @@ impl From<std::io::Error> for Refused {
 pub(super) struct Channel {
     socket: OnceCell<Socket>,
     buffer: Option<Box<Buffer>>,
+    request: RequestBuffer,
     sequence: u32,
 }
 
@@ -191,15 +192,22 @@ impl Channel {
         self.sequence
     }
 
+    /// Sends a request, and gives its number.
+    fn request(&mut self, message: &Message) -> Result<u32, Errno> {
+        let sequence = self.next_sequence();
+        let mut buffer = std::mem::take(&mut self.request);
+        let sent = self.send(&[buffer.write(message, sequence)]);
+        self.request = buffer;
+        sent.map(|()| sequence)
+    }
+
     /// Asks for one object; `None` if there is none.
     pub(super) fn get<T>(
         &mut self,
         message: &Message,
         read: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Option<T>, Refused> {
-        let sequence = self.next_sequence();
-        let request = message.to_bytes(sequence);
-        self.send(&[&request])?;
+        let sequence = self.request(message)?;
         let answer = self.receive(|answer, number| match answer {
             Answer::Object(bytes) if number == sequence => Some(read(bytes)),
             Answer::Done if number == sequence => Some(None),
@@ -218,9 +226,7 @@ impl Channel {
         read: &mut dyn FnMut(&[u8], &mut Vec<T>),
     ) -> Result<Vec<T>, Refused> {
         for attempt in 0..DUMP_TRIES {
-            let sequence = self.next_sequence();
-            let request = message.to_bytes(sequence);
-            self.send(&[&request])?;
+            let sequence = self.request(message)?;
             let mut all = Vec::new();
             let end = self.receive(|answer, number| match answer {
                 Answer::Object(bytes) if number == sequence => {
@@ -278,5 +284,57 @@ fn check_done(payload: &[u8]) -> Result<(), Refused> {
     match payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b)) {
         0 => Ok(()),
         code => Err(Errno::from_raw(code.saturating_neg()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Linux 6.18 to a NEWTABLE (number 2) whose name had 300 bytes, with NETLINK_EXT_ACK and NETLINK_CAP_ACK set.
+    const REFUSAL: [u8; 104] = [
+        0x68, 0, 0, 0, // length 104
+        2, 0, 0, 3, // NLMSG_ERROR, NLM_F_CAPPED | NLM_F_ACK_TLVS
+        2, 0, 0, 0, // number 2
+        0x0d, 0x22, 0, 0, // our port
+        0xde, 0xff, 0xff, 0xff, // -ERANGE
+        0x48, 1, 0, 0, 0, 0x0a, 5, 4, 2, 0, 0, 0, 0, 0, 0, 0, // the head of what we sent
+        0x27, 0, 1, 0, // NLMSGERR_ATTR_MSG
+        b'A', b't', b't', b'r', b'i', b'b', b'u', b't', b'e', b' ', b'f', b'a', b'i', b'l', b'e', b'd', b' ', b'p',
+        b'o', b'l', b'i', b'c', b'y', b' ', b'v', b'a', b'l', b'i', b'd', b'a', b't', b'i', b'o', b'n', 0,
+        0, // padding
+        8, 0, 2, 0, 0x14, 0, 0, 0, // NLMSGERR_ATTR_OFFS 20
+        0x14, 0, 4, 0x80, 8, 0, 7, 0, 0xff, 0, 0, 0, 8, 0, 1, 0, 0x0b, 0, 0, 0, // NLMSGERR_ATTR_POLICY
+    ];
+
+    #[test]
+    fn the_text_and_the_place_of_a_refusal_are_read() {
+        let message = NetlinkBuffer::new_checked(&REFUSAL[..]).unwrap();
+        let refused = check(message.payload(), message.flags(), message.sequence_number()).unwrap_err();
+        assert_eq!(
+            refused,
+            Refused {
+                errno: Errno::ERANGE,
+                sequence: 2,
+                text: "Attribute failed policy validation".into(),
+                offset: Some(20),
+            }
+        );
+    }
+
+    #[test]
+    fn an_answer_cut_short_is_no_panic() {
+        for len in 0..REFUSAL.len() - 16 {
+            let _ = check(&REFUSAL[16..16 + len], 0x300, 2);
+            let _ = check_done(&REFUSAL[16..16 + len]);
+        }
+    }
+
+    #[test]
+    fn requests_are_not_numbered_like_a_batch() {
+        let mut channel = Channel { sequence: u32::MAX - 1, ..Channel::default() };
+        for _ in 0..4 {
+            assert!(channel.next_sequence() >= 0x4000_0000);
+        }
     }
 }

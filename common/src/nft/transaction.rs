@@ -81,6 +81,27 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Whether it adds: then it fails for want of what it is added to.
+    pub(super) fn adds(&self) -> bool {
+        match self {
+            Command::AddTable(..)
+            | Command::AddSet(..)
+            | Command::AddChain(..)
+            | Command::AddRules(..)
+            | Command::AddRule(..)
+            | Command::AddElements(..) => true,
+            Command::DeleteTable(..)
+            | Command::DeleteSet(..)
+            | Command::FlushSet(..)
+            | Command::DeleteChain(..)
+            | Command::FlushChain(..)
+            | Command::DeleteRule(..)
+            | Command::DeleteElements(..) => false,
+        }
+    }
+}
+
 /// An ordered list of commands that take effect together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {

@@ -65,3 +65,40 @@ pub(super) fn of_set(set: &Set) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_comment_is_what_nft_writes() {
+        // nft --debug=netlink add rule … comment "rule c"
+        assert_eq!(comment(userdata::COMMENT, "rule c"), b"\x00\x07rule c\x00");
+    }
+
+    #[test]
+    fn the_set_comment_is_found_behind_what_nft_puts_before_it() {
+        // Of `map ports4 { type inet_proto . inet_service : verdict; comment "hi"; }` by nft 1.0.6: byte orders, typeof,
+        // comment.
+        let bytes = b"\x00\x04\x00\x00\x00\x00\x01\x04\x00\x00\x00\x00\x03\x08\x00\x04\x0d\x00\x00\x00\x01\x00\
+                      \x06\x04\x00\x00\x00\x00\x07\x03hi\x00";
+        assert_eq!(find_comment(userdata::SET_COMMENT, bytes).as_deref(), Some("hi"));
+        assert_eq!(find_comment(99, bytes), None);
+    }
+
+    proptest! {
+        #[test]
+        fn comments_come_back_cut(text in any::<String>()) {
+            let found = find_comment(0, &comment(0, &text)).unwrap();
+            prop_assert!(text.starts_with(&found) && found.len() <= COMMENT_MAX);
+            prop_assert!(found.len() > COMMENT_MAX - 4 || text.split('\0').next() == Some(&found));
+        }
+
+        #[test]
+        fn any_userdata_is_read_without_panic(kind: u8, bytes: Vec<u8>) {
+            let _ = find_comment(kind, &bytes);
+        }
+    }
+}

@@ -414,3 +414,50 @@ fn bits_by_name(f: &mut fmt::Formatter<'_>, bits: u32, names: &[(u32, &str)]) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_from_their_bytes() {
+        for value in [
+            Value::Nfproto(IpVersion::V6),
+            Value::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            Value::V6(Ipv6Addr::LOCALHOST),
+            Value::Ether([1, 2, 3, 4, 5, 6]),
+            Value::Protocol(0x86dd),
+            Value::Proto(132),
+            Value::Port(8080),
+            Value::Mark(0x2000),
+            Value::Ifindex(7),
+            Value::Ifname("veth0".into()),
+            Value::Ifname("fifteen-letters".into()),
+            Value::Uid(0),
+            Value::Gid(1000),
+            Value::CtState(Value::ESTABLISHED | Value::RELATED),
+            Value::CtStatus(Value::DNAT),
+            Value::CtReply(true),
+            Value::PktType(2),
+            Value::LOCAL,
+        ] {
+            let mut bytes = value.bytes();
+            assert_eq!(bytes.len(), value.data_type().width(), "{value}");
+            bytes.extend([0xff; 3]);
+            assert_eq!(Value::from_bytes(value.data_type(), &bytes), Some(value));
+        }
+    }
+
+    #[test]
+    fn too_few_bytes_are_no_value() {
+        assert_eq!(Value::from_bytes(DataType::Ipv6Addr, &[0; 15]), None);
+        assert_eq!(Value::from_bytes(DataType::InetService, &[0]), None);
+        assert_eq!(Value::from_bytes(DataType::NfProto, &[7]), None);
+    }
+
+    #[test]
+    fn ports_and_marks_have_the_byte_order_of_their_registers() {
+        assert_eq!(Value::Port(0x1f90).bytes(), [0x1f, 0x90]);
+        assert_eq!(Value::Mark(0x2000).bytes(), 0x2000u32.to_ne_bytes());
+    }
+}

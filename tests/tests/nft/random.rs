@@ -225,7 +225,7 @@ fn plainly_listed(tests: &[Statement], action: &[Statement]) -> bool {
         && (versions.is_empty() || !says(Selector::Nfproto))
         && !(says(Selector::L4proto)
             && (!transports.is_empty() || says(Selector::ThSport) || says(Selector::ThDport))
-            && tests.len() > 0)
+            && !tests.is_empty())
         && (transports.is_empty() || !(says(Selector::ThSport) || says(Selector::ThDport)))
 }
 
