@@ -574,3 +574,54 @@ fn lookup_object(
     };
     Ok(if inverted { lookup.number(sys::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32) } else { lookup })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Family;
+    use super::*;
+
+    const TABLE: Table = Table::new(Family::Inet, "t");
+
+    fn encoded(commands: &[Command]) -> Encoded {
+        encode(&commands.iter().collect::<Vec<_>>()).unwrap().unwrap()
+    }
+
+    /// Before Linux 6.10 nobody else does, and whoever waits for an answer waits for ever.
+    #[test]
+    fn the_last_command_asks_for_an_answer() {
+        let chain = |name: &str| Command::FlushChain(TABLE, name.into());
+        let encoded = encoded(&[Command::AddTable(TABLE, None), chain("a"), chain("b")]);
+        let all: Vec<_> = encoded.batch.iter().flat_map(messages).collect();
+        let asks: Vec<bool> = all.iter().map(|m| i32::from(m.flags()) & libc::NLM_F_ACK != 0).skip(1).take(3).collect();
+        assert_eq!(asks, [false, false, true]);
+    }
+
+    #[test]
+    fn each_message_knows_its_command_and_elements() {
+        let elements: Vec<Element> = (0..3000).map(|port| Element::key([Value::Port(port)])).collect();
+        let encoded = encoded(&[
+            Command::AddTable(TABLE, None),
+            Command::AddElements(TABLE, "s".into(), Presence::Shared, elements),
+            Command::DeleteTable(TABLE),
+        ]);
+        let first = encoded.batch.iter().flat_map(messages).nth(1).unwrap().sequence_number();
+        let places: Vec<Place> = (first..).map_while(|sequence| encoded.place(sequence)).collect();
+        assert_eq!((places[0].command, places[0].elements), (0, None));
+        assert_eq!(places.last().map(|p| (p.command, p.elements)), Some((2, None)));
+        let mut next = 0;
+        for place in &places[1..places.len() - 1] {
+            let (start, count) = place.elements.unwrap();
+            assert_eq!((place.command, start), (1, next));
+            next += count;
+        }
+        assert_eq!(next, 3000);
+        assert!(places.len() > 4, "elements are spread over several messages");
+        assert_eq!(encoded.place(0).map(|p| p.command), None, "the begin message is about no command");
+    }
+
+    #[test]
+    fn the_next_key_carries_over() {
+        assert_eq!(successor(&[1, 0xff]), Some(vec![2, 0]));
+        assert_eq!(successor(&[0xff, 0xff]), None);
+    }
+}
