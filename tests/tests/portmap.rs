@@ -604,7 +604,8 @@ fn check_sees_every_kind_of_damage() {
             .to_owned()
     };
     let table = TABLE;
-    let damages: [(&str, Box<dyn Fn(&Lab) -> String>); 14] = [
+    type Damage = Box<dyn Fn(&Lab) -> String>;
+    let damages: [(&str, Damage); 14] = [
         (
             "another target",
             Box::new(move |_| {
