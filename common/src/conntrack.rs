@@ -94,7 +94,7 @@ pub struct Interest {
 /// which takes it some 35 ms at 262,144 of them: worth a question before.
 const COUNT: &str = "net/netfilter/nf_conntrack_count";
 
-/// Forgets the flows for which `is_stale` says so, looking through the table once for both versions of IP; gives their
+/// Forgets the flows for which `is_stale` says so, looking through the table once for each version of IP; gives their
 /// number. A flow that ends by itself in the meantime is none.
 pub fn forget(interest: Interest, is_stale: &mut dyn FnMut(&Flow) -> Result<bool>) -> Result<usize> {
     let count = sysctl::Name::new(COUNT).map(|name| sysctl::read(&name)).transpose()?.flatten();
@@ -120,11 +120,15 @@ struct Door(Asker);
 impl Door {
     fn flows(&self, interest: Interest, each: &mut dyn FnMut(Flow) -> Result<()>) -> Result<()> {
         let flags = NLM_F_REQUEST | NLM_F_DUMP;
-        self.0.send(&request(GET, flags, libc::AF_UNSPEC as u8, &filter(interest)), "list")?;
-        self.0.dumped(&mut |payload| match flow(payload.get(4..).unwrap_or_default()) {
-            Some(flow) if interest.covers(&flow.original) => each(flow),
-            _ => Ok(()),
-        })
+        // The kernel filters flows of one version at a time: with AF_UNSPEC, EOPNOTSUPP.
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            self.0.send(&request(GET, flags, family as u8, &filter(interest)), "list")?;
+            self.0.dumped(&mut |payload| match flow(payload.get(4..).unwrap_or_default()) {
+                Some(flow) if interest.covers(&flow.original) => each(flow),
+                _ => Ok(()),
+            })?;
+        }
+        Ok(())
     }
 
     fn delete(&self, flows: &[Flow]) -> Result<()> {
