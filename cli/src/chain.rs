@@ -214,9 +214,10 @@ impl Runtime {
     pub fn del(&self, list: &Conflist, who: &Attaching, watch: Watch<'_>) -> Result<Report, Failure> {
         let attachment = who.on(&list.name);
         cache::validate(&attachment)?;
-        let (entry, mut remarks) = match self.cache.load(&attachment) {
-            Ok(entry) => (entry, Vec::new()),
-            Err(failure) => (None, vec![format!("{failure}; DEL goes on without a prevResult")]),
+        let (entry, is_remembered, mut remarks) = match self.cache.load(&attachment) {
+            Ok(entry) => (entry.clone(), entry.is_some(), Vec::new()),
+            // A spoilt file is forgotten as well: it would be in the way of the next ADD.
+            Err(failure) => (None, true, vec![format!("{failure}; DEL goes on without a prevResult")]),
         };
         let (list, changed) = of_add(list, entry.as_ref());
         let list = list.as_ref();
@@ -239,7 +240,7 @@ impl Runtime {
             watch(Event::Step(&step));
             report.steps.push(step);
         }
-        if report.success() && entry.is_some() {
+        if report.success() && is_remembered {
             report.failure = self.cache.remove(&attachment).err().map(|f| f.to_string());
         }
         Ok(report)

@@ -37,16 +37,17 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     if arguments.common.json {
         let outcome = execute(&arguments, &mut |_| {});
-        output::print(&output::document(&outcome));
-        return code(&outcome);
+        let said = output::print(&output::document(&outcome));
+        return if said { code(&outcome) } else { ExitCode::FAILURE };
     }
     let text = Text::for_terminal(std::io::stdout().is_terminal());
-    let outcome = execute(&arguments, &mut |event| output::print(&text.event(&event)));
+    let mut said = true;
+    let outcome = execute(&arguments, &mut |event| said = said && output::print(&text.event(&event)));
     if let Ok(report) = &outcome {
-        output::print(&text.end(report));
+        said = said && output::print(&text.end(report));
     }
     output::complain(&output::verdict(&outcome));
-    code(&outcome)
+    if said { code(&outcome) } else { ExitCode::FAILURE }
 }
 
 fn code(outcome: &Result<Report, Failure>) -> ExitCode {
@@ -59,13 +60,17 @@ fn code(outcome: &Result<Report, Failure>) -> ExitCode {
 
 /// A command line that clap refuses, or that asks for help.
 fn misused(error: &clap::Error, json: bool) -> ExitCode {
-    if error.use_stderr() && json {
+    let said = if error.use_stderr() && json {
         let failure = Failure::Usage { reason: error.to_string().trim_end().to_owned() };
-        output::print(&output::document(&Err(failure)));
+        output::print(&output::document(&Err(failure)))
     } else if error.use_stderr() {
         output::complain(&error.to_string());
+        true
     } else {
-        output::print(&error.to_string());
+        output::print(&error.to_string())
+    };
+    if !said {
+        return ExitCode::FAILURE;
     }
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

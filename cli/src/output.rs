@@ -1,7 +1,7 @@
 //! What is shown: text for people, one document for programs.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
 
 use common::cni::result::Interface;
@@ -25,10 +25,17 @@ const LISTED: usize = 10;
 /// Columns before the continuation lines of a step.
 const INDENT: &str = "      ";
 
-/// Writes to stdout. A reader that has gone (`| head`) is no failure of the verb.
-pub fn print(text: &str) {
+/// Writes to stdout; says whether it got there. A reader that has gone (`| head`) is no failure of the verb.
+#[must_use]
+pub fn print(text: &str) -> bool {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(&format!("cni-chain: stdout can't be written: {error}\n"));
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Writes to stderr.

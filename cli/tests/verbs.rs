@@ -505,6 +505,31 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let stage = Stage::new();
+    stage.three("1.0.0");
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for words in [&["version", "--json"][..], &["version"], &["--help"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cni-chain"));
+        command.args(words).arg("--path").arg(stage.path("bin")).stdout(full());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("stdout can't be written"), "{words:?}");
+    }
+}
+
+#[test]
+fn a_spoilt_cache_file_is_forgotten_by_a_del_that_succeeds() {
+    let stage = Stage::new();
+    stage.three("1.0.0");
+    stage.on_netns("add", &[]).exits(0);
+    std::fs::write(stage.cached(), "{").unwrap();
+    stage.on_netns("del", &[]).exits(0);
+    assert!(!stage.cached().exists(), "it would be in the way of the next ADD");
+    stage.on_netns("add", &[]).exits(0);
+}
+
+#[test]
 fn libcnis_cache_is_enough_to_remove_what_it_added() {
     let stage = Stage::new();
     stage.three("1.0.0");

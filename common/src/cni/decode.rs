@@ -178,7 +178,7 @@ impl Misspellings<'_> {
             return;
         }
         let lower = key.to_ascii_lowercase();
-        let near = fields.iter().copied().find(|field| {
+        let near = fields.iter().chain(self.also_known).copied().find(|field| {
             let allowed = if field.len() < 6 { 1 } else { 2 };
             field.len() >= 3 && strsim::damerau_levenshtein(&lower, &field.to_ascii_lowercase()) <= allowed
         });

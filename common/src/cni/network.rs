@@ -159,3 +159,24 @@ fn allow(verb: Verb, version: Version) -> Result<()> {
     };
     if version < since { Err(Error::VerbNotInVersion { verb: verb.as_str(), version }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct Own {
+        #[serde(rename = "ingressRate")]
+        _ingress_rate: IgnoredAny,
+    }
+
+    #[test]
+    fn misspelt_keys_are_named_whoever_reads_them() {
+        let text = br#"{"name":"n","capabilites":{},"prevResul":{},"ingresRate":1,"ipMasq":true,"bridge":"b","mtu":1}"#;
+        let net = Network::read(Network::parse(text).unwrap(), Verb::Del).unwrap();
+        let (_, misspelt) = net.own_keys::<Own>().unwrap();
+        let meant: Vec<&str> = misspelt.iter().map(|m| m.meant).collect();
+        assert_eq!(meant, ["capabilities", "prevResult", "ingressRate"]);
+    }
+}
