@@ -70,7 +70,7 @@ dist: build notices ## Pack executables, licences, notices and conflists into di
 	@sh deploy/dist.sh
 
 bench: ## Measure every verb beside the reference plugins (CASE= ROUNDS= BIN=dir:dir OUT=file.json)
-	@sh deploy/setup.sh bench
+	@sh deploy/setup.sh test
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin bench
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings to this machine what `make build`, `make test` or `make bench` needs, and says beforehand what that is.
+# Brings to this machine what `make build` or `make test` (`make demo`, `make bench`) needs, and says beforehand what that is.
 #
-# usage: deploy/setup.sh build|test|bench
+# usage: deploy/setup.sh build|test
 #
 # Something that is there already is left alone: nothing is installed, fetched or printed the second time.
 set -eu
@@ -24,16 +24,13 @@ iputils-ping         command:ping
 util-linux           command:unshare
 conntrack            command:conntrack
 iperf3               command:iperf3
+strace               command:strace
 containernetworking-plugins  main-plugin:bridge
 podman               command:podman
 crun                 command:crun
 busybox-static       command:busybox
 dbus                 command:dbus-daemon
 firewalld            command:firewalld
-'
-# make bench counts system calls.
-for_bench='
-strace               command:strace
 '
 
 say() { echo "setup: $*" >&2; }
@@ -152,8 +149,7 @@ ensure_libmnl_a() {
 case ${1:-} in
 build) packages=$for_build ;;
 test) packages=$for_build$for_test ;;
-bench) packages=$for_build$for_test$for_bench ;;
-*) die "usage: deploy/setup.sh build|test|bench" ;;
+*) die "usage: deploy/setup.sh build|test" ;;
 esac
 require_rust
 install_packages "$packages"
