@@ -1,8 +1,9 @@
-//! A netlink socket for the kernel's smaller tables: connection tracking and sockets.
+//! Netlink sockets for all but nf_tables, which has a door of its own ([`crate::nft`]): datagrams out, answers in.
 //!
-//! nf_tables and rtnetlink have doors of their own ([`crate::nft`], [`crate::link`]); what is asked here are plain dumps
-//! and plain deletions, one request at a time on a socket of its own, so answers need no sequence numbers.
+//! A socket blocks, and no longer than [`PATIENCE`]: the kernel works a request off before `send` returns, so the answer is
+//! there already, or it has been lost.
 
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::NetlinkBuffer;
@@ -20,20 +21,73 @@ const PATIENCE: i64 = 10;
 /// Bytes of a datagram of a dump: the kernel makes none larger than 32 KiB (netlink_dump, net/netlink/af_netlink.c).
 const DATAGRAM: usize = 32 << 10;
 
-/// A socket, and what it asks about.
+/// A message as it came.
+pub(crate) type Answer<'a> = NetlinkBuffer<&'a [u8]>;
+
+/// A socket.
+pub(crate) struct Channel(Socket);
+
+impl Channel {
+    /// Opens a socket of this protocol in the calling thread's namespace.
+    pub(crate) fn open(protocol: isize) -> std::result::Result<Channel, Errno> {
+        let socket = Socket::new(protocol).map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
+        Ok(Channel(socket))
+    }
+
+    /// Sends one datagram.
+    pub(crate) fn send(&self, bytes: &[u8]) -> std::result::Result<(), Errno> {
+        loop {
+            match send(self.0.as_raw_fd(), bytes, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+
+    /// Receives until `take` breaks off. ETIMEDOUT: no answer came; EINTR: what a dump describes has changed while it was
+    /// made, so it is no one state.
+    pub(crate) fn receive<T>(
+        &self,
+        take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
+    ) -> std::result::Result<T, Errno> {
+        let mut buffer = vec![0u8; DATAGRAM];
+        let mut interrupted = false;
+        loop {
+            let len = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(len) => len,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
+                Err(errno) => return Err(errno),
+            };
+            let mut rest = buffer.get(..len).unwrap_or_default();
+            while !rest.is_empty() {
+                let message = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
+                interrupted |= i32::from(message.flags()) & libc::NLM_F_DUMP_INTR != 0;
+                if interrupted && i32::from(message.message_type()) == libc::NLMSG_DONE {
+                    return Err(Errno::EINTR);
+                }
+                if let ControlFlow::Break(value) = take(&message) {
+                    return Ok(value);
+                }
+                rest = rest.get((message.length() as usize).next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// A socket for plain dumps and plain deletions, one request at a time, so answers need no sequence numbers; and what it
+/// asks about.
 pub(crate) struct Asker {
-    socket: Socket,
+    channel: Channel,
     object: &'static str,
 }
 
 impl Asker {
     /// Opens a socket of this protocol in the calling thread's namespace.
     pub(crate) fn open(protocol: isize, object: &'static str) -> Result<Asker> {
-        let socket = Socket::new(protocol).map_err(|e| Error::io("open a netlink socket for", object, &e))?;
-        let asker = Asker { socket, object };
-        let patience = TimeVal::new(PATIENCE, 0);
-        setsockopt(&asker.socket, sockopt::ReceiveTimeout, &patience).map_err(|e| asker.refused("wait for", e))?;
-        Ok(asker)
+        let channel = Channel::open(protocol).map_err(|e| Error::kernel("open a netlink socket for", object, e))?;
+        Ok(Asker { channel, object })
     }
 
     fn refused(&self, action: &'static str, errno: Errno) -> Error {
@@ -42,17 +96,16 @@ impl Asker {
 
     /// Sends one datagram.
     pub(crate) fn send(&self, bytes: &[u8], action: &'static str) -> Result<()> {
-        match send(self.socket.as_raw_fd(), bytes, MsgFlags::empty()) {
-            Ok(_) => Ok(()),
-            Err(errno) => Err(self.refused(action, errno)),
-        }
+        self.channel.send(bytes).map_err(|errno| self.refused(action, errno))
     }
 
     /// Receives a dump to its end; `each` gets the messages' payloads.
     pub(crate) fn dumped(&self, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.receive("list", &mut |kind, payload| match i32::from(kind) {
-            libc::NLMSG_DONE => Ok(true),
-            libc::NLMSG_ERROR => Err(self.refused("list", errno_of(payload))),
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => match errno_of(payload) {
+                None => Ok(true),
+                Some(errno) => Err(self.refused("list", errno)),
+            },
             _ => each(payload).map(|()| false),
         })
     }
@@ -63,9 +116,7 @@ impl Asker {
         self.receive(action, &mut |kind, payload| {
             if i32::from(kind) == libc::NLMSG_ERROR {
                 answers += 1;
-                let errno = errno_of(payload);
-                // Zero, which is no errno, acknowledges.
-                if errno != Errno::UnknownErrno && !good.contains(&errno) {
+                if let Some(errno) = errno_of(payload).filter(|errno| !good.contains(errno)) {
                     return Err(self.refused(action, errno));
                 }
             }
@@ -75,28 +126,20 @@ impl Asker {
 
     /// Receives until `take` says that it was the last message.
     fn receive(&self, action: &'static str, take: &mut dyn FnMut(u16, &[u8]) -> Result<bool>) -> Result<()> {
-        let mut buffer = vec![0u8; DATAGRAM];
-        loop {
-            let len = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(len) => len,
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return Err(self.refused(action, Errno::ETIMEDOUT)),
-                Err(errno) => return Err(self.refused(action, errno)),
-            };
-            let mut rest = buffer.get(..len).unwrap_or_default();
-            while !rest.is_empty() {
-                let message = NetlinkBuffer::new_checked(rest).map_err(|_| self.refused(action, Errno::EBADMSG))?;
-                if take(message.message_type(), message.payload())? {
-                    return Ok(());
-                }
-                rest = rest.get((message.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-            }
-        }
+        let outcome = self.channel.receive(&mut |message| match take(message.message_type(), message.payload()) {
+            Ok(false) => ControlFlow::Continue(()),
+            Ok(true) => ControlFlow::Break(Ok(())),
+            Err(error) => ControlFlow::Break(Err(error)),
+        });
+        outcome.map_err(|errno| self.refused(action, errno))?
     }
 }
 
-fn errno_of(payload: &[u8]) -> Errno {
-    Errno::from_raw(payload.first_chunk().map_or(Errno::EBADMSG as i32, |b| i32::from_ne_bytes(*b).saturating_neg()))
+/// The errno of an acknowledgement or of a dump's end; `None` where all went well.
+pub(crate) fn errno_of(payload: &[u8]) -> Option<Errno> {
+    // Kernels have ended dumps without one.
+    let code = payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+    (code != 0).then(|| Errno::from_raw(code.saturating_neg()))
 }
 
 /// A message with its nlmsghdr; sequence and port numbers are 0.

@@ -311,7 +311,7 @@ mod tests {
         let platform = &policy().unwrap().graph.targets[0];
         let metadata = metadata(platform).unwrap();
         let names: BTreeSet<&str> = linked(&metadata).iter().map(|p| p.name.as_str()).collect();
-        for linked_in in ["nftnl-sys", "mnl-sys", "serde_json", "rtnetlink"] {
+        for linked_in in ["nftnl-sys", "mnl-sys", "serde_json", "netlink-packet-route"] {
             assert!(names.contains(linked_in), "{linked_in} is missing in {names:?}");
         }
         for building_only in ["serde_derive", "thiserror-impl", "pkg-config", "spdx", "tempfile", "common"] {
