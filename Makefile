@@ -18,7 +18,7 @@ PLUGINS := portmap bandwidth firewall tuning
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CNI_CHAIN_BIN := $(CURDIR)/bin
 
-.PHONY: help build test lint fmt demo install uninstall notices dist bench conformance clean
+.PHONY: help build test lint fmt demo install uninstall notices dist bench conformance schemas fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -78,6 +78,10 @@ conformance: ## Run the specification's table against bin/ and any other directo
 	@sh deploy/setup.sh test
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin conformance -- $(BIN)
+
+schemas: ## Write the JSON Schemas of the configurations to conflists/schema/
+	@sh deploy/setup.sh build
+	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin schemas
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -3,8 +3,9 @@
 //! Reading order: [`namespace`] (a namespace held by this process alone), [`host`] (one that also has its own `/run`,
 //! `/etc/cni` and `/var/lib/cni`), [`lab`] (a host with a client and containers, ready to use), [`traffic`] (servers
 //! that answer with a token, throughput), [`plugin`] (running a plugin as a runtime does), [`chain`] (running a whole
-//! conflist), [`recorded`] (what real runtimes have called), [`snapshot`] (what a namespace holds, and what has changed
-//! in it), [`sandbox`] and [`firewalld`] (daemons on a test host), [`conformance`] and [`mod@bench`] (the specification's
+//! conflist), [`recorded`] (what real runtimes have called), [`mutation`] (configurations that are nearly real ones),
+//! [`snapshot`] (what a namespace holds, and what has changed in it), [`sandbox`] and [`firewalld`] (daemons on a test
+//! host), [`schema`] (the JSON Schemas of the configurations), [`conformance`] and [`mod@bench`] (the specification's
 //! table and the times beside the reference).
 //!
 //! ```no_run
@@ -39,10 +40,12 @@ pub mod conformance;
 pub mod firewalld;
 pub mod host;
 pub mod lab;
+pub mod mutation;
 pub mod namespace;
 pub mod plugin;
 pub mod recorded;
 pub mod sandbox;
+pub mod schema;
 pub mod snapshot;
 pub mod traffic;
 

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
+use netns_tests::mutation::mutations;
 use netns_tests::recorded::{Call, Stage};
 use netns_tests::{Host, Netns, Outcome, Plugin, Snapshot, Verb};
 use serde_json::{Value, json};
@@ -204,73 +205,6 @@ fn the_hosts_own_netns_is_refused(plugin: &str) {
         }
     }
     bench.assert_unchanged(&before);
-}
-
-/// What a value that all plugins read by the same code is replaced with.
-fn a_few_hostile_values() -> Vec<Value> {
-    vec![json!(null), json!(-1), json!(u64::MAX), json!("\u{0}"), json!("x".repeat(100_000)), json!([]), json!({})]
-}
-
-/// What a value of a plugin's own is replaced with.
-fn hostile_values() -> Vec<Value> {
-    let deep = (0..60).fold(json!(1), |inner, _| json!([inner]));
-    vec![
-        json!(null),
-        json!(true),
-        json!(-1),
-        json!(0),
-        json!(1.5),
-        json!(1e300),
-        json!(65536),
-        json!(4294967296_u64),
-        json!(i64::MIN),
-        json!(u64::MAX),
-        json!(""),
-        json!("\u{0}"),
-        json!("x".repeat(100_000)),
-        json!("a b\n\"';`$(true) %s %n ../.."),
-        json!("💥\u{202e}"),
-        json!([]),
-        json!({}),
-        deep,
-    ]
-}
-
-/// JSON pointers of every value in `json`, containers included.
-fn pointers(json: &Value, at: &str, out: &mut Vec<String>) {
-    match json {
-        Value::Object(map) => map.iter().for_each(|(key, value)| {
-            let pointer = format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
-            out.push(pointer.clone());
-            pointers(value, &pointer, out);
-        }),
-        Value::Array(items) => items.iter().enumerate().for_each(|(index, value)| {
-            let pointer = format!("{at}/{index}");
-            out.push(pointer.clone());
-            pointers(value, &pointer, out);
-        }),
-        _ => {}
-    }
-}
-
-fn mutations(config: &Value) -> Vec<Value> {
-    let (mut places, mut out) = (Vec::new(), Vec::new());
-    pointers(config, "", &mut places);
-    for place in places {
-        let shared = place.starts_with("/prevResult/") || place == "/cniVersion" || place == "/name";
-        for value in if shared { a_few_hostile_values() } else { hostile_values() } {
-            let mut mutant = config.clone();
-            *mutant.pointer_mut(&place).unwrap() = value;
-            out.push(mutant);
-        }
-        let mut without = config.clone();
-        let (parent, key) = place.rsplit_once('/').unwrap();
-        if let Some(map) = without.pointer_mut(parent).and_then(Value::as_object_mut) {
-            map.remove(&key.replace("~1", "/").replace("~0", "~"));
-            out.push(without);
-        }
-    }
-    out
 }
 
 /// Every value of a real configuration replaced by every kind of nonsense. ADD may take it or refuse it; what it refuses

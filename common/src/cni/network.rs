@@ -13,35 +13,59 @@ use super::version::Version;
 pub const STDIN_MAX: usize = 16 << 20;
 
 /// The keys that every plugin's configuration may have (SPEC.md, "Plugin configuration objects").
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Written {
+pub struct Written {
+    /// The version of the specification that configuration and result are of.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0", null])))]
     #[serde(rename = "cniVersion")]
     cni_version: Option<String>,
+    /// The network's name; it begins with a letter or digit, then letters, digits, `_`, `.` and `-` follow.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")))]
     name: Option<String>,
+    /// The plugin's name.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     #[serde(rename = "type")]
     _type: IgnoredAny,
+    /// What the runtime may put into `runtimeConfig`.
+    #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, bool>"))]
     #[serde(rename = "capabilities")]
     _capabilities: IgnoredAny,
+    /// Of main plugins; ignored here.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "ipam")]
     _ipam: IgnoredAny,
+    /// Of main plugins; ignored here.
+    #[cfg_attr(feature = "schema", schemars(with = "bool"))]
     #[serde(rename = "ipMasq")]
     _ip_masq: IgnoredAny,
+    /// Of main plugins; ignored here.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "dns")]
     _dns: IgnoredAny,
+    /// Labels and arguments of whoever called the runtime.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "args")]
     _args: IgnoredAny,
+    /// What the runtime adds, by capability.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "runtimeConfig")]
     _runtime_config: IgnoredAny,
+    /// What the plugins before have made; the runtime puts it in.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "prevResult")]
     _prev_result: IgnoredAny,
+    /// GC: who is alive; the runtime puts it in.
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The same in libcni's older spelling.
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
 }
 
 /// An attachment that GC must leave alone.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ValidAttachment {

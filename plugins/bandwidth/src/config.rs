@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 /// The keys of the plugin as they may stand in a configuration.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Written {
@@ -26,8 +27,10 @@ pub struct Written {
     /// Remote subnets whose traffic is not limited.
     pub unshaped_subnets: Option<Vec<String>>,
     /// What is made of the bursts: `auto`, `given` or `chosen`.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "auto", "given", "chosen", null])))]
     pub burst: Option<String>,
     /// Milliseconds that a packet may wait.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = LATENCY_MAX)))]
     pub latency: Option<u64>,
     /// Whether the container's own interface carries the limits.
     pub in_container: Option<bool>,
@@ -36,6 +39,8 @@ pub struct Written {
 }
 
 /// The runtime's part of the configuration.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct RuntimeConfig {
@@ -44,6 +49,7 @@ pub struct RuntimeConfig {
 }
 
 /// CONVENTIONS.md, "Dynamic Plugin specific fields": `bandwidth`.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct RuntimeBandwidth {

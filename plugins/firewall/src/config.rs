@@ -10,20 +10,25 @@ use common::{Error, Result};
 use serde::Deserialize;
 
 /// The keys of the firewall plugin as they may stand in a configuration.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Written {
     /// `iptables`, `firewalld`, `nftables`, or nothing.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "iptables", "firewalld", "nftables"])))]
     backend: String,
     /// The chain for the administrator's overrides.
+    #[cfg_attr(feature = "schema", schemars(length(max = IPTABLES_NAME_MAX)))]
     iptables_admin_chain_name: String,
     /// firewalld's zone for the container's addresses.
     firewalld_zone: String,
     /// `open`, `same-bridge` or `isolated`.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "open", "same-bridge", "isolated"])))]
     ingress_policy: String,
     /// Chains of other tables that must accept admitted packets, each as `FAMILY TABLE CHAIN`.
     host_chains: Vec<String>,
     /// The bit of the packet mark by which admitted packets are known, 0 to 31.
+    #[cfg_attr(feature = "schema", schemars(range(max = 31)))]
     mark_admit_bit: Option<u64>,
     /// Whether the container may send from its own addresses only.
     anti_spoof: bool,

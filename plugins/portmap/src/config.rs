@@ -26,34 +26,60 @@ const DSTNAT: i32 = -100;
 const PRIORITIES: std::ops::RangeInclusive<i32> = -199..=-1;
 
 /// The configuration as it may be written.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Written {
+    /// `iptables` or `nftables`, in whose words the conditions are; either way the rules are in nftables.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "iptables", "nftables", null])))]
     backend: Option<String>,
+    /// Whether the source of connections from the container itself and from the host's loopback is replaced (true).
     snat: Option<bool>,
+    /// Whether every source is replaced.
     masq_all: bool,
+    /// The bit of the packet mark that asks for that, 0 to 31 (13); not together with `externalSetMarkChain`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 31)))]
     mark_masq_bit: Option<i64>,
+    /// An iptables chain whose mark is set instead, as `KUBE-MARK-MASQ`.
+    #[cfg_attr(feature = "schema", schemars(length(max = 28)))]
     external_set_mark_chain: Option<String>,
+    /// What else a packet to an IPv4 address must fulfil, in words of iptables or nft.
     #[serde(rename = "conditionsV4")]
     conditions_v4: Vec<String>,
+    /// The same for IPv6.
     #[serde(rename = "conditionsV6")]
     conditions_v6: Vec<String>,
+    /// The priority of the nat hooks, -199 to -1 but for -100 (-95).
+    #[cfg_attr(feature = "schema", schemars(range(min = -199, max = -1), extend("not" = { "const": -100 })))]
     priority: Option<i64>,
+    /// What the runtime adds.
     runtime_config: WrittenRuntime,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct WrittenRuntime {
+    /// Of the capability `portMappings`.
     port_mappings: Vec<WrittenMapping>,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("required" = ["hostPort", "containerPort", "protocol"])))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct WrittenMapping {
+    /// The port on the host.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 65535)))]
     host_port: i64,
+    /// The port in the container.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 65535)))]
     container_port: i64,
+    /// `tcp`, `udp` or `sctp`, in any letter case.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^(?:[tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP])$")))]
     protocol: String,
+    /// The host's address at which it is published; empty for every one.
     #[serde(rename = "hostIP")]
     host_ip: String,
 }

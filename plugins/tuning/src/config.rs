@@ -17,53 +17,86 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 pub const DEFAULT_DATA_DIR: &str = "/run/cni/tuning";
 
 /// The keys as they may be written.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Written {
+    /// Where state files are kept (`/run/cni/tuning`).
     #[serde(rename = "dataDir")]
     data_dir: Option<String>,
+    /// Keys of /proc/sys/net, with dots or slashes, and their values; `IFNAME` stands for the interface's name.
     sysctl: Pairs,
+    /// The hardware address: 6, 8 or 20 bytes.
     mac: Option<String>,
+    /// Whether the interface takes every packet.
     promisc: Option<bool>,
+    /// Bytes; 0 leaves the interface's own.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = u32::MAX)))]
     mtu: Option<i64>,
+    /// Whether the interface takes every multicast packet.
     allmulti: Option<bool>,
+    /// Packets.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = u32::MAX)))]
     #[serde(rename = "txQLen")]
     tx_queue_len: Option<i64>,
+    /// What the runtime adds.
     #[serde(rename = "runtimeConfig")]
     runtime_config: RuntimeConfig,
+    /// Labels and arguments of whoever called the runtime.
     args: CniArgs,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RuntimeConfig {
+    /// Of the capability `mac`.
     mac: Option<String>,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct CniArgs {
+    /// The same keys, each winning over the configuration's.
     cni: Overrides,
 }
 
 /// `args.cni`: the same keys, each winning over the configuration's.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Overrides {
+    /// Keys of /proc/sys/net, with dots or slashes, and their values; `IFNAME` stands for the interface's name.
     sysctl: Pairs,
+    /// The hardware address: 6, 8 or 20 bytes.
     mac: Option<String>,
+    /// Whether the interface takes every packet.
     promisc: Option<bool>,
+    /// Bytes; 0 leaves the interface's own.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = u32::MAX)))]
     mtu: Option<i64>,
+    /// Whether the interface takes every multicast packet.
     allmulti: Option<bool>,
+    /// Packets.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = u32::MAX)))]
     #[serde(rename = "txQLen")]
     tx_queue_len: Option<i64>,
 }
 
 /// The pairs of `sysctl`, in the order written and with their duplicates.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Debug, Default)]
-struct Pairs(Vec<(String, String)>);
+struct Pairs(
+    #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, Option<Value>>"))]
+    Vec<(String, String)>,
+);
 
 /// A sysctl's value: a string, or a number or boolean that becomes one.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("type" = ["string", "integer", "boolean"], "minimum" = i64::MIN, "maximum" = u64::MAX)))]
 struct Value(String);
 
 /// What was meant.

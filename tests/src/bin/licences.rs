@@ -49,6 +49,20 @@ struct Package {
     source: Option<String>,
     manifest_path: PathBuf,
     targets: Vec<Target>,
+    dependencies: Vec<Declared>,
+}
+
+/// A dependency as a package declares it.
+#[derive(Deserialize)]
+struct Declared {
+    name: String,
+    optional: bool,
+}
+
+impl Package {
+    fn only_tests_need(&self, dependency: &Package) -> bool {
+        self.source.is_none() && self.dependencies.iter().any(|d| d.name == dependency.name && d.optional)
+    }
 }
 
 #[derive(Deserialize)]
@@ -195,7 +209,8 @@ fn is_satisfied(expression: &str, allowed: &[String]) -> Outcome<bool> {
 
 /// The packages compiled for what is distributed: no procedural macros, build scripts or tests.
 ///
-/// The linker leaves out what is never called, so this names rather too many than too few.
+/// The linker leaves out what is never called, so this names rather too many than too few. Optional dependencies of our
+/// own are for the tests.
 fn linked(metadata: &Metadata) -> Vec<&Package> {
     let packages: BTreeMap<&str, &Package> = metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
     let nodes: BTreeMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
@@ -209,7 +224,12 @@ fn linked(metadata: &Metadata) -> Vec<&Package> {
             continue;
         }
         let normal = |d: &&Dependency| d.dep_kinds.iter().any(|k| k.kind.is_none());
-        waiting.extend(nodes.get(id).iter().flat_map(|n| n.deps.iter().filter(normal)).map(|d| d.pkg.as_str()));
+        let is_optional = |to: &&str| match (packages.get(id), packages.get(to)) {
+            (Some(package), Some(dependency)) => package.only_tests_need(dependency),
+            _ => false,
+        };
+        let dependencies = nodes.get(id).into_iter().flat_map(|n| n.deps.iter().filter(normal));
+        waiting.extend(dependencies.map(|d| d.pkg.as_str()).filter(|to| !is_optional(to)));
     }
     let mut linked: Vec<&Package> = seen.iter().filter_map(|id| packages.get(id).copied()).collect();
     linked.retain(|p| p.source.is_some());
@@ -301,6 +321,7 @@ mod tests {
             source: Some("git+https://example.org/stray".into()),
             manifest_path: PathBuf::new(),
             targets: Vec::new(),
+            dependencies: Vec::new(),
         };
         let complaint = complaint(&policy().unwrap(), &package, &mut BTreeSet::new()).unwrap().unwrap();
         assert!(complaint.contains("stray 1.0.0 comes from git+https://example.org/stray"), "{complaint}");
