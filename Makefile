@@ -69,7 +69,7 @@ notices: ## Write the notices of everything linked in to build/THIRD-PARTY.txt
 dist: build notices ## Pack executables, licences, notices and conflists into dist/
 	@sh deploy/dist.sh
 
-bench: ## Measure every verb beside the reference plugins (CASE= ROUNDS= BIN=dir:dir OUT=file.json)
+bench: ## Measure beside the reference plugins (CASE=name[/item] ROUNDS= BIN=dir:dir OUT=dir, e.g. docs/bench)
 	@sh deploy/setup.sh test
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin bench

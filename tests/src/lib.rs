@@ -51,7 +51,6 @@ pub mod traffic;
 
 mod mounts;
 mod process;
-mod wait;
 
 pub use chain::{Chain, bridge_conf, ptp_conf};
 pub use common::cni::env::Verb;

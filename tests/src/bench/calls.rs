@@ -1,0 +1,211 @@
+//! What a call costs: time, programs, system calls and memory of each verb of each plugin.
+//!
+//! A scenario is a sequence of calls that leaves the laboratory as it was.
+
+use serde_json::{Value, json};
+
+use super::report::{Cell, Chart, Column, Report, Table};
+use super::site::{Site, Subject};
+use super::{Bench, Case, Contender, quantile};
+
+/// The case.
+#[derive(Debug)]
+pub struct Calls;
+
+/// A sequence of calls of one plugin.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What is special about it, as `portmap, 10 ports`.
+    pub name: String,
+    /// Plugin and keys.
+    pub subject: Subject,
+    /// The verbs, in turn.
+    pub verbs: &'static [&'static str],
+    /// Removes by hand what DEL of some contenders leaves, so that each round begins alike.
+    pub tidy: &'static [&'static str],
+}
+
+/// The reference's DEL of bandwidth leaves these on a link that stays; its next ADD would fail.
+const QDISCS: &[&str] = &["tc qdisc del dev veth2 root", "tc qdisc del dev veth2 ingress"];
+
+/// Beyond so many microseconds in one scenario, a slow contender has no further rounds.
+const PATIENCE: f64 = 3e6;
+
+const CYCLE: &[&str] = &["ADD", "CHECK", "DEL"];
+
+/// Host ports from 20000 on, all led to port 80.
+pub(super) fn ports(count: usize) -> Value {
+    let one = |n| json!({"hostPort": 20_000 + n, "containerPort": 80, "protocol": "tcp"});
+    json!({"runtimeConfig": {"portMappings": (0..count).map(one).collect::<Vec<_>>()}})
+}
+
+/// 10 Mbit/s in both directions.
+pub(super) fn rates() -> Value {
+    json!({"ingressRate": 10_000_000, "ingressBurst": 1_000_000, "egressRate": 10_000_000, "egressBurst": 1_000_000})
+}
+
+/// Two sysctls and a link attribute.
+pub(super) fn tunings() -> Value {
+    json!({"mtu": 1400, "sysctl": {"net.ipv4.conf.all.arp_notify": "1", "net.core.somaxconn": "512"}})
+}
+
+/// Everything that is measured.
+pub fn scenarios() -> Vec<Scenario> {
+    let scenario = |name: &str, plugin, verbs, keys| {
+        let subject = Subject { plugin, keys };
+        let tidy = if plugin == "bandwidth" { QDISCS } else { &[] };
+        Scenario { name: name.to_owned(), subject, verbs, tidy }
+    };
+    let mut all = Vec::new();
+    for plugin in ["portmap", "bandwidth", "firewall", "tuning"] {
+        all.push(scenario(&format!("{plugin}, bare exec"), plugin, &["VERSION"], json!({})));
+    }
+    all.push(scenario("portmap, no port", "portmap", &["ADD"], json!({})));
+    for count in [1, 10] {
+        let plural = if count == 1 { "" } else { "s" };
+        all.push(scenario(&format!("portmap, {count} port{plural}"), "portmap", CYCLE, ports(count)));
+    }
+    all.push(scenario("bandwidth, no limit", "bandwidth", &["ADD"], json!({})));
+    all.push(scenario("bandwidth, both directions", "bandwidth", CYCLE, rates()));
+    all.push(scenario("firewall, dual stack", "firewall", CYCLE, json!({})));
+    all.push(scenario("tuning, two sysctls and mtu", "tuning", CYCLE, tunings()));
+    all
+}
+
+/// What one verb of one scenario cost one contender.
+#[derive(Clone, Debug, Default)]
+struct Cost {
+    /// Of each run, ascending in the end.
+    micros: Vec<f64>,
+    peak_kib: u64,
+    programs: usize,
+    syscalls: usize,
+    failures: usize,
+    error: String,
+}
+
+struct Track<'a> {
+    contender: &'a Contender,
+    site: Site,
+}
+
+impl Track<'_> {
+    /// Runs the scenario once and adds what it cost, one entry a verb.
+    fn run(&self, scenario: &Scenario, costs: &mut [Cost]) -> std::io::Result<()> {
+        let config = self.site.config(&scenario.subject).to_string();
+        for (verb, cost) in scenario.verbs.iter().zip(costs) {
+            let run = self.site.call(&self.contender.bin, scenario.subject.plugin, verb, config.as_bytes())?;
+            cost.micros.push(run.micros);
+            cost.failures += usize::from(!run.success);
+        }
+        self.tidy(scenario);
+        Ok(())
+    }
+
+    fn tidy(&self, scenario: &Scenario) {
+        for line in scenario.tidy {
+            // Mostly there is nothing to remove.
+            let _ = self.site.lab.host.try_run(line);
+        }
+    }
+
+    /// Runs the scenario once under a tracer.
+    fn count(&self, scenario: &Scenario, costs: &mut [Cost]) -> std::io::Result<()> {
+        let config = self.site.config(&scenario.subject).to_string();
+        for (verb, cost) in scenario.verbs.iter().zip(costs) {
+            let seen = self.site.trace(&self.contender.bin, scenario.subject.plugin, verb, config.as_bytes())?;
+            (cost.programs, cost.syscalls, cost.peak_kib) = (seen.programs, seen.syscalls, seen.peak_kib);
+            if !seen.success {
+                cost.failures += 1;
+                cost.error = seen.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
+        }
+        self.tidy(scenario);
+        Ok(())
+    }
+}
+
+/// Measures a scenario for all contenders, in turns: by contender, by verb.
+fn measure(tracks: &[Track<'_>], scenario: &Scenario, bench: &Bench) -> std::io::Result<Vec<Vec<Cost>>> {
+    let mut costs = vec![vec![Cost::default(); scenario.verbs.len()]; tracks.len()];
+    let progress = bench.progress(&scenario.name, bench.rounds);
+    for (track, cost) in tracks.iter().zip(&mut costs) {
+        // The first round warms up: page cache, modules, static chains.
+        track.run(scenario, &mut vec![Cost::default(); scenario.verbs.len()])?;
+        track.count(scenario, cost)?;
+    }
+    for round in 0..bench.rounds {
+        for (track, cost) in tracks.iter().zip(&mut costs) {
+            if round < 3 || cost.iter().flat_map(|c| &c.micros).sum::<f64>() < PATIENCE {
+                track.run(scenario, cost)?;
+            }
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    costs.iter_mut().flatten().for_each(|cost| cost.micros.sort_by(f64::total_cmp));
+    Ok(costs)
+}
+
+impl Case for Calls {
+    fn name(&self) -> &'static str {
+        "calls"
+    }
+
+    fn run(&self, bench: &Bench) -> std::io::Result<Report> {
+        let tracks: Vec<Track<'_>> =
+            bench.contenders.iter().map(|contender| Track { contender, site: Site::new() }).collect();
+        let mut report = Report::new(self.name(), "What a call costs, each by itself on an otherwise empty host");
+        let mut table = Table::new("each call by itself", columns());
+        let mut groups = Vec::new();
+        for scenario in bench.chosen(self, &scenarios(), |s| &s.name) {
+            let costs = measure(&tracks, scenario, bench)?;
+            report.notes.extend(complaints(bench, scenario, &costs));
+            for (index, verb) in scenario.verbs.iter().enumerate() {
+                let of_verb: Vec<&Cost> = costs.iter().filter_map(|c| c.get(index)).collect();
+                rows(&mut table, bench, scenario, verb, &of_verb);
+                let medians = of_verb.iter().map(|cost| quantile(&cost.micros, 0.5) / 1e3).collect();
+                groups.push((format!("{}: {verb}", scenario.name), medians));
+            }
+        }
+        let names = bench.contenders.iter().map(|c| c.name.clone()).collect();
+        let title = "Median time of a call (logarithmic)";
+        report.charts.push(Chart::bars("calls", title, ("time", "ms"), names, groups).logarithmic());
+        report.tables.push(table);
+        Ok(report)
+    }
+}
+
+/// A figure of a call that failed is none: so it is said, and why.
+fn complaints(bench: &Bench, scenario: &Scenario, costs: &[Vec<Cost>]) -> Vec<String> {
+    let mut said = Vec::new();
+    for (contender, costs) in bench.contenders.iter().zip(costs) {
+        for (verb, cost) in scenario.verbs.iter().zip(costs).filter(|(_, cost)| !cost.error.is_empty()) {
+            let error: String = cost.error.chars().take(240).collect();
+            said.push(format!("{} fails {verb} of “{}”: `{error}`", contender.name, scenario.name));
+        }
+    }
+    said
+}
+
+fn columns() -> Vec<Column> {
+    let mut columns: Vec<Column> = ["scenario", "verb", "plugins"].map(Column::text).into();
+    columns.extend(["min", "median", "p95"].map(|name| Column::number(name, "ms", 2)));
+    columns.push(Column::number("ratio", "× ours", 1));
+    columns.extend(["programs", "system calls"].map(|name| Column::number(name, "", 0)));
+    columns.push(Column::number("peak memory", "MiB", 1));
+    columns.push(Column::number("failures", "", 0));
+    columns
+}
+
+fn rows(table: &mut Table, bench: &Bench, scenario: &Scenario, verb: &str, costs: &[&Cost]) {
+    let ours = costs.first().map_or(f64::NAN, |c| quantile(&c.micros, 0.5));
+    for (contender, cost) in bench.contenders.iter().zip(costs) {
+        let mut row: Vec<Cell> = vec![scenario.name.as_str().into(), verb.into(), contender.name.as_str().into()];
+        row.extend([0.0, 0.5, 0.95].map(|part| Cell::from(quantile(&cost.micros, part) / 1e3)));
+        row.push((quantile(&cost.micros, 0.5) / ours).into());
+        row.extend([cost.programs as f64, cost.syscalls as f64].map(Cell::from));
+        row.extend([cost.peak_kib as f64 / 1024.0, cost.failures as f64].map(Cell::from));
+        table.row(row);
+    }
+}
