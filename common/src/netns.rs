@@ -6,7 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, GetSockOpt, SockFlag, SockType, socket};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 
 use crate::cni::error::{Error, Result};
@@ -77,6 +79,24 @@ pub fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
+/// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h), since Linux 5.14.
+#[derive(Clone, Copy)]
+struct NetnsCookie;
+nix::getsockopt_impl!(
+    NetnsCookie,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64,
+    nix::sys::socket::sockopt::GetStruct<u64>
+);
+
+/// The cookie of the calling thread's namespace: unlike the inode of its file, the kernel gives it to no other namespace
+/// until it boots again. `None` where the kernel has none.
+pub fn cookie() -> Option<u64> {
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    NetnsCookie.get(&socket).ok()
+}
+
 /// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for
 /// namespaces that are gone.
 pub fn refuse_own(path: Option<&Path>) -> Result<()> {
@@ -84,5 +104,16 @@ pub fn refuse_own(path: Option<&Path>) -> Result<()> {
     match (identity(path), identity(Path::new(OWN))) {
         (Some(theirs), Some(ours)) if theirs == ours => Err(Error::SameNetns { path: path.display().to_string() }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_keeps_its_cookie() {
+        assert!(cookie().is_some_and(|cookie| cookie != 0));
+        assert_eq!(cookie(), cookie());
     }
 }

@@ -236,11 +236,14 @@ fn gc<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
     P::collect(&net.name, &live, config.as_ref()).map(|()| String::new())
 }
 
-/// DEL and GC must go on where the configuration has become invalid since ADD.
+/// DEL and GC must go on where the configuration has become invalid since ADD: with those of its keys that can be read.
 fn config_as_hint<P: Plugin>(net: &Network, call: &Call) -> Option<P::Config> {
-    configured::<P>(net, call)
-        .inspect_err(|error| log::warn!("{error}; removing what the attachment owns all the same"))
-        .ok()
+    let error = match configured::<P>(net, call) {
+        Ok(config) => return Some(config),
+        Err(error) => error,
+    };
+    log::warn!("{error}; removing what the attachment owns all the same");
+    P::validate(net.readable_keys::<P::Written>()?, call).ok()
 }
 
 #[derive(Serialize)]
@@ -428,6 +431,14 @@ mod tests {
         let (answer, asked) = call("DEL", &bare, &[("CNI_NETNS", "")]);
         assert_eq!(answer, Answer { stdout: String::new(), success: true });
         assert_eq!(asked, ["remove net/c1/eth0 None"]);
+    }
+
+    #[test]
+    fn del_goes_by_the_keys_that_can_be_read() {
+        let keys = config("1.0.0", r#""refuse":"maybe","work":true"#);
+        let (answer, asked) = call("DEL", &keys, &[]);
+        assert_eq!(answer, Answer { stdout: String::new(), success: true });
+        assert_eq!(asked, ["remove net/c1/eth0 Some(true)"]);
     }
 
     #[test]

@@ -9,11 +9,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
+use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, unlinkat};
 
 use crate::cni::error::{Error, Result};
 
@@ -69,6 +71,28 @@ impl Directory {
         Directory::open(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
     }
 
+    /// Fails if no file could be made in a directory of this path, or the directory itself could not be made. Leaves nothing
+    /// behind: what is made for the question has no name (`O_TMPFILE`, open(2)).
+    pub fn probe(path: &Path) -> Result<()> {
+        let refuse =
+            |at: &Path, reason: &str| Err(unusable(path, format!("nothing can be made in {}: {reason}", at.display())));
+        let nearest =
+            path.ancestors().find(|p| !matches!(p.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound));
+        let nearest = nearest.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE | nix::libc::O_CLOEXEC);
+        match options.open(nearest).map_err(errno_of) {
+            Ok(_) => Ok(()),
+            // A file system that knows no nameless files may be a remote one, which takes others; the kernel's own do not.
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR) => match statfs(nearest).map(|fs| fs.filesystem_type()) {
+                Ok(PROC_SUPER_MAGIC | SYSFS_MAGIC) => refuse(nearest, "it is the kernel's own"),
+                Ok(_) => access(nearest, AccessFlags::W_OK | AccessFlags::X_OK).or_else(|e| refuse(nearest, e.desc())),
+                Err(errno) => refuse(nearest, errno.desc()),
+            },
+            Err(errno) => refuse(nearest, errno.desc()),
+        }
+    }
+
     /// The path of the file of this name.
     pub fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -100,6 +124,15 @@ impl Directory {
             return Ok(Stored::Spoilt(format!("it is larger than {FILE_MAX} bytes")));
         }
         Ok(Stored::Bytes(bytes))
+    }
+
+    /// When a file was written last; `None` if there is none.
+    pub fn modified(&self, name: &str) -> Result<Option<SystemTime>> {
+        match fstatat(&self.handle, checked(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(time_of(stat.st_mtime, stat.st_mtime_nsec)),
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(None),
+            Err(errno) => Err(self.failed(name, "it can't be looked at", errno)),
+        }
     }
 
     /// Replaces a file as a whole: a reader, or a machine that loses power, sees the old content or the new.
@@ -167,6 +200,12 @@ fn checked(name: &str) -> Result<&str> {
 
 fn unusable(path: &Path, reason: String) -> Error {
     Error::StateFile { path: path.to_owned(), reason }
+}
+
+/// Seconds and nanoseconds since 1970.
+fn time_of(seconds: i64, nanoseconds: i64) -> Option<SystemTime> {
+    let since_1970 = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since_1970)
 }
 
 fn errno_of(error: std::io::Error) -> Errno {
@@ -244,6 +283,33 @@ mod tests {
         for name in ["fifo", "dir", "large"] {
             assert!(matches!(directory.read(name).unwrap(), Stored::Spoilt(_)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_probe_says_whether_a_file_could_be_made_and_makes_none() {
+        let (outer, directory) = directory();
+        let file = outer.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for fine in [directory.path.clone(), outer.path().join("not/yet/there")] {
+            Directory::probe(&fine).unwrap();
+        }
+        for impossible in ["/proc/nowhere", "/sys/nowhere", "/proc/sys/net"] {
+            assert!(Directory::probe(Path::new(impossible)).is_err(), "{impossible}");
+        }
+        assert!(Directory::probe(&file).is_err());
+        assert!(Directory::probe(&file.join("below")).is_err());
+        let left: Vec<_> = std::fs::read_dir(outer.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(directory.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_says_when_it_was_written() {
+        let (_outer, directory) = directory();
+        assert_eq!(directory.modified("a.json").unwrap(), None);
+        directory.write("a.json", b"x").unwrap();
+        let age = directory.modified("a.json").unwrap().unwrap().elapsed().unwrap();
+        assert!(age.as_secs() < 3600, "{age:?}");
     }
 
     #[test]

@@ -52,6 +52,38 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The interface of whose sysctls this is one, as `eth0` of `net/ipv4/conf/eth0/rp_filter`; `None` where it is the
+    /// namespace's.
+    pub fn interface(&self) -> Option<&str> {
+        self.scope().filter(|scope| !matches!(*scope, "all" | "default"))
+    }
+
+    /// The same sysctl of another interface, of `all` or of `default`.
+    pub fn of(&self, scope: &str) -> Option<Name> {
+        let mut parts: Vec<&str> = self.0.split('/').collect();
+        self.scope()?;
+        *parts.get_mut(3)? = scope;
+        Name::from_parts(&parts)
+    }
+
+    /// Where it belongs when several are written, because of [`followers`]: what changes every interface's goes before
+    /// what changes new interfaces', and that before one interface's.
+    pub fn rank(&self) -> u8 {
+        match self.scope() {
+            Some("all") => 0,
+            None if self.0 == "net/ipv4/ip_forward" => 0,
+            Some("default") => 1,
+            _ => 2,
+        }
+    }
+
+    /// The fourth part of `net/<family>/{conf,neigh}/<scope>/<leaf>`.
+    fn scope(&self) -> Option<&str> {
+        let mut parts = self.0.split('/').skip(2);
+        let (table, scope, _leaf) = (parts.next()?, parts.next()?, parts.next()?);
+        matches!(table, "conf" | "neigh").then_some(scope)
+    }
 }
 
 impl fmt::Display for Name {
@@ -202,24 +234,80 @@ fn read_whole(file: OwnedFd, name: &Name) -> std::io::Result<Vec<u8>> {
 
 /// The sysctls that the kernel writes too when `name` is written, as they are in the calling thread's namespace.
 ///
-/// `inet_forward_change` (net/ipv4/devinet.c); `addrconf_fixup_forwarding`, `addrconf_disable_ipv6`,
-/// `addrconf_disable_policy` and their like (net/ipv6/addrconf.c) give the value of `all` to every interface.
+/// * What is written to `all` goes to every interface: `inet_forward_change` (net/ipv4/devinet.c);
+///   `addrconf_fixup_forwarding`, `addrconf_disable_ipv6` and their like (net/ipv6/addrconf.c).
+/// * What is written to IPv4's `default` goes to every interface that has no address yet (`devinet_copy_dflt_conf`,
+///   net/ipv4/devinet.c).
+/// * A secret switches its interface to addresses made from it (`addrconf_sysctl_stable_secret`).
+/// * Some settings have two files in two units.
 pub fn followers(name: &Name) -> Vec<Name> {
-    const V6: [&str; 5] =
-        ["forwarding", "disable_ipv6", "disable_policy", "addr_gen_mode", "ignore_routes_with_linkdown"];
+    const V6: [&str; 6] = [
+        "forwarding",
+        "force_forwarding",
+        "disable_ipv6",
+        "disable_policy",
+        "addr_gen_mode",
+        "ignore_routes_with_linkdown",
+    ];
     let parts: Vec<&str> = name.0.split('/').collect();
-    let (family, leaf, beside) = match parts.as_slice() {
+    let mut names = match parts.as_slice() {
         ["net", "ipv4", "ip_forward"] | ["net", "ipv4", "conf", "all", "forwarding"] => {
-            ("ipv4", "forwarding", Name::new("net/ipv4/conf/all/accept_redirects"))
+            let beside =
+                ["net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects"].into_iter().filter_map(Name::new);
+            in_every("ipv4/conf", "forwarding").chain(beside).collect()
         }
-        ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => ("ipv6", *leaf, None),
-        _ => return Vec::new(),
+        ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => in_every("ipv6/conf", leaf).collect(),
+        ["net", "ipv4", "conf", "default", leaf] if *leaf != "forwarding" => {
+            in_every("ipv4/conf", leaf).filter(|n| n.interface().is_some()).collect()
+        }
+        ["net", "ipv6", "conf", "default", "stable_secret"] => {
+            in_every("ipv6/conf", "addr_gen_mode").filter(|n| n.interface().is_some()).collect()
+        }
+        [directory @ .., leaf] => {
+            let twin = twin(leaf).and_then(|twin| Name::new(&format!("{}/{twin}", directory.join("/"))));
+            twin.into_iter().collect::<Vec<_>>()
+        }
+        [] => Vec::new(),
     };
-    let interfaces = std::fs::read_dir(format!("{ROOT}/net/{family}/conf")).into_iter().flatten().flatten();
-    let names = interfaces.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<Name> = names.filter_map(|i| Name::from_parts(&["net", family, "conf", &i, leaf])).collect();
-    names.extend(beside);
     names.retain(|n| n != name);
+    names.sort();
+    names
+}
+
+/// The same leaf in every directory below `directory`.
+fn in_every(directory: &str, leaf: &str) -> impl Iterator<Item = Name> {
+    let entries = std::fs::read_dir(format!("{ROOT}/net/{directory}")).into_iter().flatten().flatten();
+    let directories = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    directories.filter_map(move |d| Name::new(&format!("net/{directory}/{d}/{leaf}")))
+}
+
+/// The other file of a setting that has two, or the one that is changed along with it.
+fn twin(leaf: &str) -> Option<&'static str> {
+    const TWINS: [(&str, &str); 5] = [
+        ("base_reachable_time", "base_reachable_time_ms"),
+        ("retrans_time", "retrans_time_ms"),
+        ("unres_qlen", "unres_qlen_bytes"),
+        ("gc_min_interval", "gc_min_interval_ms"),
+        ("pm_type", "path_manager"),
+    ];
+    let other = |(a, b): (&'static str, &'static str)| match leaf {
+        _ if leaf == a => Some(b),
+        _ if leaf == b => Some(a),
+        _ => None,
+    };
+    TWINS.into_iter().find_map(other).or((leaf == "stable_secret").then_some("addr_gen_mode"))
+}
+
+/// Every sysctl of an interface's own for IPv6, which the kernel forgets when IPv6 is taken from the interface
+/// (`addrconf_ifdown`, net/ipv6/addrconf.c).
+pub fn of_ipv6(interface: &str) -> Vec<Name> {
+    let leaves = |table: &str| {
+        let entries = std::fs::read_dir(format!("{ROOT}/net/ipv6/{table}/{interface}")).into_iter().flatten().flatten();
+        let leaves = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let names = leaves.filter_map(|leaf| Name::from_parts(&["net", "ipv6", table, interface, &leaf]));
+        names.collect::<Vec<_>>()
+    };
+    let mut names: Vec<Name> = ["conf", "neigh"].into_iter().flat_map(leaves).collect();
     names.sort();
     names
 }
@@ -365,6 +453,55 @@ mod tests {
         assert!(key("net.ipv4.conf.IFNAME.rp_filter").means_the_same(&key("net/ipv4/conf/eth0.1/rp_filter")));
         assert!(key("net.ipv4.conf.IFNAME.rp_filter").means_the_same(&key("net.ipv4.conf.eth0.1.rp_filter")));
         assert!(!key("net.core.somaxconn").means_the_same(&key("net.core.txrehash")));
+    }
+
+    #[test]
+    fn a_name_says_whose_it_is() {
+        let name = |text| Name::new(text).unwrap();
+        for (text, interface, rank) in [
+            ("net/ipv4/conf/eth0.1/rp_filter", Some("eth0.1"), 2),
+            ("net/ipv6/neigh/eth0/retrans_time_ms", Some("eth0"), 2),
+            ("net/mpls/conf/eth0/input", Some("eth0"), 2),
+            ("net/ipv6/conf/all/forwarding", None, 0),
+            ("net/ipv4/ip_forward", None, 0),
+            ("net/ipv4/neigh/default/unres_qlen", None, 1),
+            ("net/core/somaxconn", None, 2),
+            ("net/ipv4/conf/eth0", None, 2),
+        ] {
+            assert_eq!((name(text).interface(), name(text).rank()), (interface, rank), "{text}");
+        }
+        let of_eth0 = name("net/ipv6/conf/eth0/accept_ra");
+        assert_eq!(of_eth0.of("default"), Some(name("net/ipv6/conf/default/accept_ra")));
+        assert_eq!(name("net/core/somaxconn").of("default"), None);
+    }
+
+    #[test]
+    fn what_the_kernel_changes_along_is_known() {
+        let follows = |leader: &str, follower: &str| {
+            followers(&Name::new(leader).unwrap()).contains(&Name::new(follower).unwrap())
+        };
+        for (leader, follower) in [
+            ("net/ipv4/ip_forward", "net/ipv4/conf/lo/forwarding"),
+            ("net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects"),
+            ("net/ipv4/conf/all/forwarding", "net/ipv4/ip_forward"),
+            ("net/ipv4/conf/default/rp_filter", "net/ipv4/conf/lo/rp_filter"),
+            ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/lo/disable_ipv6"),
+            ("net/ipv6/conf/lo/stable_secret", "net/ipv6/conf/lo/addr_gen_mode"),
+            ("net/ipv4/neigh/lo/unres_qlen", "net/ipv4/neigh/lo/unres_qlen_bytes"),
+            ("net/ipv4/neigh/lo/unres_qlen_bytes", "net/ipv4/neigh/lo/unres_qlen"),
+            ("net/ipv6/neigh/lo/retrans_time_ms", "net/ipv6/neigh/lo/retrans_time"),
+            ("net/mptcp/pm_type", "net/mptcp/path_manager"),
+        ] {
+            assert!(follows(leader, follower), "{leader} {follower}");
+        }
+        for (leader, other) in [
+            ("net/core/somaxconn", "net/core/somaxconn"),
+            ("net/ipv4/conf/default/rp_filter", "net/ipv4/conf/all/rp_filter"),
+            ("net/ipv4/conf/all/rp_filter", "net/ipv4/conf/lo/rp_filter"),
+            ("net/ipv4/conf/lo/forwarding", "net/ipv4/ip_forward"),
+        ] {
+            assert!(!follows(leader, other), "{leader} {other}");
+        }
     }
 
     #[test]

@@ -659,6 +659,32 @@ fn the_allowlist_of_the_host_decides_on_add_and_status() {
 }
 
 #[test]
+fn status_names_a_state_directory_that_can_not_be_and_makes_none() {
+    let bench = Bench::new();
+    bench.host.write("/run/file", "");
+    let before = bench.snapshot();
+    for wrong in ["/proc/nowhere", "/sys/nowhere", "/run/file", "/run/file/below"] {
+        let error = bench.call(Verb::Status, &json!({"mtu": 1400, "dataDir": wrong})).fails_with(50);
+        assert!(error.msg.contains(wrong), "{error:?}");
+        bench.call(Verb::Add, &json!({"mtu": 1400, "dataDir": wrong})).fails_with(106);
+        bench.assert_same_as(&before);
+    }
+    bench.call(Verb::Status, &json!({"mtu": 1400, "dataDir": "/run/not/yet/there"})).succeeds();
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn del_finds_its_state_directory_whatever_else_has_become_invalid() {
+    let bench = Bench::new();
+    let data_dir = "/run/elsewhere";
+    bench.host.run(&format!("mkdir {data_dir}"));
+    let before = bench.snapshot();
+    bench.add(&json!({"mtu": 1400, "dataDir": data_dir, "sysctl": {"net.core.somaxconn": "777"}}));
+    bench.del(&json!({"mtu": "many", "promisc": 7, "args": "x", "sysctl": [], "dataDir": data_dir}));
+    bench.assert_same_as(&before);
+}
+
+#[test]
 fn a_read_only_proc_is_named_by_status_and_by_add() {
     let bench = Bench::new();
     bench.host.run("mount --bind /proc/sys /proc/sys");

@@ -150,6 +150,16 @@ impl Network {
             .map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
         Ok((own, misspelt))
     }
+
+    /// A plugin's own keys, as if those whose value has a wrong type had not been written: what DEL and GC go by where ADD
+    /// would refuse.
+    pub fn readable_keys<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        let Json::Object(pairs) = &self.json else { return None };
+        let is_readable = |(key, value): &&(String, Json)| {
+            Json::Object(vec![(key.clone(), value.clone())]).read::<T>(&mut Vec::new()).is_ok()
+        };
+        Json::Object(pairs.iter().filter(is_readable).cloned().collect()).read(&mut Vec::new()).ok()
+    }
 }
 
 /// The keys that every configuration may have.

@@ -1,11 +1,13 @@
 //! The administrator's list of sysctls that configurations may set.
 //!
-//! One regular expression a line, matched anywhere in a key as it is written, as the reference does it; the engine takes
-//! linear time. Empty lines and lines that begin with `#` say nothing. A file without patterns allows nothing.
+//! One regular expression a line, matched anywhere in a key as it is written, as the reference does it; it is read as Go
+//! would read it ([`crate::re2`]), and the engine takes linear time. Empty lines and lines that begin with `#` say nothing. A file without patterns allows nothing.
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::Look;
+
+use crate::re2;
 
 /// Where the list is; without the file everything is allowed. The reference's path, which no key changes.
 pub const PATH: &str = "/etc/cni/tuning/allowlist.conf";
@@ -22,6 +24,7 @@ struct Pattern {
     text: String,
     /// `None` where the text is no regular expression: it then matches nothing.
     regex: Option<Regex>,
+    anchored: bool,
 }
 
 impl Allowlist {
@@ -48,7 +51,7 @@ impl Allowlist {
         let warning = |p: &Pattern| {
             let what = match &p.regex {
                 None => "is not a regular expression and allows nothing",
-                Some(_) if !is_anchored(&p.text) => {
+                Some(_) if !p.anchored => {
                     "is not anchored: it allows every key that contains a match; begin it with ^ and end it with $"
                 }
                 Some(_) => return None,
@@ -61,15 +64,16 @@ impl Allowlist {
 
 impl Pattern {
     fn new(line: usize, text: &str) -> Pattern {
-        // \d, \w and \s are ASCII, as in Go.
-        let regex = RegexBuilder::new(text).unicode(false).build().ok();
-        Pattern { line, text: text.to_owned(), regex }
+        let translated = re2::translate(text);
+        let regex = translated.as_deref().and_then(|t| Regex::new(t).ok());
+        let anchored = translated.is_some_and(|t| is_anchored(&t));
+        Pattern { line, text: text.to_owned(), regex, anchored }
     }
 }
 
 /// Whether every match takes the whole key.
 fn is_anchored(pattern: &str) -> bool {
-    let parsed = ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern);
+    let parsed = ParserBuilder::new().utf8(false).build().parse(pattern);
     parsed.is_ok_and(|hir| {
         let properties = hir.properties();
         properties.look_set_prefix().contains(Look::Start) && properties.look_set_suffix().contains(Look::End)
@@ -116,10 +120,12 @@ mod tests {
     #[test]
     fn patterns_that_are_not_anchored_are_named() {
         let warned = |pattern: &str| !Allowlist::parse(pattern.as_bytes()).warnings().is_empty();
-        for anchored in ["^net.core.x$", "^(net.a|net.b)$", "\\Anet\\z", "^net.a$|^net.b$", "^net[$]a$"] {
+        for anchored in
+            ["^net.core.x$", "^(net.a|net.b)$", "\\Anet\\z", "^net.a$|^net.b$", "^net[$]a$", "^\\Qnet.a\\E$"]
+        {
             assert!(!warned(anchored), "{anchored}");
         }
-        for open in ["net.core.x", "^net.core", "core$", "^net.a|net.b$", "net\\$", "^net.a\\$"] {
+        for open in ["net.core.x", "^net.core", "core$", "^net.a|net.b$", "net\\$", "^net.a\\$", "\\Q^net.a$\\E"] {
             assert!(warned(open), "{open}");
         }
     }

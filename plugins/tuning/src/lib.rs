@@ -13,6 +13,7 @@ use common::{Attachment, Call, Plugin, Result};
 pub mod allowlist;
 pub mod config;
 pub mod plan;
+pub mod re2;
 pub mod record;
 pub mod state;
 

@@ -414,7 +414,5 @@ pub fn status(config: &Config) -> Result<()> {
         let change = format!("change the configuration or {}", allowlist::PATH);
         config.sysctls.iter().try_for_each(|s| plan::admit(&list, s)).map_err(|e| not_available(e, &change))?;
     }
-    Directory::open(&config.data_dir)
-        .map(drop)
-        .map_err(|e| not_available(e, "make dataDir a directory, or name another one"))
+    Directory::probe(&config.data_dir).map_err(|e| not_available(e, "make dataDir a directory, or name another one"))
 }
