@@ -11,14 +11,16 @@ BIN ?=
 CASE ?=
 ROUNDS ?=
 OUT ?=
-export BIN CASE ROUNDS OUT
+# Why the budgets of instructions are to be written anew, for budget.
+REASON ?=
+export BIN CASE ROUNDS OUT REASON
 
 PLUGINS := portmap bandwidth firewall tuning
 # Where rustup puts cargo, for shells that haven't read its profile yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CNI_CHAIN_BIN := $(CURDIR)/bin
 
-.PHONY: help build test lint fmt demo install uninstall notices dist bench conformance schemas fuzz clean
+.PHONY: help build test lint fmt demo install uninstall notices dist bench budget conformance schemas fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -73,6 +75,11 @@ bench: ## Measure beside the reference plugins (CASE=name[/item] ROUNDS= BIN=dir
 	@sh deploy/setup.sh test
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin bench
+
+budget: ## Hold each verb to its number of instructions (REASON='why' writes the numbers anew)
+	@sh deploy/setup.sh test
+	@sh deploy/build.sh
+	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin budget
 
 conformance: ## Run the specification's table against bin/ and any other directories (BIN=dir), as Markdown
 	@sh deploy/setup.sh test

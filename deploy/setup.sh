@@ -1,5 +1,6 @@
 #!/bin/sh
-# Brings to this machine what `make build` or `make test` (`make demo`, `make bench`) needs, and says beforehand what that is.
+# Brings to this machine what `make build` or `make test` (`make demo`, `make bench`, `make budget`) needs, and says
+# beforehand what that is.
 #
 # usage: deploy/setup.sh build|test
 #
@@ -25,6 +26,7 @@ util-linux           command:unshare
 conntrack            command:conntrack
 iperf3               command:iperf3
 strace               command:strace
+valgrind             command:valgrind
 containernetworking-plugins  main-plugin:bridge
 podman               command:podman
 crun                 command:crun

@@ -2,11 +2,15 @@
 //!
 //! A scenario is a sequence of calls that leaves the laboratory as it was.
 
+use std::io::Result;
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::report::{Cell, Chart, Column, Report, Table};
 use super::site::{Site, Subject};
-use super::{Bench, Case, Contender, quantile};
+use super::{Bench, Case, floor, quantile};
 
 /// The case.
 #[derive(Debug)]
@@ -27,6 +31,9 @@ pub struct Scenario {
 
 /// The reference's DEL of bandwidth leaves these on a link that stays; its next ADD would fail.
 const QDISCS: &[&str] = &["tc qdisc del dev veth2 root", "tc qdisc del dev veth2 ingress"];
+
+const FLOOR: &str = "“floor” is a static C program that says to the kernel what our plugin says (netlink messages, \
+    namespaces, sysctls), byte for byte, and does nothing else: exec and the kernel's own work.";
 
 /// Beyond so many microseconds in one scenario, a slow contender has no further rounds.
 const PATIENCE: f64 = 3e6;
@@ -84,19 +91,80 @@ struct Cost {
     error: String,
 }
 
-struct Track<'a> {
-    contender: &'a Contender,
+/// Programs that take turns, each in its own laboratory.
+struct Track {
+    name: String,
+    kind: Kind,
     site: Site,
 }
 
-impl Track<'_> {
+enum Kind {
+    /// A directory of plugins.
+    Plugins(PathBuf),
+    /// The least that could be done instead of what these plugins do.
+    Floor { program: TempDir, plugins: PathBuf },
+}
+
+/// What is run for a scenario: a program and what each verb gets on stdin.
+struct Prepared<'a> {
+    bin: &'a Path,
+    program: &'a str,
+    stdins: Vec<Vec<u8>>,
+}
+
+impl Track {
+    fn all(bench: &Bench) -> Result<Vec<Track>> {
+        let track = |name: &str, kind| Track { name: name.into(), kind, site: Site::new() };
+        let mut all: Vec<Track> =
+            bench.contenders.iter().map(|c| track(&c.name, Kind::Plugins(c.bin.clone()))).collect();
+        if let Some(ours) = bench.contenders.first() {
+            all.push(track("floor", Kind::Floor { program: floor::build()?, plugins: ours.bin.clone() }));
+        }
+        Ok(all)
+    }
+
+    fn prepare<'a>(&'a self, scenario: &'a Scenario) -> Result<Prepared<'a>> {
+        let plugin = scenario.subject.plugin;
+        let config = self.site.config(&scenario.subject).to_string().into_bytes();
+        let prepared = |bin, program, stdins| Prepared { bin, program, stdins };
+        match &self.kind {
+            Kind::Plugins(bin) => Ok(prepared(bin, plugin, vec![config; scenario.verbs.len()])),
+            Kind::Floor { program, plugins } => {
+                // What is said the second time: the first puts in the static chains.
+                let stdins = vec![config.clone(); scenario.verbs.len()];
+                self.run(
+                    scenario,
+                    &prepared(plugins, plugin, stdins),
+                    &mut vec![Cost::default(); scenario.verbs.len()],
+                )?;
+                let record = |verb: &&str| self.site.record(plugins, plugin, verb, &config);
+                let scripts = scenario.verbs.iter().map(record).collect::<Result<_>>()?;
+                self.tidy(scenario);
+                Ok(prepared(program.path(), floor::PROGRAM, scripts))
+            }
+        }
+    }
+
     /// Runs the scenario once and adds what it cost, one entry a verb.
-    fn run(&self, scenario: &Scenario, costs: &mut [Cost]) -> std::io::Result<()> {
-        let config = self.site.config(&scenario.subject).to_string();
-        for (verb, cost) in scenario.verbs.iter().zip(costs) {
-            let run = self.site.call(&self.contender.bin, scenario.subject.plugin, verb, config.as_bytes())?;
+    fn run(&self, scenario: &Scenario, prepared: &Prepared<'_>, costs: &mut [Cost]) -> Result<()> {
+        for ((verb, stdin), cost) in scenario.verbs.iter().zip(&prepared.stdins).zip(costs) {
+            let run = self.site.call(prepared.bin, prepared.program, verb, stdin)?;
             cost.micros.push(run.micros);
             cost.failures += usize::from(!run.success);
+        }
+        self.tidy(scenario);
+        Ok(())
+    }
+
+    /// Runs the scenario once under a tracer.
+    fn count(&self, scenario: &Scenario, prepared: &Prepared<'_>, costs: &mut [Cost]) -> Result<()> {
+        for ((verb, stdin), cost) in scenario.verbs.iter().zip(&prepared.stdins).zip(costs) {
+            let seen = self.site.trace(prepared.bin, prepared.program, verb, stdin, false)?;
+            (cost.programs, cost.syscalls, cost.peak_kib) = (seen.programs, seen.syscalls, seen.peak_kib);
+            if !seen.success {
+                cost.failures += 1;
+                cost.error = seen.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
         }
         self.tidy(scenario);
         Ok(())
@@ -108,36 +176,22 @@ impl Track<'_> {
             let _ = self.site.lab.host.try_run(line);
         }
     }
-
-    /// Runs the scenario once under a tracer.
-    fn count(&self, scenario: &Scenario, costs: &mut [Cost]) -> std::io::Result<()> {
-        let config = self.site.config(&scenario.subject).to_string();
-        for (verb, cost) in scenario.verbs.iter().zip(costs) {
-            let seen = self.site.trace(&self.contender.bin, scenario.subject.plugin, verb, config.as_bytes())?;
-            (cost.programs, cost.syscalls, cost.peak_kib) = (seen.programs, seen.syscalls, seen.peak_kib);
-            if !seen.success {
-                cost.failures += 1;
-                cost.error = seen.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-            }
-        }
-        self.tidy(scenario);
-        Ok(())
-    }
 }
 
-/// Measures a scenario for all contenders, in turns: by contender, by verb.
-fn measure(tracks: &[Track<'_>], scenario: &Scenario, bench: &Bench) -> std::io::Result<Vec<Vec<Cost>>> {
+/// Measures a scenario for all tracks, in turns: by track, by verb.
+fn measure(tracks: &[Track], scenario: &Scenario, bench: &Bench) -> Result<Vec<Vec<Cost>>> {
     let mut costs = vec![vec![Cost::default(); scenario.verbs.len()]; tracks.len()];
     let progress = bench.progress(&scenario.name, bench.rounds);
-    for (track, cost) in tracks.iter().zip(&mut costs) {
+    let prepared: Vec<Prepared<'_>> = tracks.iter().map(|track| track.prepare(scenario)).collect::<Result<_>>()?;
+    for ((track, prepared), cost) in tracks.iter().zip(&prepared).zip(&mut costs) {
         // The first round warms up: page cache, modules, static chains.
-        track.run(scenario, &mut vec![Cost::default(); scenario.verbs.len()])?;
-        track.count(scenario, cost)?;
+        track.run(scenario, prepared, &mut vec![Cost::default(); scenario.verbs.len()])?;
+        track.count(scenario, prepared, cost)?;
     }
     for round in 0..bench.rounds {
-        for (track, cost) in tracks.iter().zip(&mut costs) {
+        for ((track, prepared), cost) in tracks.iter().zip(&prepared).zip(&mut costs) {
             if round < 3 || cost.iter().flat_map(|c| &c.micros).sum::<f64>() < PATIENCE {
-                track.run(scenario, cost)?;
+                track.run(scenario, prepared, cost)?;
             }
         }
         progress.inc(1);
@@ -152,23 +206,23 @@ impl Case for Calls {
         "calls"
     }
 
-    fn run(&self, bench: &Bench) -> std::io::Result<Report> {
-        let tracks: Vec<Track<'_>> =
-            bench.contenders.iter().map(|contender| Track { contender, site: Site::new() }).collect();
+    fn run(&self, bench: &Bench) -> Result<Report> {
+        let tracks = Track::all(bench)?;
         let mut report = Report::new(self.name(), "What a call costs, each by itself on an otherwise empty host");
         let mut table = Table::new("each call by itself", columns());
         let mut groups = Vec::new();
         for scenario in bench.chosen(self, &scenarios(), |s| &s.name) {
             let costs = measure(&tracks, scenario, bench)?;
-            report.notes.extend(complaints(bench, scenario, &costs));
+            report.notes.extend(complaints(&tracks, scenario, &costs));
             for (index, verb) in scenario.verbs.iter().enumerate() {
                 let of_verb: Vec<&Cost> = costs.iter().filter_map(|c| c.get(index)).collect();
-                rows(&mut table, bench, scenario, verb, &of_verb);
+                rows(&mut table, &tracks, scenario, verb, &of_verb);
                 let medians = of_verb.iter().map(|cost| quantile(&cost.micros, 0.5) / 1e3).collect();
                 groups.push((format!("{}: {verb}", scenario.name), medians));
             }
         }
-        let names = bench.contenders.iter().map(|c| c.name.clone()).collect();
+        report.notes.push(FLOOR.into());
+        let names = tracks.iter().map(|track| track.name.clone()).collect();
         let title = "Median time of a call (logarithmic)";
         report.charts.push(Chart::bars("calls", title, ("time", "ms"), names, groups).logarithmic());
         report.tables.push(table);
@@ -177,12 +231,12 @@ impl Case for Calls {
 }
 
 /// A figure of a call that failed is none: so it is said, and why.
-fn complaints(bench: &Bench, scenario: &Scenario, costs: &[Vec<Cost>]) -> Vec<String> {
+fn complaints(tracks: &[Track], scenario: &Scenario, costs: &[Vec<Cost>]) -> Vec<String> {
     let mut said = Vec::new();
-    for (contender, costs) in bench.contenders.iter().zip(costs) {
-        for (verb, cost) in scenario.verbs.iter().zip(costs).filter(|(_, cost)| !cost.error.is_empty()) {
+    for (track, costs) in tracks.iter().zip(costs) {
+        for (verb, cost) in scenario.verbs.iter().zip(costs).filter(|(_, cost)| cost.failures > 0) {
             let error: String = cost.error.chars().take(240).collect();
-            said.push(format!("{} fails {verb} of “{}”: `{error}`", contender.name, scenario.name));
+            said.push(format!("{} fails {verb} of “{}”: `{error}`", track.name, scenario.name));
         }
     }
     said
@@ -191,19 +245,20 @@ fn complaints(bench: &Bench, scenario: &Scenario, costs: &[Vec<Cost>]) -> Vec<St
 fn columns() -> Vec<Column> {
     let mut columns: Vec<Column> = ["scenario", "verb", "plugins"].map(Column::text).into();
     columns.extend(["min", "median", "p95"].map(|name| Column::number(name, "ms", 2)));
-    columns.push(Column::number("ratio", "× ours", 1));
+    columns.extend(["× ours", "× floor"].map(|name| Column::number(name, "", 2)));
     columns.extend(["programs", "system calls"].map(|name| Column::number(name, "", 0)));
     columns.push(Column::number("peak memory", "MiB", 1));
     columns.push(Column::number("failures", "", 0));
     columns
 }
 
-fn rows(table: &mut Table, bench: &Bench, scenario: &Scenario, verb: &str, costs: &[&Cost]) {
-    let ours = costs.first().map_or(f64::NAN, |c| quantile(&c.micros, 0.5));
-    for (contender, cost) in bench.contenders.iter().zip(costs) {
-        let mut row: Vec<Cell> = vec![scenario.name.as_str().into(), verb.into(), contender.name.as_str().into()];
+fn rows(table: &mut Table, tracks: &[Track], scenario: &Scenario, verb: &str, costs: &[&Cost]) {
+    let median = |cost: &&&Cost| quantile(&cost.micros, 0.5);
+    let (ours, floor) = (costs.first().map_or(f64::NAN, |c| median(&c)), costs.last().map_or(f64::NAN, |c| median(&c)));
+    for (track, cost) in tracks.iter().zip(costs) {
+        let mut row: Vec<Cell> = vec![scenario.name.as_str().into(), verb.into(), track.name.as_str().into()];
         row.extend([0.0, 0.5, 0.95].map(|part| Cell::from(quantile(&cost.micros, part) / 1e3)));
-        row.push((quantile(&cost.micros, 0.5) / ours).into());
+        row.extend([ours, floor].map(|other| Cell::from(median(&cost) / other)));
         row.extend([cost.programs as f64, cost.syscalls as f64].map(Cell::from));
         row.extend([cost.peak_kib as f64 / 1024.0, cost.failures as f64].map(Cell::from));
         table.row(row);

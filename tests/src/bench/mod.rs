@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`Case`] and [`Bench`] below, [`report`] (what a case hands back: plain data, which is printed, stored
 //! and drawn in one place), [`site`] (a contender's laboratory), [`launch`] (running a program and taking the time),
-//! [`trace`] (counting what it does), then the cases: [`calls`].
+//! [`trace`] (counting what it does), [`floor`] (the least
+//! that it could do), [`instructions`] (the gate of CI), then the cases: [`calls`].
 //!
 //! # To add a case
 //!
@@ -49,6 +50,8 @@ use crate::plugin::{Plugin, directory};
 use report::Report;
 
 pub mod calls;
+pub mod floor;
+pub mod instructions;
 pub mod launch;
 pub mod report;
 pub mod site;

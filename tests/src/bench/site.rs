@@ -1,11 +1,13 @@
 //! A contender's laboratory: a host, a container, and the calls a runtime would make there.
 
 use std::collections::BTreeMap;
+use std::io::Result;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::floor;
 use super::launch::{self, Run};
 use super::trace::{self, Traced};
 use crate::lab::{Container, Lab};
@@ -68,13 +70,20 @@ impl Site {
     }
 
     /// Calls a plugin once and takes the time.
-    pub fn call(&self, bin: &Path, plugin: &str, verb: &str, config: &[u8]) -> std::io::Result<Run> {
+    pub fn call(&self, bin: &Path, plugin: &str, verb: &str, config: &[u8]) -> Result<Run> {
         self.lab.host.inside(|| launch::timed(&mut self.command(bin, plugin, verb), config))
     }
 
-    /// Calls a plugin once and counts what it does.
-    pub fn trace(&self, bin: &Path, plugin: &str, verb: &str, config: &[u8]) -> std::io::Result<Traced> {
-        self.lab.host.inside(|| trace::trace(&mut self.command(bin, plugin, verb), config, false))
+    /// Calls a plugin once and counts what it does; `verbatim` also records it.
+    pub fn trace(&self, bin: &Path, plugin: &str, verb: &str, stdin: &[u8], verbatim: bool) -> Result<Traced> {
+        self.lab.host.inside(|| trace::trace(&mut self.command(bin, plugin, verb), stdin, verbatim))
+    }
+
+    /// Records what a plugin says to the kernel, for the floor.
+    pub fn record(&self, bin: &Path, plugin: &str, verb: &str, stdin: &[u8]) -> Result<Vec<u8>> {
+        let seen = self.trace(bin, plugin, verb, stdin, true)?;
+        let index_of = |name: &str| self.lab.host.inside(|| nix::net::if_::if_nametoindex(name).ok());
+        Ok(floor::script(&seen, &index_of))
     }
 }
 

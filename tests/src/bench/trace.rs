@@ -172,6 +172,7 @@ fn peak_kib(pid: Pid) -> u64 {
 fn is_told(number: i64) -> bool {
     [
         libc::SYS_openat,
+        libc::SYS_openat2,
         libc::SYS_close,
         libc::SYS_read,
         libc::SYS_write,
@@ -189,7 +190,7 @@ fn is_told(number: i64) -> bool {
 fn given(pid: Pid, call: &Syscall) -> Vec<u8> {
     let [_, second, third, ..] = call.arguments;
     match call.number {
-        libc::SYS_openat => {
+        libc::SYS_openat | libc::SYS_openat2 => {
             let bytes = memory(pid, second, 4096);
             bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec()
         }

@@ -1,0 +1,75 @@
+/*
+ * The least a plugin could do: says to the kernel what a plugin has said, and waits for the answers.
+ *
+ * The script on stdin is a sequence of steps in native byte order, made by floor.rs: kind, slot, argument and length of
+ * the data (32 bits each), the data, and zeros up to a multiple of four. A slot stands for a descriptor. Exit code 0 if
+ * every step succeeded and the kernel has refused as many messages as it did when the plugin sent them.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <sched.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+enum { SOCKET = 1, SEND, RECEIVE, OPEN, SETNS, WRITE, READ, CLOSE, REFUSED };
+
+static char script[8 << 20] __attribute__((aligned(4)));
+static char answer[64 << 10] __attribute__((aligned(4)));
+static int descriptors[1024];
+static uint32_t refused;
+
+static int receive(int socket)
+{
+    ssize_t got = recv(socket, answer, sizeof answer, 0);
+    if (got < 0)
+        return 0;
+    struct nlmsghdr *head = (struct nlmsghdr *)answer;
+    for (int left = got; NLMSG_OK(head, left); head = NLMSG_NEXT(head, left))
+        if (head->nlmsg_type == NLMSG_ERROR && ((struct nlmsgerr *)NLMSG_DATA(head))->error)
+            refused++;
+    return 1;
+}
+
+static int open_socket(int *descriptor, int protocol)
+{
+    struct timeval patience = { .tv_sec = 10 };
+    int room = 8 << 20;
+    *descriptor = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+    return *descriptor >= 0 && !setsockopt(*descriptor, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience)
+        && !setsockopt(*descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+}
+
+static int step(const uint32_t *head, const char *data)
+{
+    int *descriptor = &descriptors[head[1] % 1024];
+    ssize_t len = head[3];
+    switch (head[0]) {
+    case SOCKET: return open_socket(descriptor, head[2]);
+    case SEND: return send(*descriptor, data, len, 0) == len;
+    case RECEIVE: return receive(*descriptor);
+    case OPEN: return (*descriptor = open(data, head[2] | O_CLOEXEC)) >= 0;
+    case SETNS: return !setns(*descriptor, CLONE_NEWNET);
+    case WRITE: return write(*descriptor, data, len) == len;
+    case READ: return read(*descriptor, answer, sizeof answer) >= 0;
+    case CLOSE: return !close(*descriptor);
+    case REFUSED: return refused == head[2];
+    }
+    return 0;
+}
+
+int main(void)
+{
+    size_t len = 0;
+    for (ssize_t got; (got = read(0, script + len, sizeof script - len)) > 0;)
+        len += got;
+    for (size_t at = 0; at + 16 <= len;) {
+        const uint32_t *head = (const uint32_t *)(script + at);
+        if (!step(head, script + at + 16))
+            return 2 + head[0];
+        at += 16 + ((head[3] + 3) & ~3u);
+    }
+    return 0;
+}
