@@ -302,7 +302,7 @@ const DAMAGES: [(&str, &str); 10] = [
     ("iptables -w -F CNI-FORWARD", "ip filter CNI-FORWARD"),
     ("iptables -w -D CNI-FORWARD 1", "CNI-ADMIN"),
     ("iptables -w -D CNI-FORWARD 2", "accept"),
-    ("nft flush map inet cni_chain_firewall addresses4", "10.88.0.2"),
+    ("nft flush set inet cni_chain_firewall addresses4", "10.88.0.2"),
     ("nft flush chain inet cni_chain_firewall forward", "forward"),
     ("nft delete chain inet cni_chain_firewall cleared", "cleared"),
     ("nft flush chain inet cni_chain_firewall admitted", "admitted"),
@@ -390,7 +390,7 @@ fn twenty_at_once_leave_nothing_doubled_and_nothing_behind() {
     assert_eq!(saved.matches("--mark").count(), 1, "{saved}");
     all(Verb::Del);
     let ruleset = lab.host.run("nft list ruleset");
-    for left in ["attach-", "same-bridge-", "10.88.7", "\"cni0\""] {
+    for left in ["record-", "same-bridge-", "10.88.7", "\"cni0\""] {
         assert!(!ruleset.contains(left), "{left} is left:\n{ruleset}");
     }
 }
@@ -516,7 +516,7 @@ fn the_policys_bridge_is_found_wherever_it_stands_in_prev_result() {
     let mut tenant = Tenant::new(&lab, 2, json!({"ingressPolicy": "same-bridge"}));
     tenant.config["prevResult"]["interfaces"].as_array_mut().unwrap().swap(0, 1);
     tenant.add(&lab);
-    assert!(lab.host.run("nft list map inet cni_chain_firewall from_same_bridge").contains("\"cni0\""));
+    assert!(lab.host.run("nft list set inet cni_chain_firewall same_bridge").contains("\"cni0\""));
 }
 
 #[test]
@@ -528,7 +528,7 @@ fn a_port_that_prev_result_does_not_name_is_found_from_the_containers_end() {
         ip["interface"] = 1.into();
     }
     tenant.add(&lab);
-    assert!(lab.host.run("nft list map bridge cni_chain_firewall isolated_ports").contains("\"veth2\""));
+    assert!(lab.host.run("nft list set bridge cni_chain_firewall isolated_ports").contains("\"veth2\""));
 }
 
 #[test]
@@ -549,7 +549,7 @@ fn a_changed_policy_or_address_leaves_nothing_of_the_former_add() {
     let mut after = sorted_rules(&lab.host);
     // The bridge's table stays, empty.
     let bridge_table = lab.host.run("nft --stateless list table bridge cni_chain_firewall");
-    assert!(!bridge_table.contains("attach-") && !bridge_table.contains("veth2"), "{bridge_table}");
+    assert!(!bridge_table.contains("\"eth0\"") && !bridge_table.contains("veth2"), "{bridge_table}");
     for line in bridge_table.lines() {
         after.remove(after.iter().position(|l| l == line).unwrap());
     }

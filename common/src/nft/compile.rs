@@ -48,6 +48,9 @@ impl Selector {
             | Selector::Dport(_)
             | Selector::CtOriginalSport
             | Selector::CtOriginalDport => DataType::InetService,
+            Selector::ArpSaddr => DataType::Ipv4Addr,
+            Selector::Icmpv6Type => DataType::Icmpv6Type,
+            Selector::NdTarget => DataType::Ipv6Addr,
             Selector::CtState => DataType::CtState,
             Selector::CtStatus => DataType::CtStatus,
             Selector::CtDirection => DataType::CtDir,
@@ -83,6 +86,11 @@ impl Selector {
             Selector::Daddr(IpVersion::V6) => Source::Payload { base: NETWORK, offset: 24, len: 16 },
             Selector::ThSport | Selector::Sport(_) => port(0),
             Selector::ThDport | Selector::Dport(_) => port(2),
+            // ar_sip of struct arphdr for Ethernet and IPv4 (include/uapi/linux/if_arp.h).
+            Selector::ArpSaddr => Source::Payload { base: NETWORK, offset: 14, len: 4 },
+            Selector::Icmpv6Type => Source::Payload { base: TRANSPORT, offset: 0, len: 1 },
+            // RFC 4861, 4.3 and 4.4: type, code, checksum, flags, target.
+            Selector::NdTarget => Source::Payload { base: TRANSPORT, offset: 8, len: 16 },
             Selector::CtState => ct(libc::NFT_CT_STATE, None),
             Selector::CtStatus => ct(libc::NFT_CT_STATUS, None),
             Selector::CtMark => ct(libc::NFT_CT_MARK, None),

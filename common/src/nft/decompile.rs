@@ -13,7 +13,7 @@ use super::prefix;
 use super::value::{DataType, IpVersion, Value};
 
 /// The selectors, those for any protocol before those for one.
-const SELECTORS: [Selector; 30] = {
+const SELECTORS: [Selector; 33] = {
     use IpVersion::{V4, V6};
     use Selector::*;
     [
@@ -34,6 +34,9 @@ const SELECTORS: [Selector; 30] = {
         Daddr(V6),
         ThSport,
         ThDport,
+        ArpSaddr,
+        Icmpv6Type,
+        NdTarget,
         CtState,
         CtStatus,
         CtMark,

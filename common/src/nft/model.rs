@@ -204,6 +204,12 @@ pub enum Selector {
     Sport(Transport),
     /// `tcp dport` and so on
     Dport(Transport),
+    /// `arp saddr ip`: whose address the sender says it has; behind a test of the EtherType
+    ArpSaddr,
+    /// `icmpv6 type`; behind a test of the transport protocol
+    Icmpv6Type,
+    /// The target of a neighbour solicitation or advertisement, `@th,64,128`; behind a test of the type
+    NdTarget,
     /// `ct state`
     CtState,
     /// `ct status`

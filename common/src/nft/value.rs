@@ -93,6 +93,8 @@ pub enum DataType {
     CtDir = 27,
     /// `ct_status`.
     CtStatus = 28,
+    /// `icmpv6_type`.
+    Icmpv6Type = 29,
     /// `pkt_type`.
     PktType = 31,
     /// `fib_addrtype`.
@@ -105,7 +107,7 @@ impl DataType {
     /// Bytes of a value.
     pub const fn width(self) -> usize {
         match self {
-            DataType::NfProto | DataType::InetProto | DataType::CtDir | DataType::PktType => 1,
+            DataType::NfProto | DataType::InetProto | DataType::CtDir | DataType::PktType | DataType::Icmpv6Type => 1,
             DataType::InetService | DataType::EtherType => 2,
             DataType::EtherAddr => 6,
             DataType::Ipv6Addr | DataType::Ifname => 16,
@@ -135,6 +137,7 @@ impl DataType {
             DataType::CtState => "ct_state",
             DataType::CtDir => "ct_dir",
             DataType::CtStatus => "ct_status",
+            DataType::Icmpv6Type => "icmpv6_type",
             DataType::PktType => "pkt_type",
             DataType::FibAddrType => "fib_addrtype",
             DataType::Ifname => "ifname",
@@ -175,6 +178,8 @@ pub enum Value {
     CtStatus(u32),
     /// `ct direction`: false is original, true is reply.
     CtReply(bool),
+    /// The type of an ICMPv6 message (RFC 4861: 133 to 137).
+    Icmpv6Type(u8),
     /// `meta pkttype` (PACKET_HOST 0, PACKET_BROADCAST 1, PACKET_MULTICAST 2, PACKET_OTHERHOST 3).
     PktType(u8),
     /// An address's type in the routing tables (RTN_LOCAL 2, …).
@@ -225,6 +230,7 @@ impl Value {
             Value::CtState(_) => DataType::CtState,
             Value::CtStatus(_) => DataType::CtStatus,
             Value::CtReply(_) => DataType::CtDir,
+            Value::Icmpv6Type(_) => DataType::Icmpv6Type,
             Value::PktType(_) => DataType::PktType,
             Value::AddrType(_) => DataType::FibAddrType,
         }
@@ -249,7 +255,7 @@ impl Value {
             Value::V4(address) => bytes.extend(address.octets()),
             Value::V6(address) => bytes.extend(address.octets()),
             Value::Ether(address) => bytes.extend(address),
-            Value::Proto(number) | Value::PktType(number) => bytes.push(*number),
+            Value::Proto(number) | Value::PktType(number) | Value::Icmpv6Type(number) => bytes.push(*number),
             Value::CtReply(reply) => bytes.push(u8::from(*reply)),
             Value::Port(number) | Value::Protocol(number) => bytes.extend(number.to_be_bytes()),
             Value::Ifname(name) => {
@@ -297,6 +303,7 @@ impl Value {
             DataType::CtState => Value::CtState(word()?),
             DataType::CtStatus => Value::CtStatus(word()?),
             DataType::CtDir => Value::CtReply(byte()? != 0),
+            DataType::Icmpv6Type => Value::Icmpv6Type(byte()?),
             DataType::PktType => Value::PktType(byte()?),
             DataType::FibAddrType => Value::AddrType(word()?),
         })
@@ -387,6 +394,14 @@ impl fmt::Display for Value {
             Value::CtState(bits) => bits_by_name(f, *bits, &STATES),
             Value::CtStatus(bits) => bits_by_name(f, *bits, &STATUSES),
             Value::CtReply(reply) => f.write_str(if *reply { "reply" } else { "original" }),
+            Value::Icmpv6Type(number) => match number {
+                133 => f.write_str("nd-router-solicit"),
+                134 => f.write_str("nd-router-advert"),
+                135 => f.write_str("nd-neighbor-solicit"),
+                136 => f.write_str("nd-neighbor-advert"),
+                137 => f.write_str("nd-redirect"),
+                other => other.fmt(f),
+            },
             Value::PktType(kind) => match kind {
                 0 => f.write_str("host"),
                 1 => f.write_str("broadcast"),
@@ -438,6 +453,7 @@ mod tests {
             Value::CtState(Value::ESTABLISHED | Value::RELATED),
             Value::CtStatus(Value::DNAT),
             Value::CtReply(true),
+            Value::Icmpv6Type(136),
             Value::PktType(2),
             Value::LOCAL,
         ] {

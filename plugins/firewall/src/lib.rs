@@ -10,12 +10,14 @@ pub mod guards;
 pub mod hostfilter;
 pub mod legacy;
 pub mod observe;
+pub mod others;
 pub mod plan;
 pub mod record;
 pub mod removal;
 pub mod rules;
 pub mod state;
 pub mod status;
+pub mod stored;
 pub mod upgrade;
 
 use std::collections::BTreeSet;

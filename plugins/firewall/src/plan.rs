@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use common::cni::CniResult;
-use common::nft::{Chain, Element, IpVersion, Presence, Skeleton, Table, Transaction};
+use common::nft::{Chain, Element, IpVersion, Presence, Set, Skeleton, Table, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::config::{Backend, Config, HostChain, IngressPolicy};
@@ -168,40 +168,40 @@ impl Share {
         Share { guards, without_bridge_family: true, ..self.clone() }
     }
 
-    /// The attachment's own chain: the rules that its packets meet, and the record of what it owns.
-    pub fn chain(&self) -> Chain {
+    /// The attachment's record: what it owns, in rules that no packet meets.
+    pub fn record(&self) -> Chain {
         let zone = self.zone.as_deref();
-        let mut rules: Vec<_> = self.addresses.iter().flat_map(|a| rules::address_rules(*a, zone)).collect();
+        let mut rules = vec![rules::label_rule(self.attachment.label())];
+        rules.extend(self.addresses.iter().map(|a| rules::address_rule(*a, zone)));
         if let Some((policy, bridge)) = &self.policy {
             let rule = rules::policy_rule(*policy, bridge);
             rules.push(if self.without_bridge_family { rule.comment(WITHOUT_BRIDGE_FAMILY) } else { rule });
         }
-        Chain::regular(rules::chain_name(&self.attachment.key()), rules).comment(self.attachment.label())
+        let ports = self.guards.iter().flat_map(|(guard, ports)| ports.iter().map(move |port| guard.rule(port)));
+        rules.extend(ports);
+        Chain::regular(rules::record_name(&self.attachment.key()), rules)
     }
 
-    /// The elements that must be there, each with its table and map or set.
-    pub fn elements(&self) -> Vec<(Table, &'static str, Element)> {
-        let own =
-            |a: &IpAddr| (TABLE, rules::addresses(IpVersion::of(*a)), rules::address_element(*a, &self.attachment));
-        let mut elements: Vec<_> = self.addresses.iter().map(own).collect();
-        if let Some((policy, bridge)) = &self.policy {
-            elements.push((TABLE, policy.map, policy.from_element(bridge)));
-            elements.push((TABLE, policy.set, policy.to_element(bridge)));
+    /// The elements that are the attachment's own.
+    pub fn own_elements(&self) -> Vec<(Table, Set, Element)> {
+        let addresses = self.addresses.iter().map(|a| rules::address_element(*a));
+        let mut elements: Vec<_> = addresses.map(|(set, element)| (TABLE, set, element)).collect();
+        for (guard, port) in self.guards.iter().flat_map(|(guard, ports)| ports.iter().map(move |p| (guard, p))) {
+            let of_port = guard.elements(port, &self.addresses).into_iter();
+            elements.extend(of_port.map(|(set, element)| (guard.table.clone(), set, element)));
         }
-        for (guard, ports) in &self.guards {
-            let element = |port: &String| (guard.table.clone(), guard.map, guard.element(&self.attachment, port));
-            elements.extend(ports.iter().map(element));
-        }
-        elements
+        let label = self.attachment.label();
+        elements.into_iter().map(|(table, set, element)| (table, set, element.comment(&label))).collect()
     }
 
-    /// The chains that must be there, each with its table.
-    pub fn chains(&self) -> Vec<(Table, Chain)> {
-        let policy = self.policy.iter().map(|(policy, bridge)| (TABLE, policy.bridge_chain(bridge)));
-        let guard = |(guard, ports): &(PortGuard, Vec<String>)| {
-            (guard.table.clone(), guard.chain(&self.attachment, ports, &self.addresses))
-        };
-        policy.chain([(TABLE, self.chain())]).chain(self.guards.iter().map(guard)).collect()
+    /// The elements that put the policy of its bridge in force: nobody's own.
+    pub fn policy_elements(&self) -> Vec<(Set, Element)> {
+        self.policy.iter().flat_map(|(policy, bridge)| policy.elements(bridge)).collect()
+    }
+
+    /// The chain that counts who needs that policy.
+    pub fn policy_chain(&self) -> Option<Chain> {
+        self.policy.as_ref().map(|(policy, bridge)| Chain::regular(policy.chain_for(bridge), vec![]))
     }
 
     /// What must be static in which tables.
@@ -216,11 +216,15 @@ impl Share {
     /// What makes the share where nothing of it is.
     pub fn transaction(&self) -> Transaction {
         let mut transaction = Transaction::new();
-        for (table, chain) in self.chains() {
-            transaction.add_chain(&table, chain);
+        for chain in self.policy_chain().into_iter().chain([self.record()]) {
+            transaction.add_chain(&TABLE, chain);
         }
-        for (table, set, element) in self.elements() {
-            transaction.add_elements(&table, set, Presence::Shared, vec![element]);
+        for (set, element) in self.policy_elements() {
+            transaction.add_elements(&TABLE, &set.name, Presence::Shared, vec![element]);
+        }
+        for (table, set, element) in self.own_elements() {
+            // Exclusively, so that another's is seen.
+            transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
         }
         transaction
     }

@@ -1,34 +1,24 @@
-//! What an attachment owns, read back from its own chains: DEL and GC need nothing else.
+//! What an attachment owns, read back from its record: DEL and GC need nothing else.
 
 use std::net::IpAddr;
 
 use common::Result;
-use common::nft::{
-    Data, Element, IpVersion, NftSocket, Pattern, Rule, Selector, Set, Statement, Table, Value, Verdict,
-};
+use common::nft::{Chain, Element, NftSocket, Pattern, Rule, Selector, Set, Statement, Table, Value, Verdict};
 
-use crate::plan::WITHOUT_BRIDGE_FAMILY;
-use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, IN_ZONE, PORT_GUARDS, TABLE};
+use crate::plan::{Share, WITHOUT_BRIDGE_FAMILY};
+use crate::rules::{self, ATTACHMENTS, BRIDGE_POLICIES, BridgePolicy, IN_ZONE, PORT_GUARDS, PortGuard, TABLE};
 
-/// Rules with their handles; `None` stands for a rule that nobody of us has written.
-pub type RecordedRules = Vec<(u64, Option<Rule>)>;
-
-/// One chain of an attachment as it is in the kernel.
+/// An attachment's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordedChain {
-    /// Its table.
-    pub table: Table,
-    /// Its name.
-    pub name: String,
-    /// Its rules.
-    pub rules: RecordedRules,
-}
-
-/// An attachment's chains.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Those that are there.
-    pub chains: Vec<RecordedChain>,
+    /// The name of its chain.
+    pub name: String,
+    /// Whether there is such a chain.
+    pub is_in_kernel: bool,
+    /// Whether the kernel counts its jumps: not if it is known from elsewhere.
+    pub is_counted: bool,
+    /// `None` stands for a rule that nobody of us has written.
+    rules: Vec<Option<Rule>>,
 }
 
 /// An address that an attachment has had, and the zone of firewalld it was put in.
@@ -40,88 +30,98 @@ pub struct RecordedAddress {
     pub zone: Option<String>,
 }
 
-/// An element that an attachment has had: it is the attachment's as long as it leads to its chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordedElement {
-    /// Its table.
-    pub table: Table,
-    /// Its map.
-    pub map: &'static str,
-    /// Its key.
-    pub key: Element,
-    /// The chain it leads to.
-    pub chain: String,
-}
+/// An element with its place.
+pub type Placed = (Table, Set, Element);
 
-impl RecordedElement {
-    /// Whether it leads to that chain.
-    pub fn is_owned(&self, socket: &mut NftSocket) -> Result<bool> {
-        Ok(owner_of(socket, &self.table, self.map, &self.key)?.as_ref() == Some(&self.chain))
-    }
+/// To whom an element belongs that was an attachment's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The attachment.
+    Itself,
+    /// Somebody who came after it.
+    Another,
+    /// It isn't there.
+    Nobody,
 }
 
 impl Record {
-    /// Reads the chains of the attachment with this key; `None` if there are none.
+    /// Reads the record of the attachment with this key; `None` if there is none.
     pub fn read(socket: &mut NftSocket, key: &str) -> Result<Option<Record>> {
-        let mut record = Record::default();
-        let guards = PORT_GUARDS.map(|guard| (guard.chain_name(key), guard.table));
-        for (name, table) in [(rules::chain_name(key), TABLE)].into_iter().chain(guards) {
-            if let Some(rules) = rules_of(socket, &table, &name)? {
-                record.chains.push(RecordedChain { table, name, rules });
-            }
+        let name = rules::record_name(key);
+        if socket.chain(&TABLE, &name)?.is_none() {
+            return Ok(None);
         }
-        Ok((!record.chains.is_empty()).then_some(record))
+        let rules = socket.rules(&TABLE, &name)?.into_iter().map(|info| info.rule).collect();
+        Ok(Some(Record { name, is_in_kernel: true, is_counted: true, rules }))
     }
 
-    /// The addresses it has had; those that a newer attachment has taken over are no longer in the record.
+    /// The record that a share has had.
+    pub fn of(share: &Share, is_in_kernel: bool) -> Record {
+        let Chain { name, rules, .. } = share.record();
+        Record { name, is_in_kernel, is_counted: false, rules: rules.into_iter().map(Some).collect() }
+    }
+
+    /// Whether it says this and nothing else.
+    pub fn says(&self, chain: &Chain) -> bool {
+        self.rules.iter().map(Option::as_ref).eq(chain.rules.iter().map(Some))
+    }
+
+    /// The comment of the attachment's elements. A record that has lost it (`nft flush table`) says nothing.
+    pub fn label(&self) -> Option<&str> {
+        let first = self.rules().next()?;
+        (first.statements == [Statement::jump(ATTACHMENTS)]).then_some(first.comment.as_deref()?)
+    }
+
+    /// The addresses it has had.
     pub fn addresses(&self) -> Vec<RecordedAddress> {
-        self.main_rules().filter_map(recorded_address).collect()
+        self.rules().filter_map(recorded_address).collect()
     }
 
-    /// The elements it has had, of addresses and of ports.
-    pub fn elements(&self) -> Vec<RecordedElement> {
-        let mut elements = Vec::new();
-        for RecordedChain { table, name, rules } in &self.chains {
-            let element = |map, key| RecordedElement { table: table.clone(), map, key, chain: name.clone() };
-            if *table == TABLE {
-                elements
-                    .extend(self.addresses().into_iter().map(|a| address_key(a.address)).map(|(m, k)| element(m, k)));
-                continue;
-            }
-            let guard = PORT_GUARDS.into_iter().find(|g| g.table == *table && name.starts_with(g.prefix));
-            let Some(guard) = guard else { continue };
-            let mut ports: Vec<String> = known(rules).filter_map(|r| interface(r, Selector::Iifname)).collect();
-            ports.dedup();
-            elements.extend(ports.iter().map(|port| element(guard.map, Element::key([rules::ifname(port)]))));
+    /// The elements it has had; they are the attachment's own as long as they bear its label.
+    pub fn elements(&self) -> Vec<Placed> {
+        let addresses: Vec<IpAddr> = self.addresses().into_iter().map(|a| a.address).collect();
+        let mut elements: Vec<Placed> =
+            addresses.iter().map(|a| rules::address_element(*a)).map(|(set, element)| (TABLE, set, element)).collect();
+        for (guard, port) in self.rules().filter_map(recorded_port) {
+            let of_port = guard.elements(&port, &addresses).into_iter();
+            elements.extend(of_port.map(|(set, element)| (guard.table.clone(), set, element)));
         }
         elements
     }
 
+    /// Its elements, each with whom it belongs to now.
+    pub fn held_elements(&self, socket: &mut NftSocket) -> Result<Vec<(Placed, Holder)>> {
+        let mut held = Vec::new();
+        for (table, set, element) in self.elements() {
+            let holder = match socket.element(&table, &set, &element.key)? {
+                None => Holder::Nobody,
+                Some(found) if found.comment.as_deref() == self.label() => Holder::Itself,
+                Some(_) => Holder::Another,
+            };
+            held.push(((table, set, element), holder));
+        }
+        Ok(held)
+    }
+
     /// The policies it needs, each with its bridge.
     pub fn policies(&self) -> Vec<(BridgePolicy, String)> {
-        self.main_rules().filter_map(recorded_policy).collect()
+        self.rules().filter_map(recorded_policy).collect()
     }
 
     /// Whether its isolation had to do without the bridge family.
     pub fn is_without_bridge_family(&self) -> bool {
-        self.main_rules().any(|rule| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
+        self.rules().any(|rule| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
     }
 
-    fn main_rules(&self) -> impl Iterator<Item = &Rule> {
-        self.chains.iter().filter(|chain| chain.table == TABLE).flat_map(|chain| known(&chain.rules))
+    fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().flatten()
     }
 }
 
-fn known(rules: &RecordedRules) -> impl Iterator<Item = &Rule> {
-    rules.iter().filter_map(|(_, rule)| rule.as_ref())
-}
-
-/// A chain's rules, if there is such a chain.
-pub fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<RecordedRules>> {
-    if socket.chain(table, chain)?.is_none() {
-        return Ok(None);
-    }
-    Ok(Some(socket.rules(table, chain)?.into_iter().map(|info| (info.handle, info.rule)).collect()))
+/// Whether some attachment of ours has this address.
+pub fn is_ours(socket: &mut NftSocket, address: IpAddr) -> Result<bool> {
+    let (set, element) = rules::address_element(address);
+    Ok(socket.element(&TABLE, &set, &element.key)?.is_some())
 }
 
 /// A rule's test, if it is for equality.
@@ -141,11 +141,6 @@ pub fn address(value: &Value) -> Option<IpAddr> {
     }
 }
 
-/// Whether a rule tests for the address or the port of this element.
-pub fn concerns(rule: &Rule, key: &Element) -> bool {
-    rule.statements.iter().filter_map(tested).any(|(_, value)| key.key == [value.clone()])
-}
-
 fn recorded_address(rule: &Rule) -> Option<RecordedAddress> {
     let sent = |statement: &Statement| match tested(statement)? {
         (Selector::Saddr(_), value) => address(value),
@@ -156,44 +151,33 @@ fn recorded_address(rule: &Rule) -> Option<RecordedAddress> {
     Some(RecordedAddress { address, zone })
 }
 
-fn interface(rule: &Rule, side: Selector) -> Option<String> {
-    rule.statements.iter().filter_map(tested).find_map(|(selector, value)| match value {
-        Value::Ifname(name) if selector == side => Some(name.clone()),
+/// A rule that sends what comes from an interface to a chain that counts.
+fn counted(rule: &Rule) -> Option<(&str, &str)> {
+    match rule.statements.as_slice() {
+        [test, Statement::Verdict(Verdict::Jump(chain))] => match tested(test)? {
+            (Selector::Iifname, Value::Ifname(name)) => Some((name, chain)),
+            _ => None,
+        },
         _ => None,
-    })
+    }
 }
 
 fn recorded_policy(rule: &Rule) -> Option<(BridgePolicy, String)> {
-    let bridge = interface(rule, Selector::Iifname)?;
-    let Some(Statement::Verdict(Verdict::Jump(chain))) = rule.statements.last() else { return None };
-    let policy = BRIDGE_POLICIES.into_iter().find(|policy| policy.chain_for(&bridge) == *chain)?;
-    Some((policy, bridge))
+    let (bridge, chain) = counted(rule)?;
+    let policy = BRIDGE_POLICIES.into_iter().find(|policy| policy.chain_for(bridge) == chain)?;
+    Some((policy, bridge.to_owned()))
 }
 
-/// A set or map of ours by its name.
-pub fn set_named(name: &str) -> Set {
-    let ours = rules::skeleton(0).sets.into_iter().chain(rules::bridge_skeleton().sets);
-    ours.into_iter().find(|set| set.name == name).unwrap_or_else(|| Set::of(name.to_owned(), []))
-}
-
-/// The chain that an element leads to, if it is there.
-pub fn owner_of(socket: &mut NftSocket, table: &Table, map: &str, element: &Element) -> Result<Option<String>> {
-    let found = socket.element(table, &set_named(map), &element.key)?;
-    Ok(found.and_then(|element| match element.data {
-        Some(Data::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
-        _ => None,
-    }))
-}
-
-/// The key of an address's element, and its map.
-pub fn address_key(address: IpAddr) -> (&'static str, Element) {
-    (rules::addresses(IpVersion::of(address)), Element::key([Value::ip(address)]))
+fn recorded_port(rule: &Rule) -> Option<(PortGuard, String)> {
+    let (port, chain) = counted(rule)?;
+    let guard = PORT_GUARDS.into_iter().find(|guard| guard.counter == chain)?;
+    Some((guard, port.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{HostPart, Share};
+    use crate::plan::HostPart;
     use crate::rules::{BRIDGE_SOURCES, ISOLATED, NEIGHBOURS};
     use common::Attachment;
 
@@ -210,45 +194,37 @@ mod tests {
         }
     }
 
-    fn record(share: &Share) -> Record {
-        let key = share.attachment.key();
-        let own = share.chains().into_iter().filter(|(_, chain)| chain.name.ends_with(&key));
-        let chains = own.map(|(table, chain)| {
-            let rules = chain.rules.into_iter().zip(1..).map(|(rule, handle)| (handle, Some(rule))).collect();
-            RecordedChain { table, name: chain.name, rules }
-        });
-        Record { chains: chains.collect() }
-    }
-
     #[test]
-    fn what_the_chains_say_is_what_was_planned() {
+    fn what_the_record_says_is_what_was_planned() {
         let share = share();
-        let record = record(&share);
+        let record = Record::of(&share, true);
+        assert_eq!(record.label(), Some("n/c/eth0"));
+        assert!(record.says(&share.record()));
         let zone = Some("trusted".to_owned());
         let addresses = share.addresses.iter().map(|a| RecordedAddress { address: *a, zone: zone.clone() });
         assert_eq!(record.addresses(), addresses.collect::<Vec<_>>());
         assert_eq!(record.policies(), [(ISOLATED, "br@7".to_owned())]);
-        let planned = share.elements().into_iter().filter(|(_, map, _)| *map != ISOLATED.map && *map != ISOLATED.set);
-        let planned: Vec<_> = planned.map(|(table, map, element)| (table, map, element.key)).collect();
-        let recorded: Vec<_> = record.elements().into_iter().map(|e| (e.table, e.map, e.key.key)).collect();
-        assert_eq!(recorded, planned);
+        let unlabelled = |(table, set, element): Placed| (table, set, Element { comment: None, ..element });
+        let planned: Vec<_> = share.own_elements().into_iter().map(unlabelled).collect();
+        assert_eq!(planned.len(), 2 + 2 + 2 * 3);
+        assert_eq!(record.elements(), planned);
     }
 
     #[test]
     fn isolation_without_the_bridge_family_is_remembered() {
-        assert!(!record(&share()).is_without_bridge_family());
+        assert!(!Record::of(&share(), true).is_without_bridge_family());
         let reduced = share().without_bridge_family();
-        assert!(record(&reduced).is_without_bridge_family());
+        let record = Record::of(&reduced, true);
+        assert!(record.is_without_bridge_family());
         assert!(reduced.guards.iter().all(|(guard, _)| *guard != NEIGHBOURS));
-        assert_eq!(record(&reduced).policies(), [(ISOLATED, "br@7".to_owned())]);
+        assert_eq!(record.policies(), [(ISOLATED, "br@7".to_owned())]);
     }
 
     #[test]
     fn a_strangers_rule_is_no_record() {
-        let rules = vec![(1, None), (2, Some(Rule::new([Statement::DROP])))];
-        let record = Record { chains: vec![RecordedChain { table: TABLE, name: "attach-x".into(), rules }] };
-        assert_eq!(record.addresses(), []);
-        assert_eq!(record.policies(), []);
+        let rules = vec![None, Some(Rule::new([Statement::DROP])), Some(Rule::new([]))];
+        let record = Record { name: "record-x".into(), is_in_kernel: true, is_counted: true, rules };
+        assert_eq!((record.label(), record.addresses(), record.policies()), (None, vec![], vec![]));
         assert_eq!(record.elements(), []);
     }
 }

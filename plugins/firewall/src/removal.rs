@@ -1,53 +1,60 @@
 //! The share removed: by DEL for one attachment, by GC for all the dead ones of a network.
 //!
-//! What is to go is read from the attachment's own chain. It goes in one transaction, in which every rule of that chain
-//! is named by its handle: if a newer attachment takes an address over in between, it takes the rules for it too, and
-//! the whole transaction comes to nothing and is thought out anew.
+//! What is to go is read from the attachment's record, and of that, what is still its own: a newer container may have the
+//! address by now. The transaction is refused if anything has changed since, and thought out anew.
 
 use std::collections::BTreeSet;
 
-use common::nft::{Command, Element, NftSocket, Table, Transaction, Value};
+use common::nft::{NftSocket, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::firewalld::Firewalld;
 use crate::plan::Share;
-use crate::record::{self, Record, RecordedAddress, RecordedChain, RecordedElement};
-use crate::rules::{self, ATTACHMENT_CHAIN, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
+use crate::record::{Holder, Placed, Record, RecordedAddress};
+use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, RECORD, TABLE};
 use crate::state::repeat;
+use crate::stored::Shelf;
 
 /// Removes everything that belongs to the attachment with this key; nothing to remove is success. Gives the addresses
 /// that went.
 pub fn remove(socket: &mut NftSocket, key: &str) -> Result<Vec<RecordedAddress>> {
+    let shelf = Shelf::open()?;
     let mut removed = Vec::new();
     let mut told = false;
     repeat(|| {
         let generation = socket.generation()?;
-        let Some(record) = Record::read(socket, key)? else { return Ok(()) };
-        let owned = owned_elements(socket, &record)?;
+        let Some(record) = known_record(socket, shelf.as_ref(), key)? else { return Ok(()) };
+        let held = record.held_elements(socket)?;
         removed = record.addresses();
-        removed.retain(|a| owned.iter().any(|element| element.key == record::address_key(a.address).1));
+        removed.retain(|a| !is_anothers(&held, a));
         // First, because without the record nobody would know what firewalld must forget.
         if !told {
             forget_sources(&removed)?;
             told = true;
         }
-        let transaction = removal(socket, &record, owned)?;
-        // Of two that go at once the last must be seen to be the last.
-        let guarded = !record.policies().is_empty();
-        socket.commit_rebuilding(&[], &transaction, guarded.then_some(generation))
+        let own = held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(element, _)| element);
+        let transaction = removal(socket, &record, own)?;
+        // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
+        socket.commit_at(&transaction, generation)
     })?;
+    shelf.map_or(Ok(()), |shelf| shelf.remove(key))?;
     Ok(removed)
 }
 
-/// Those of its elements that still lead to it.
-fn owned_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<RecordedElement>> {
-    let mut owned = Vec::new();
-    for element in record.elements() {
-        if element.is_owned(socket)? {
-            owned.push(element);
-        }
+/// What the kernel says; if it has lost that (`nft flush ruleset`), what was put on the shelf.
+fn known_record(socket: &mut NftSocket, shelf: Option<&Shelf>, key: &str) -> Result<Option<Record>> {
+    let found = Record::read(socket, key)?;
+    if found.as_ref().is_some_and(|record| record.label().is_some()) {
+        return Ok(found);
     }
-    Ok(owned)
+    let is_in_kernel = found.is_some();
+    let stored = shelf.and_then(|shelf| shelf.read(key)).map(|share| Record::of(&share, is_in_kernel));
+    Ok(stored.or(found))
+}
+
+fn is_anothers(held: &[(Placed, Holder)], recorded: &RecordedAddress) -> bool {
+    let (_, element) = rules::address_element(recorded.address);
+    held.iter().any(|((table, _, e), holder)| *table == TABLE && *e == element && *holder == Holder::Another)
 }
 
 fn forget_sources(addresses: &[RecordedAddress]) -> Result<()> {
@@ -60,19 +67,16 @@ fn forget_sources(addresses: &[RecordedAddress]) -> Result<()> {
     Error::gather(zones.filter_map(|(zone, address)| firewalld.remove_source(zone, address).err()).collect())
 }
 
-fn removal(socket: &mut NftSocket, record: &Record, owned: Vec<RecordedElement>) -> Result<Transaction> {
+fn removal(socket: &mut NftSocket, record: &Record, own: impl Iterator<Item = Placed>) -> Result<Transaction> {
     let mut transaction = Transaction::new();
-    for RecordedElement { table, map, key, .. } in owned {
-        transaction.delete_elements(&table, map, vec![key]);
+    for (table, set, element) in own {
+        transaction.delete_elements(&table, &set.name, vec![element]);
     }
-    for RecordedChain { table, name, rules } in &record.chains {
-        for (handle, _) in rules {
-            transaction.delete_rule(table, name, *handle);
-        }
-        transaction.push(Command::DeleteChain(table.clone(), name.clone()));
+    if record.is_in_kernel {
+        transaction.remove_chain(&TABLE, &record.name);
     }
     for (policy, bridge) in record.policies() {
-        release_policy(socket, policy, &bridge, 1, &mut transaction)?;
+        release_policy(socket, policy, &bridge, u32::from(record.is_counted), &mut transaction)?;
     }
     Ok(transaction)
 }
@@ -96,8 +100,8 @@ pub fn release_stale_policies(
 
 /// Removes a bridge's policy if nobody needs it besides the `references` that this very transaction removes.
 ///
-/// The kernel counts: a chain's `use` is its rules and whatever leads to it. Should another attachment come to need it
-/// in between, the kernel refuses to delete the chain, and with it the whole transaction.
+/// The kernel counts: the `use` of the policy's chain is the number of rules that jump to it. Should another attachment
+/// come to need it in between, the kernel refuses to delete the chain, and with it the whole transaction.
 fn release_policy(
     socket: &mut NftSocket,
     policy: BridgePolicy,
@@ -106,56 +110,45 @@ fn release_policy(
     transaction: &mut Transaction,
 ) -> Result<()> {
     let chain = policy.chain_for(bridge);
-    let Some(info) = socket.chain(&TABLE, &chain)? else { return Ok(()) };
-    let rules = u32::try_from(socket.rules(&TABLE, &chain)?.len()).unwrap_or(u32::MAX);
-    let key = Element::key([rules::ifname(bridge)]);
-    let led_to = record::owner_of(socket, &TABLE, policy.map, &key)?.as_deref() == Some(&chain);
-    if info.uses > rules.saturating_add(u32::from(led_to)).saturating_add(references) {
+    if socket.chain(&TABLE, &chain)?.is_none_or(|found| found.uses > references) {
         return Ok(());
     }
-    if led_to {
-        transaction.delete_elements(&TABLE, policy.map, vec![key.clone()]);
-    }
-    if is_there(socket, &TABLE, policy.set, &key)? {
-        transaction.delete_elements(&TABLE, policy.set, vec![key]);
+    for (set, element) in policy.elements(bridge) {
+        if socket.element(&TABLE, &set, &element.key)?.is_some() {
+            transaction.delete_elements(&TABLE, &set.name, vec![element]);
+        }
     }
     transaction.remove_chain(&TABLE, &chain);
     Ok(())
 }
 
-fn is_there(socket: &mut NftSocket, table: &Table, set: &str, key: &Element) -> Result<bool> {
-    Ok(socket.element(table, &record::set_named(set), &key.key)?.is_some())
-}
-
 /// Removes what the dead attachments of a network own; `live` are the keys of the living ones.
 pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<String>) -> Result<()> {
     let prefix = format!("{}-", Attachment::network_key(network));
-    let mut keys = BTreeSet::new();
-    let guards = PORT_GUARDS.map(|guard| (guard.table, guard.prefix));
-    for (table, kind) in [(TABLE, ATTACHMENT_CHAIN)].into_iter().chain(guards) {
-        let chains = socket.chains(&table)?;
-        let own =
-            chains.iter().filter_map(|chain| chain.name.strip_prefix(kind).filter(|key| key.starts_with(&prefix)));
-        keys.extend(own.map(str::to_owned));
-    }
+    let mut keys: BTreeSet<String> = match Shelf::open()? {
+        Some(shelf) => shelf.keys()?,
+        None => BTreeSet::new(),
+    };
+    keys.extend(socket.chains(&TABLE)?.iter().filter_map(|chain| chain.name.strip_prefix(RECORD)).map(str::to_owned));
+    keys.retain(|key| key.starts_with(&prefix));
     let dead = keys.difference(live);
     let mut errors: Vec<Error> = dead.filter_map(|key| remove(socket, key).err()).collect();
     errors.extend(collect_policies(socket).err());
     Error::gather(errors)
 }
 
-/// Policies that no attachment needs: what a chain removed by hand leaves behind.
+/// Policies that no attachment needs: what a record removed by hand leaves behind.
 fn collect_policies(socket: &mut NftSocket) -> Result<()> {
     repeat(|| {
         let generation = socket.generation()?;
         let mut transaction = Transaction::new();
-        for policy in BRIDGE_POLICIES {
-            for element in socket.elements(&TABLE, &record::set_named(policy.map))? {
-                if let Some(Value::Ifname(bridge)) = element.key.first() {
-                    release_policy(socket, policy, bridge, 0, &mut transaction)?;
+        for chain in socket.chains(&TABLE)? {
+            for policy in BRIDGE_POLICIES {
+                if let Some(bridge) = policy.bridge_of(&chain.name) {
+                    release_policy(socket, policy, &bridge, 0, &mut transaction)?;
                 }
             }
         }
-        socket.commit_rebuilding(&[], &transaction, Some(generation))
+        socket.commit_at(&transaction, generation)
     })
 }

@@ -11,19 +11,20 @@
 //!
 //! table inet cni_chain_firewall
 //!   forward (-5)   a mark from elsewhere admits nothing: clear it
-//!     │            iifname  ──► from_same_bridge, from_isolated ──► same-bridge-BR, isolated-BR: drop or go on
-//!     │            ip saddr ──► addresses4/6 ──► attach-KEY   from the container             ──► admitted
-//!     ▼            ip daddr ──► addresses4/6 ──► attach-KEY   a reply, or a published port   ──► admitted
+//!     │            iifname  in isolated, same_bridge ──► to a bridge with a policy: drop, or go on
+//!     │            ip saddr in addresses4/6          ──► admitted
+//!     ▼            ip daddr in addresses4/6          ──► to_container: a reply, or a published port ──► admitted
 //!   (host's own filter decides about all the rest)
 //!   admitted       set the mark, accept
 //!   cleared (200)  clear the mark
+//!   record-KEY     no packet comes here: what an attachment owns
 //!
-//! table bridge cni_chain_firewall (only where a network is isolated)
-//!   forward        from or to the port of an isolated container: drop
-//!   prerouting     from the port of an antiSpoof container, with a source address that isn't its own: drop
+//! table bridge cni_chain_firewall (only where a network is isolated or a container is on a bridge with antiSpoof)
+//!   forward        iifname, oifname in isolated_ports: drop
+//!   prerouting     iifname in guarded_ports ──► sources: an address that isn't its own in IP, ARP or ND: drop
 //!
 //! table inet cni_chain_sources (only where an antiSpoof container is on no bridge)
-//!   prerouting     the same
+//!   prerouting     the same for IP
 //! ```
 //!
 //! * **forward, priority -5**: because `accept` in one table can't override `drop` in another, all that our table can do
@@ -37,20 +38,22 @@
 //!   security, at 50), and routing or masquerading by mark come later still.
 //! * **the bridge family**: because frames between the ports of one bridge don't pass the IP hooks unless
 //!   `net.bridge.bridge-nf-call-iptables` is on.
-//!
 //! * **prerouting, priority -300**: because a packet with a false source address must not reach connection tracking or
 //!   the host itself.
+//! * **sets, and no verdict of an attachment's own**: because at each transaction the kernel walks through every chain
+//!   that is reachable from a hook, and through every element of every verdict map on the way (`nft_chain_validate`,
+//!   net/netfilter/nf_tables_api.c): one reachable chain per container would make ADD cost more with every container.
 //!
-//! An address belongs to the attachment whose chain its element leads to. The chain is at the same time the record of
-//! what the attachment owns: DEL reads it and nothing else.
+//! An element belongs to the attachment whose label is its comment. A chain of the attachment's own that no packet
+//! meets, the *record*, says in rules what it owns: DEL reads that and nothing else. What several attachments share (a
+//! bridge's policy) is a chain that their records jump to: the kernel's count of its uses is the number of those who need
+//! it.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use common::Attachment;
 use common::nft::{
-    Chain, DataType, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Rule, Selector, Set, SetSource,
-    Skeleton, Statement, Table, Value, Verdict,
+    Chain, DataType, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Rule, Selector, Set, Skeleton,
+    Statement, Table, Value,
 };
 
 use crate::config::IngressPolicy;
@@ -61,15 +64,15 @@ pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_firewall");
 /// Our table of the bridges' hooks.
 pub const BRIDGE_TABLE: Table = Table::new(Family::Bridge, "cni_chain_firewall");
 
+/// Our table for what comes from containers that are on no bridge. One of its own, so that hosts without such containers
+/// have no hook there.
+pub const SOURCES_TABLE: Table = Table::new(Family::Inet, "cni_chain_sources");
+
 /// Before iptables' FORWARD, after everything else that is usual there.
 const DECIDE: i32 = -5;
 
 /// After the last filter at the forward hook.
 const CLEAR: i32 = 200;
-
-/// Our table for what comes from containers that are on no bridge. One of its own, so that hosts without such containers
-/// have no hook there.
-pub const SOURCES_TABLE: Table = Table::new(Family::Inet, "cni_chain_sources");
 
 /// Before connection tracking.
 const RAW: i32 = -300;
@@ -77,37 +80,55 @@ const RAW: i32 = -300;
 /// The chain that marks.
 const ADMITTED: &str = "admitted";
 
+/// The chain for what goes to a container.
+const TO_CONTAINER: &str = "to_container";
+
 /// The chain that keeps bridges apart.
 const BETWEEN_BRIDGES: &str = "between_bridges";
 
-/// The verdict map from the addresses of one version to their owners' chains.
-pub const fn addresses(version: IpVersion) -> &'static str {
-    match version {
+/// The chain that every record jumps to: its count of uses is the number of attachments.
+pub const ATTACHMENTS: &str = "attachments";
+
+/// The beginning of the name of every attachment's record; [`common::Attachment::key`] follows.
+pub const RECORD: &str = "record-";
+
+/// The record of an attachment, by the attachment's key.
+pub fn record_name(key: &str) -> String {
+    format!("{RECORD}{key}")
+}
+
+/// The set of the containers' addresses of one version.
+pub fn addresses(version: IpVersion) -> Set {
+    let name = match version {
         IpVersion::V4 => "addresses4",
         IpVersion::V6 => "addresses6",
-    }
+    };
+    Set::of(name, [version.address_type()])
 }
 
 /// A policy that restricts, by its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BridgePolicy {
-    /// The beginning of the name of a bridge's chain.
+    /// The beginning of the name of the chain that counts who needs it for one bridge.
     pub chain: &'static str,
-    /// The verdict map from bridges to their chains.
-    pub map: &'static str,
-    /// The set of bridges that no other such bridge may reach.
+    /// The set of bridges that have it.
     pub set: &'static str,
+    /// The chain for what comes from such a bridge.
+    from: &'static str,
 }
 
 /// Bridges don't talk to each other.
 pub const SAME_BRIDGE: BridgePolicy =
-    BridgePolicy { chain: "same-bridge-", map: "from_same_bridge", set: "same_bridge" };
+    BridgePolicy { chain: "same-bridge-", set: "same_bridge", from: "from_same_bridge" };
 
 /// Nor do the containers on one.
-pub const ISOLATED: BridgePolicy = BridgePolicy { chain: "isolated-", map: "from_isolated", set: "isolated" };
+pub const ISOLATED: BridgePolicy = BridgePolicy { chain: "isolated-", set: "isolated", from: BETWEEN_BRIDGES };
 
 /// Both. Two networks may use one bridge with different policies: then both are in force, as in the reference.
-pub const BRIDGE_POLICIES: [BridgePolicy; 2] = [SAME_BRIDGE, ISOLATED];
+pub const BRIDGE_POLICIES: [BridgePolicy; 2] = [ISOLATED, SAME_BRIDGE];
+
+/// A bridge with policy same-bridge, twice: what goes from it to itself is none of the policy's business.
+const WITHIN: &str = "within_same_bridge";
 
 impl BridgePolicy {
     /// What restricts under this policy, if anything does.
@@ -119,28 +140,36 @@ impl BridgePolicy {
         }
     }
 
-    /// The chain of this policy for one bridge; its `use` counter counts the attachments that need it.
+    /// The chain whose uses are those who need this policy for one bridge.
     pub fn chain_for(&self, bridge: &str) -> String {
         format!("{}{}", self.chain, identifier(bridge))
     }
 
-    /// That chain.
-    pub fn bridge_chain(&self, bridge: &str) -> Chain {
-        let within = Rule::new([Statement::is(Selector::Oifname, ifname(bridge)), Statement::RETURN]);
-        let between = Rule::new([Statement::goto(BETWEEN_BRIDGES)]);
-        let rules = if *self == SAME_BRIDGE { vec![within, between] } else { vec![between] };
-        Chain::regular(self.chain_for(bridge), rules)
+    /// The bridge that such a chain is for.
+    pub fn bridge_of(&self, chain: &str) -> Option<String> {
+        let rest = chain.strip_prefix(self.chain)?;
+        let Some(hex) = rest.strip_prefix('/') else { return Some(rest.to_owned()) };
+        let byte = |i| hex.get(i..i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(byte).collect();
+        String::from_utf8(bytes?).ok()
     }
 
-    /// The map element that leads there.
-    pub fn from_element(&self, bridge: &str) -> Element {
-        Element::verdict([ifname(bridge)], Verdict::Jump(self.chain_for(bridge)))
+    /// The elements that put it in force for one bridge.
+    pub fn elements(&self, bridge: &str) -> Vec<(Set, Element)> {
+        let mut elements = vec![(self.bridges(), Element::key([ifname(bridge)]))];
+        if *self == SAME_BRIDGE {
+            elements.push((within(), Element::key([ifname(bridge), ifname(bridge)])));
+        }
+        elements
     }
 
-    /// The set element that makes it unreachable for others.
-    pub fn to_element(&self, bridge: &str) -> Element {
-        Element::key([ifname(bridge)])
+    fn bridges(&self) -> Set {
+        Set::of(self.set, [DataType::Ifname])
     }
+}
+
+fn within() -> Set {
+    Set::of(WITHIN, [DataType::Ifname, DataType::Ifname])
 }
 
 /// An interface's name as a part of a chain's name: literally where nft can read that, else in hexadecimal.
@@ -159,22 +188,31 @@ pub fn ifname(name: &str) -> Value {
 
 /// What is static in [`TABLE`].
 pub fn skeleton(admit_mark: u32) -> Skeleton {
-    let versions = IpVersion::ALL;
-    let mut sets: Vec<Set> = Vec::from(versions.map(|v| Set::vmap(addresses(v), [v.address_type()])));
-    for policy in BRIDGE_POLICIES {
-        sets.push(Set::vmap(policy.map, [DataType::Ifname]));
-        sets.push(Set::of(policy.set, [DataType::Ifname]));
-    }
+    let policies = BRIDGE_POLICIES.map(|policy| policy.bridges());
+    let counters = PORT_GUARDS.map(|guard| guard.counter);
+    let counters = [ATTACHMENTS].into_iter().chain(counters).map(|name| Chain::regular(name, vec![]));
+    let chains =
+        [admitted(admit_mark), to_container(), between_bridges(), from_same_bridge()].into_iter().chain(counters);
     Skeleton {
         table: TABLE,
         comment: Some("CNI firewall plugin".into()),
-        sets,
-        chains: vec![admitted(admit_mark), between_bridges(), forward(admit_mark), cleared(admit_mark)],
+        sets: IpVersion::ALL.map(addresses).into_iter().chain(policies).chain([within()]).collect(),
+        chains: chains.chain([forward(admit_mark), cleared(admit_mark)]).collect(),
     }
 }
 
 fn admitted(mark: u32) -> Chain {
     Chain::regular(ADMITTED, vec![Rule::new([Statement::add_mark(mark), Statement::ACCEPT])])
+}
+
+/// The reference admits replies; and to a published port comes only whom somebody has sent here.
+fn to_container() -> Chain {
+    let replies = Statement::ct_state(Value::ESTABLISHED | Value::RELATED);
+    let published = Rule::new([Statement::ct_status(Value::DNAT), Statement::goto(ADMITTED)]);
+    Chain::regular(
+        TO_CONTAINER,
+        vec![Rule::new([replies, Statement::goto(ADMITTED)]), published.comment("published port")],
+    )
 }
 
 fn between_bridges() -> Chain {
@@ -183,12 +221,21 @@ fn between_bridges() -> Chain {
     Chain::regular(BETWEEN_BRIDGES, BRIDGE_POLICIES.map(refuse).into())
 }
 
+fn from_same_bridge() -> Chain {
+    let within = Statement::in_set([Selector::Iifname, Selector::Oifname], WITHIN);
+    let rules = vec![Rule::new([within, Statement::RETURN]), Rule::new([Statement::goto(BETWEEN_BRIDGES)])];
+    Chain::regular(SAME_BRIDGE.from, rules)
+}
+
 fn forward(mark: u32) -> Chain {
     let mut rules = vec![unmark(mark).comment("a mark from elsewhere admits nothing")];
-    rules.extend(BRIDGE_POLICIES.map(|p| Rule::new([Statement::vmap([Selector::Iifname], p.map)])));
-    for direction in [Selector::Saddr, Selector::Daddr] {
-        rules.extend(IpVersion::ALL.map(|v| Rule::new([Statement::vmap([direction(v)], addresses(v))])));
-    }
+    let policy = |p: BridgePolicy| Rule::new([Statement::in_set([Selector::Iifname], p.set), Statement::jump(p.from)]);
+    rules.extend(BRIDGE_POLICIES.map(policy));
+    let look = |end: Selector, version: IpVersion, chain: &str| {
+        Rule::new([Statement::in_set([end], addresses(version).name), Statement::goto(chain)])
+    };
+    rules.extend(IpVersion::ALL.map(|v| look(Selector::Saddr(v), v, ADMITTED)));
+    rules.extend(IpVersion::ALL.map(|v| look(Selector::Daddr(v), v, TO_CONTAINER)));
     Chain::base("forward", HookKind::Filter, HookPoint::Forward, DECIDE, rules)
 }
 
@@ -202,149 +249,194 @@ fn unmark(mark: u32) -> Rule {
 
 /// What is static in [`BRIDGE_TABLE`].
 pub fn bridge_skeleton() -> Skeleton {
-    let neighbours = [Selector::Iifname, Selector::Oifname].map(|side| by_port(side, NEIGHBOURS.map));
+    let apart = |side| Rule::new([Statement::in_set([side], NEIGHBOURS.ports), Statement::DROP]);
+    let neighbours = [Selector::Iifname, Selector::Oifname].map(apart);
     Skeleton {
         table: BRIDGE_TABLE,
         comment: Some("CNI firewall plugin".into()),
-        sets: [NEIGHBOURS, BRIDGE_SOURCES].map(|guard| Set::vmap(guard.map, [DataType::Ifname])).into(),
+        sets: [NEIGHBOURS.port_set()].into_iter().chain(source_sets(&BRIDGE_SOURCES)).collect(),
         chains: vec![
+            adverts(),
+            bridged_sources(),
             Chain::base("forward", HookKind::Filter, HookPoint::Forward, DECIDE, neighbours.into()),
-            sources_chain(BRIDGE_SOURCES.map),
+            arriving(&BRIDGE_SOURCES),
         ],
     }
 }
 
 /// What is static in [`SOURCES_TABLE`].
 pub fn sources_skeleton() -> Skeleton {
+    let mut rules = own_sources();
+    rules.push(Rule::new([Statement::DROP]));
     Skeleton {
         table: SOURCES_TABLE,
         comment: Some("CNI firewall plugin".into()),
-        sets: vec![Set::vmap(ROUTED_SOURCES.map, [DataType::Ifname])],
-        chains: vec![sources_chain(ROUTED_SOURCES.map)],
+        sets: source_sets(&ROUTED_SOURCES),
+        chains: vec![Chain::regular(SOURCES, rules), arriving(&ROUTED_SOURCES)],
     }
 }
 
-fn sources_chain(map: &'static str) -> Chain {
-    Chain::base("prerouting", HookKind::Filter, HookPoint::Prerouting, RAW, vec![by_port(Selector::Iifname, map)])
+/// The chain for what comes from a container that may send from its own addresses only.
+const SOURCES: &str = "sources";
+
+/// The chain for what containers say about who is where (RFC 4861, 4.4).
+const ADVERTS: &str = "adverts";
+
+/// ETH_P_ARP (include/uapi/linux/if_ether.h)
+const ARP: Value = Value::Protocol(0x0806);
+
+/// ICMPv6 types of RFC 4861.
+const ROUTER_ADVERT: u8 = 134;
+const NEIGHBOUR_ADVERT: u8 = 136;
+const REDIRECT: u8 = 137;
+
+fn source_sets(guard: &PortGuard) -> Vec<Set> {
+    [guard.port_set()].into_iter().chain(IpVersion::ALL.map(sources)).collect()
 }
 
-fn by_port(side: Selector, map: &'static str) -> Rule {
-    Rule::new([Statement::vmap([side], map)])
+/// The set of ports, each with an address that may be used there.
+fn sources(version: IpVersion) -> Set {
+    let name = match version {
+        IpVersion::V4 => "sources4",
+        IpVersion::V6 => "sources6",
+    };
+    Set::of(name, [DataType::Ifname, version.address_type()])
 }
 
-/// Something that stands at the host's end of a container's interface: a verdict map from interfaces to the chains of
-/// their attachments, which are the record of the interfaces as well.
+fn arriving(guard: &PortGuard) -> Chain {
+    let look = Rule::new([Statement::in_set([Selector::Iifname], guard.ports), Statement::goto(SOURCES)]);
+    Chain::base("prerouting", HookKind::Filter, HookPoint::Prerouting, RAW, vec![look])
+}
+
+fn is_own(selector: Selector, version: IpVersion) -> Statement {
+    Statement::in_set([Selector::Iifname, selector], sources(version).name)
+}
+
+fn returns(test: Statement) -> Rule {
+    Rule::new([test, Statement::RETURN])
+}
+
+/// Besides its own addresses, a container may send from none (DHCP, duplicate address detection) and, in IPv6, from any
+/// link-local one, which it makes for itself.
+fn own_sources() -> Vec<Rule> {
+    let unspecified = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let own = IpVersion::ALL.map(|v| returns(is_own(Selector::Saddr(v), v)));
+    let none = unspecified.map(|a| returns(Statement::is(Selector::Saddr(IpVersion::of(a)), Value::ip(a))));
+    let mut rules: Vec<Rule> = own.into_iter().chain(none).collect();
+    rules.push(returns(link_local(Selector::Saddr(IpVersion::V6))));
+    rules
+}
+
+fn link_local(selector: Selector) -> Statement {
+    Statement::matches(selector, Pattern::Prefix(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10))
+}
+
+/// On a bridge, neighbours believe what ARP and neighbour discovery tell them, so these may speak of own addresses only;
+/// and a container that may not send for others is no router (CVE-2020-10749).
+fn bridged_sources() -> Chain {
+    let arp = |test: Option<Statement>, end: Statement| {
+        Rule::new([Statement::is(Selector::Protocol, ARP)].into_iter().chain(test).chain([end]))
+    };
+    let nobody = Statement::is(Selector::ArpSaddr, Value::V4(Ipv4Addr::UNSPECIFIED));
+    let mut rules = vec![
+        arp(Some(is_own(Selector::ArpSaddr, IpVersion::V4)), Statement::RETURN),
+        arp(Some(nobody), Statement::RETURN),
+        arp(None, Statement::DROP),
+        icmpv6(NEIGHBOUR_ADVERT, Statement::jump(ADVERTS)),
+        icmpv6(ROUTER_ADVERT, Statement::DROP),
+        icmpv6(REDIRECT, Statement::DROP),
+    ];
+    rules.extend(own_sources());
+    // A bridge carries more than IP.
+    let ip =
+        |v: IpVersion| Rule::new([Statement::is(Selector::Protocol, Value::Protocol(v.ether_type())), Statement::DROP]);
+    rules.extend(IpVersion::ALL.map(ip));
+    Chain::regular(SOURCES, rules)
+}
+
+fn icmpv6(kind: u8, end: Statement) -> Rule {
+    let protocol = Statement::is(Selector::L4proto, Value::Proto(58));
+    Rule::new([protocol, Statement::is(Selector::Icmpv6Type, Value::Icmpv6Type(kind)), end])
+}
+
+fn adverts() -> Chain {
+    let own = is_own(Selector::NdTarget, IpVersion::V6);
+    Chain::regular(ADVERTS, vec![returns(own), returns(link_local(Selector::NdTarget)), Rule::new([Statement::DROP])])
+}
+
+/// Something that stands at the host's end of a container's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortGuard {
     /// Its table.
     pub table: Table,
-    /// The beginning of the names of its attachments' chains.
-    pub prefix: &'static str,
-    /// Its map.
-    pub map: &'static str,
+    /// The set of the interfaces at which it stands.
+    pub ports: &'static str,
+    /// The chain of [`TABLE`] that records jump to whose attachments have it.
+    pub counter: &'static str,
+    /// Whether it lets only a container's own addresses pass.
+    by_source: bool,
 }
 
 /// Keeps the frames of isolated containers from the other ports of their bridges.
-pub const NEIGHBOURS: PortGuard = PortGuard { table: BRIDGE_TABLE, prefix: ATTACHMENT_CHAIN, map: "isolated_ports" };
+pub const NEIGHBOURS: PortGuard =
+    PortGuard { table: BRIDGE_TABLE, ports: "isolated_ports", counter: "isolated_port", by_source: false };
 
-/// Keeps containers on a bridge to their own source addresses.
-pub const BRIDGE_SOURCES: PortGuard = PortGuard { table: BRIDGE_TABLE, prefix: "source-", map: "guarded_ports" };
+/// Keeps containers on a bridge to their own addresses.
+pub const BRIDGE_SOURCES: PortGuard =
+    PortGuard { table: BRIDGE_TABLE, ports: "guarded_ports", counter: "guarded_port", by_source: true };
 
 /// Keeps containers on no bridge to their own source addresses.
-pub const ROUTED_SOURCES: PortGuard = PortGuard { table: SOURCES_TABLE, prefix: "source-", map: "guarded_ports" };
+pub const ROUTED_SOURCES: PortGuard =
+    PortGuard { table: SOURCES_TABLE, ports: "guarded_ports", counter: "guarded_routed_port", by_source: true };
 
 /// All of them.
 pub const PORT_GUARDS: [PortGuard; 3] = [NEIGHBOURS, BRIDGE_SOURCES, ROUTED_SOURCES];
 
 impl PortGuard {
-    /// The chain of an attachment, by the attachment's key.
-    pub fn chain_name(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
+    fn port_set(&self) -> Set {
+        Set::of(self.ports, [DataType::Ifname])
     }
 
-    /// The chain of an attachment with these ports and addresses.
-    pub fn chain(&self, attachment: &Attachment, ports: &[String], addresses: &[IpAddr]) -> Chain {
-        let rules = ports.iter().flat_map(|port| {
-            if *self == NEIGHBOURS { not_to_neighbours(port) } else { only_own_sources(port, addresses) }
-        });
-        Chain::regular(self.chain_name(&attachment.key()), rules.collect()).comment(attachment.label())
+    /// The elements for one port of a container with these addresses.
+    pub fn elements(&self, port: &str, addresses: &[IpAddr]) -> Vec<(Set, Element)> {
+        let own =
+            |address: &IpAddr| (sources(IpVersion::of(*address)), Element::key([ifname(port), Value::ip(*address)]));
+        let own = addresses.iter().filter(|_| self.by_source).map(own);
+        [(self.port_set(), Element::key([ifname(port)]))].into_iter().chain(own).collect()
     }
 
-    /// The element by which a port belongs to an attachment.
-    pub fn element(&self, attachment: &Attachment, port: &str) -> Element {
-        let verdict = Verdict::Jump(self.chain_name(&attachment.key()));
-        Element::verdict([ifname(port)], verdict).comment(attachment.label())
+    /// What a record says about one port.
+    pub fn rule(&self, port: &str) -> Rule {
+        Rule::new([Statement::is(Selector::Iifname, ifname(port)), Statement::jump(self.counter)])
     }
 }
 
-fn not_to_neighbours(port: &str) -> Vec<Rule> {
-    [Selector::Iifname, Selector::Oifname].map(|s| Rule::new([Statement::is(s, ifname(port)), Statement::DROP])).into()
+/// The element of one address.
+pub fn address_element(address: IpAddr) -> (Set, Element) {
+    (addresses(IpVersion::of(address)), Element::key([Value::ip(address)]))
 }
 
-/// Besides its own addresses, a container may send from none (DHCP, duplicate address detection) and, in IPv6, from any
-/// link-local one, which it makes for itself.
-fn only_own_sources(port: &str, addresses: &[IpAddr]) -> Vec<Rule> {
-    let from_port = || Statement::is(Selector::Iifname, ifname(port));
-    let own = |version: IpVersion| {
-        let unspecified = match version {
-            IpVersion::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpVersion::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let of_version = addresses.iter().copied().filter(|a| IpVersion::of(*a) == version);
-        let all: BTreeSet<IpAddr> = of_version.chain([unspecified]).collect();
-        let set = SetSource::Inline(all.into_iter().map(|a| Element::key([Value::ip(a)])).collect());
-        Statement::InSet { selectors: vec![Selector::Saddr(version)], negated: true, set }
-    };
-    let link_local = Statement::Match {
-        selector: Selector::Saddr(IpVersion::V6),
-        negated: true,
-        pattern: Pattern::Prefix(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
-    };
-    vec![
-        Rule::new([from_port(), own(IpVersion::V4), Statement::DROP]),
-        Rule::new([from_port(), own(IpVersion::V6), link_local, Statement::DROP]),
-    ]
-}
-
-/// The beginning of the name of every attachment's chain.
-pub const ATTACHMENT_CHAIN: &str = "attach-";
-
-/// The chain of an attachment in [`TABLE`], by the attachment's key.
-pub fn chain_name(key: &str) -> String {
-    format!("{ATTACHMENT_CHAIN}{key}")
-}
-
-/// The element by which the address belongs to the attachment.
-pub fn address_element(address: IpAddr, attachment: &Attachment) -> Element {
-    Element::verdict([Value::ip(address)], Verdict::Jump(chain_name(&attachment.key()))).comment(attachment.label())
-}
-
-/// What may pass for one address: the reference's rules, and published ports.
-///
-/// The zone of firewalld that the address was bound to is remembered in a comment.
-pub fn address_rules(address: IpAddr, zone: Option<&str>) -> Vec<Rule> {
-    let version = IpVersion::of(address);
-    let from = Statement::is(Selector::Saddr(version), Value::ip(address));
-    let to = Statement::is(Selector::Daddr(version), Value::ip(address));
-    let admit = || Statement::goto(ADMITTED);
-    let sent = Rule::new([from, admit()]);
-    vec![
-        match zone {
-            Some(zone) => sent.comment(format!("{IN_ZONE}{zone}")),
-            None => sent,
-        },
-        Rule::new([to.clone(), Statement::ct_state(Value::ESTABLISHED | Value::RELATED), admit()]),
-        Rule::new([to, Statement::ct_status(Value::DNAT), admit()]).comment("published port"),
-    ]
+/// What a record says about one address; the zone of firewalld that it was bound to is remembered in a comment.
+pub fn address_rule(address: IpAddr, zone: Option<&str>) -> Rule {
+    let from = Statement::is(Selector::Saddr(IpVersion::of(address)), Value::ip(address));
+    let rule = Rule::new([from, Statement::goto(ADMITTED)]);
+    match zone {
+        Some(zone) => rule.comment(format!("{IN_ZONE}{zone}")),
+        None => rule,
+    }
 }
 
 /// The beginning of a comment that names a zone of firewalld.
 pub const IN_ZONE: &str = "in firewalld's zone ";
 
-/// The attachment's need of a bridge's policy. What is admitted doesn't come here; the jump is what keeps the policy's
-/// chain in use.
+/// What a record says about the attachment's need of a bridge's policy.
 pub fn policy_rule(policy: BridgePolicy, bridge: &str) -> Rule {
     Rule::new([Statement::is(Selector::Iifname, ifname(bridge)), Statement::jump(policy.chain_for(bridge))])
+}
+
+/// A record's first rule.
+pub fn label_rule(label: String) -> Rule {
+    Rule::new([Statement::jump(ATTACHMENTS)]).comment(label)
 }
 
 /// The one rule for the host's own filter.
@@ -354,3 +446,20 @@ pub fn accept_rule(mark: u32) -> Rule {
 
 /// By this comment an accepting rule of ours is known, whatever its mark.
 pub const ACCEPT_COMMENT: &str = "CNI firewall plugin: admitted";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policys_chain_names_its_bridge() {
+        for bridge in ["cni0", "br@7", "brücke", "a/b", "-"] {
+            for policy in BRIDGE_POLICIES {
+                assert_eq!(policy.bridge_of(&policy.chain_for(bridge)).as_deref(), Some(bridge));
+            }
+        }
+        for chain in ["record-x", "same-bridge-/zz", "same-bridge-/6", "isolated-/ff"] {
+            assert_eq!(BRIDGE_POLICIES.iter().find_map(|p| p.bridge_of(chain)), None, "{chain}");
+        }
+    }
+}

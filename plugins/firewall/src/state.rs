@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::cni::Difference;
-use common::nft::{Chain, Command, CommitError, Element, NftSocket, Presence, RuleInfo, Skeleton, Table, Transaction};
+use common::nft::{Command, CommitError, Element, NftSocket, Presence, Skeleton, Transaction};
 use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
@@ -13,10 +13,12 @@ use crate::firewalld::Firewalld;
 use crate::guards::{self, Scope};
 use crate::hostfilter::{self, FoundFilter};
 use crate::legacy::{self, LegacyFilter};
+use crate::others::Others;
 use crate::plan::{HostPart, Share};
-use crate::record::{self, Record, RecordedChain};
+use crate::record::{Holder, Record};
 use crate::removal;
-use crate::rules::{BRIDGE_TABLE, PORT_GUARDS};
+use crate::rules::{BRIDGE_TABLE, TABLE};
+use crate::stored::Shelf;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
 const TRIES: u32 = 50;
@@ -35,14 +37,20 @@ impl State for Placed {
         let host = mend_legacy(&self.share.host)?;
         let told = self.tell_firewalld()?;
         let mut socket = NftSocket::new();
-        let installed = match install(&mut socket, &self.share, &host) {
+        let reduced = self.share.without_bridge_family();
+        let mut share = &self.share;
+        let installed = match install(&mut socket, share, &host) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
-                install(&mut socket, &self.share.without_bridge_family(), &host)
+                share = &reduced;
+                install(&mut socket, share, &host)
             }
             outcome => outcome,
         };
         let mended = installed.inspect_err(|_| self.untell_firewalld(&told))?;
+        if let Err(error) = Shelf::put(share) {
+            log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
+        }
         self.name_guards(&mut socket, mended)
     }
 
@@ -109,7 +117,7 @@ fn is_about_bridges(error: &Error) -> bool {
 }
 
 /// Puts the static rule into the legacy tables that guard something; gives what nf_tables is left to hold.
-fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
+pub fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
     let mut parts = Vec::with_capacity(host.versions.len());
     for (version, part) in host.each_version() {
         let Some(table) = legacy::guarding_table(version)? else {
@@ -127,20 +135,38 @@ fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
     Ok(parts)
 }
 
-/// What is to be sent, and whether it was thought out from the whole of somebody else's tables: then nothing there may
-/// have changed in between.
-struct Changes {
-    rebuilding: Vec<Skeleton>,
-    transaction: Transaction,
-    guarded: bool,
+/// What is to be sent, and whether it was thought out from what others have made: then nothing may have changed in
+/// between.
+#[derive(Default)]
+pub struct Changes {
+    /// What is static and has to be put in anew.
+    pub rebuilding: Vec<Skeleton>,
+    /// The rest.
+    pub transaction: Transaction,
+    /// Whether nothing may have changed since the look.
+    pub guarded: bool,
 }
 
 /// Puts the share in; whether something static was missing.
+///
+/// Where a table of ours is gone or another, somebody may have flushed the host's rules: then the shares of all others
+/// are put in again as well.
 fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<bool> {
+    let mut others = None;
+    match install_with(socket, share, host, &mut others) {
+        Err(error) if others.as_ref().is_some_and(|others| !others.is_empty()) => {
+            log::warn!("{error}; other containers' shares come back only with an ADD of their own");
+            install_with(socket, share, host, &mut Some(Others::default()))
+        }
+        outcome => outcome,
+    }
+}
+
+fn install_with(socket: &mut NftSocket, share: &Share, host: &[HostPart], others: &mut Option<Others>) -> Result<bool> {
     let mut mended = false;
     repeat(|| {
         let generation = socket.generation()?;
-        let Changes { rebuilding, transaction, guarded } = changes(socket, share, host)?;
+        let Changes { rebuilding, transaction, guarded } = changes(socket, share, host, others)?;
         mended = guarded || !rebuilding.is_empty();
         socket.commit_rebuilding(&rebuilding, &transaction, guarded.then_some(generation))
     })?;
@@ -168,125 +194,113 @@ fn is_contention(error: &CommitError) -> bool {
     errno.is_some_and(|e| [Errno::EEXIST, Errno::ENOENT, Errno::EBUSY, Errno::ERESTART].contains(&e))
 }
 
-fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Changes> {
+fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart], others: &mut Option<Others>) -> Result<Changes> {
+    let mut changes = Changes::default();
     let record = Record::read(socket, &share.attachment.key())?;
-    let rebuilding = damaged_skeletons(socket, share, record.is_some())?;
-    let mut transaction = Transaction::new();
+    changes.rebuilding = damaged_skeletons(socket, &share.skeletons(), record.is_some())?;
     if let Some(record) = &record {
-        drop_stale(socket, share, record, &mut transaction)?;
+        changes.guarded |= drop_stale(socket, share, record, &mut changes.transaction)?;
     }
-    let elements = missing_elements(socket, share, &mut transaction)?;
-    for (table, chain) in share.chains() {
-        add_chain(socket, &table, chain, &mut transaction)?;
-    }
-    for (table, set, element) in elements {
-        // Exclusively, so that of two calls which found it absent one looks again.
-        transaction.add_elements(&table, set, Presence::Exclusive, vec![element]);
-    }
-    let mut guarded = false;
+    add_shared(share, &mut changes.transaction);
+    changes.guarded |= add_own(socket, share, &mut changes.transaction)?;
+    add_record(share, record.as_ref(), &mut changes.transaction);
     if let Some(record) = &record {
-        guarded = removal::release_stale_policies(socket, share, record, &mut transaction)?;
+        changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
     }
-    let mending = host_mending(socket, host)?;
-    guarded |= !mending.is_empty();
-    mending.into_iter().for_each(|command| {
-        transaction.push(command);
-    });
-    Ok(Changes { rebuilding, transaction, guarded })
+    let mut mending = host_mending(socket, host)?;
+    if !changes.rebuilding.is_empty() {
+        let others = others.get_or_insert_with(|| Others::of(share));
+        changes.guarded |= !others.is_empty();
+        others.put_in(socket, share, &mut changes)?;
+        mending.extend(others.host_mending(socket));
+    }
+    changes.guarded |= !mending.is_empty();
+    let mut sent: Vec<Command> = Vec::new();
+    for command in mending {
+        // What several need is put in once.
+        if !sent.contains(&command) {
+            sent.push(command.clone());
+            changes.transaction.push(command);
+        }
+    }
+    Ok(changes)
 }
 
 /// The skeletons that aren't in place. An attachment's first ADD is content with a quick look; one that finds its own
-/// share there is a repair, and looks at every rule.
-fn damaged_skeletons(socket: &mut NftSocket, share: &Share, thoroughly: bool) -> Result<Vec<Skeleton>> {
+/// record there is a repair, and looks at every rule.
+pub fn damaged_skeletons(socket: &mut NftSocket, skeletons: &[Skeleton], thoroughly: bool) -> Result<Vec<Skeleton>> {
     let mut damaged = Vec::new();
-    for skeleton in share.skeletons() {
-        let whole = socket.is_in_place(&skeleton)? && (!thoroughly || socket.differences(&skeleton)?.is_empty());
+    for skeleton in skeletons {
+        let whole = socket.is_in_place(skeleton)? && (!thoroughly || socket.differences(skeleton)?.is_empty());
         if !whole {
-            damaged.push(skeleton);
+            damaged.push(skeleton.clone());
         }
     }
     Ok(damaged)
 }
 
-/// Addresses and ports that the attachment had at an earlier ADD and no longer has, and chains it no longer needs.
-fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transaction: &mut Transaction) -> Result<()> {
-    let wanted = share.elements();
-    for element in record.elements() {
-        let is_wanted =
-            wanted.iter().any(|(t, map, e)| *t == element.table && *map == element.map && e.key == element.key.key);
-        if !is_wanted && element.is_owned(socket)? {
-            transaction.delete_elements(&element.table, element.map, vec![element.key]);
+/// Addresses and ports that the attachment had at an earlier ADD and no longer has. Whether there were any.
+fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transaction: &mut Transaction) -> Result<bool> {
+    let wanted = share.own_elements();
+    let mut any = false;
+    for ((table, set, element), holder) in record.held_elements(socket)? {
+        let is_wanted = wanted.iter().any(|(t, s, e)| *t == table && s.name == set.name && e.key == element.key);
+        if !is_wanted && holder == Holder::Itself {
+            transaction.delete_elements(&table, &set.name, vec![element]);
+            any = true;
         }
     }
-    let chains = share.chains();
-    for RecordedChain { table, name, .. } in &record.chains {
-        if !chains.iter().any(|(t, chain)| t == table && chain.name == *name) {
-            transaction.remove_chain(table, name);
-        }
-    }
-    Ok(())
+    Ok(any)
 }
 
-/// The elements that aren't there; those of a former owner are taken from it first, together with its rules for them,
-/// so that its late DEL finds nothing in its record that is no longer its own.
-fn missing_elements(
-    socket: &mut NftSocket,
-    share: &Share,
-    transaction: &mut Transaction,
-) -> Result<Vec<(Table, &'static str, Element)>> {
-    let mut missing = Vec::new();
-    for (table, map, element) in share.elements() {
-        let key = Element::key(element.key.clone());
-        match socket.element(&table, &record::set_named(map), &key.key)? {
-            Some(found) if found.data == element.data => continue,
-            Some(_) => take_over(socket, &table, map, key, transaction)?,
-            None => {}
-        }
-        missing.push((table, map, element));
+/// What it needs together with others; nothing happens to what is there.
+pub fn add_shared(share: &Share, transaction: &mut Transaction) {
+    if let Some(chain) = share.policy_chain() {
+        transaction.add_chain(&TABLE, chain);
     }
-    Ok(missing)
+    for (set, element) in share.policy_elements() {
+        transaction.add_elements(&TABLE, &set.name, Presence::Shared, vec![element]);
+    }
 }
 
-fn take_over(
-    socket: &mut NftSocket,
-    table: &Table,
-    map: &'static str,
-    key: Element,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let owner = record::owner_of(socket, table, map, &key)?;
-    transaction.delete_elements(table, map, vec![key.clone()]);
-    let is_attachment = |chain: &String| PORT_GUARDS.iter().any(|guard| chain.starts_with(guard.prefix));
-    let Some(owner) = owner.filter(is_attachment) else { return Ok(()) };
-    log::info!("{key} is taken over from chain {owner}, whose container should be gone");
-    for (handle, rule) in record::rules_of(socket, table, &owner)?.unwrap_or_default() {
-        if rule.is_some_and(|rule| record::concerns(&rule, &key)) {
-            transaction.delete_rule(table, &owner, handle);
+/// The elements that aren't there; those of a former owner are taken from it, so that its late DEL finds nothing that is
+/// still its own. Whether any were.
+fn add_own(socket: &mut NftSocket, share: &Share, transaction: &mut Transaction) -> Result<bool> {
+    let mut any_taken = false;
+    for (table, set, element) in share.own_elements() {
+        if let Some(found) = socket.element(&table, &set, &element.key)? {
+            if found.comment == element.comment {
+                continue;
+            }
+            let owner = found.comment.as_deref().unwrap_or("somebody");
+            log::info!(
+                "{} is taken over from {owner}, whose container should be gone",
+                Element::key(element.key.clone())
+            );
+            transaction.delete_elements(&table, &set.name, vec![Element::key(element.key.clone())]);
+            any_taken = true;
         }
+        // Exclusively, so that of two calls which found it absent one looks again.
+        transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
     }
-    Ok(())
+    Ok(any_taken)
 }
 
-/// The chain as it should be, if it isn't.
-fn add_chain(socket: &mut NftSocket, table: &Table, chain: Chain, transaction: &mut Transaction) -> Result<()> {
-    match socket.chain(table, &chain.name)? {
-        None => {
-            transaction.add_chain(table, chain);
-        }
-        Some(_) if is_same(&socket.rules(table, &chain.name)?, &chain) => {}
+/// The record as it should be, if it isn't.
+pub fn add_record(share: &Share, found: Option<&Record>, transaction: &mut Transaction) {
+    let chain = share.record();
+    match found {
+        Some(found) if found.says(&chain) => return,
         Some(_) => {
-            transaction.push(Command::FlushChain(table.clone(), chain.name.clone()));
-            transaction.add_chain(table, chain);
+            transaction.push(Command::FlushChain(TABLE, chain.name.clone()));
         }
+        None => {}
     }
-    Ok(())
+    transaction.add_chain(&TABLE, chain);
 }
 
-fn is_same(found: &[RuleInfo], chain: &Chain) -> bool {
-    found.iter().map(|info| info.rule.as_ref()).eq(chain.rules.iter().map(Some))
-}
-
-fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Command>> {
+/// What puts the host's own filters right.
+pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Command>> {
     let mut commands = Vec::new();
     for part in host {
         for (version, part) in part.each_version() {
@@ -309,11 +323,12 @@ fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Differ
     for skeleton in share.skeletons() {
         all.extend(socket.differences(&skeleton)?);
     }
-    for (table, chain) in share.chains() {
-        all.extend(socket.chain_differences(&table, &chain)?);
+    for chain in share.policy_chain().into_iter().chain([share.record()]) {
+        all.extend(socket.chain_differences(&TABLE, &chain)?);
     }
-    for (table, map, element) in share.elements() {
-        all.extend(socket.element_differences(&table, &record::set_named(map), &[element])?);
+    let shared = share.policy_elements().into_iter().map(|(set, element)| (TABLE, set, element));
+    for (table, set, element) in shared.chain(share.own_elements()) {
+        all.extend(socket.element_differences(&table, &set, &[element])?);
     }
     Ok(all)
 }

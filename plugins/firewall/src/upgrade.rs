@@ -17,7 +17,6 @@ use crate::config::{Backend, Config, FORWARD_CHAIN};
 use crate::firewalld::Firewalld;
 use crate::hostfilter::filter_table;
 use crate::record;
-use crate::rules::TABLE;
 use crate::state::repeat;
 
 /// The reference's chains for `ingressPolicy`; the first jumps to the second.
@@ -36,10 +35,7 @@ pub fn remove_rules_for(socket: &mut NftSocket, addresses: &BTreeSet<IpAddr>) ->
 /// Removes the reference's rules for addresses that attachments of ours have by now.
 pub fn remove_superseded_rules(socket: &mut NftSocket) -> Result<()> {
     for version in IpVersion::ALL {
-        remove_where(socket, version, &mut |socket, address| {
-            let (map, key) = record::address_key(address);
-            Ok(record::owner_of(socket, &TABLE, map, &key)?.is_some())
-        })?;
+        remove_where(socket, version, &mut record::is_ours)?;
     }
     Ok(())
 }
@@ -51,8 +47,7 @@ pub fn forget_sources(socket: &mut NftSocket, config: &Config, addresses: &BTree
     }
     let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
     for address in addresses {
-        let (map, key) = record::address_key(*address);
-        if record::owner_of(socket, &TABLE, map, &key)?.is_none() {
+        if !record::is_ours(socket, *address)? {
             firewalld.remove_source(&config.zone, *address)?;
         }
     }

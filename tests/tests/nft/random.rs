@@ -62,6 +62,7 @@ fn value(data_type: DataType) -> BoxedStrategy<Value> {
         DataType::CtState => select(vec![1u32, 2, 4, 8, 64]).prop_map(Value::CtState).boxed(),
         DataType::CtStatus => select(vec![1u32, 2, 4, 8, 16, 32]).prop_map(Value::CtStatus).boxed(),
         DataType::CtDir => any::<bool>().prop_map(Value::CtReply).boxed(),
+        DataType::Icmpv6Type => (133u8..138).prop_map(Value::Icmpv6Type).boxed(),
         DataType::PktType => (0u8..4).prop_map(Value::PktType).boxed(),
         DataType::FibAddrType => (1u32..9).prop_map(Value::AddrType).boxed(),
     }

@@ -1,0 +1,89 @@
+//! The shares of all other attachments, put in again by the ADD that finds our tables gone.
+
+use std::collections::HashSet;
+
+use common::Result;
+use common::nft::{Command, Element, NftSocket, Presence, Set, Table};
+
+use crate::plan::{HostPart, Share};
+use crate::record::Record;
+use crate::rules::TABLE;
+use crate::state::{self, Changes};
+use crate::stored::Shelf;
+
+/// What others have lost.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// The latest first: of two that had one address, the latest has it.
+    shares: Vec<Share>,
+    /// What they need of the host's own filters, each once.
+    hosts: Vec<HostPart>,
+}
+
+impl Others {
+    /// All but this one. What can't be known of them is no reason for this one's ADD to fail.
+    pub fn of(own: &Share) -> Others {
+        let all = Shelf::open().and_then(|shelf| shelf.map_or(Ok(Vec::new()), |shelf| shelf.all()));
+        let mut shares = all.unwrap_or_else(|error| {
+            log::warn!("{error}; what other containers may have lost comes back only with an ADD of their own");
+            Vec::new()
+        });
+        shares.retain(|share| share.attachment != own.attachment);
+        let mut hosts: Vec<HostPart> = Vec::new();
+        for host in shares.iter().map(|share| &share.host) {
+            if !hosts.contains(host) {
+                hosts.push(host.clone());
+            }
+        }
+        let mend = |host: &HostPart| {
+            state::mend_legacy(host).unwrap_or_else(|error| {
+                log::warn!("{error}; this concerns other containers");
+                Vec::new()
+            })
+        };
+        Others { shares, hosts: hosts.iter().flat_map(mend).collect() }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.shares.is_empty()
+    }
+
+    /// Adds what isn't there and nobody else has by now.
+    pub fn put_in(&self, socket: &mut NftSocket, own: &Share, changes: &mut Changes) -> Result<()> {
+        let place = |table: &Table, set: &Set, element: &Element| {
+            format!("{table} {} {}", set.name, Element::key(element.key.clone()))
+        };
+        let mut taken: HashSet<String> =
+            own.own_elements().iter().map(|(table, set, element)| place(table, set, element)).collect();
+        let mut known: Vec<Table> = own.skeletons().into_iter().map(|skeleton| skeleton.table).collect();
+        for share in &self.shares {
+            let unknown = share.skeletons().into_iter().filter(|skeleton| !known.contains(&skeleton.table));
+            let unknown: Vec<_> = unknown.collect();
+            known.extend(unknown.iter().map(|skeleton| skeleton.table.clone()));
+            changes.rebuilding.extend(state::damaged_skeletons(socket, &unknown, false)?);
+            state::add_shared(share, &mut changes.transaction);
+            for (table, set, element) in share.own_elements() {
+                let is_free = taken.insert(place(&table, &set, &element));
+                if is_free && socket.element(&table, &set, &element.key)?.is_none() {
+                    changes.transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
+                }
+            }
+            let record = Record::read(socket, &share.attachment.key())?;
+            state::add_record(share, record.as_ref(), &mut changes.transaction);
+        }
+        log::debug!("{} other attachments are put into {TABLE} again", self.shares.len());
+        Ok(())
+    }
+
+    /// What puts the host's own filters right for them.
+    pub fn host_mending(&self, socket: &mut NftSocket) -> Vec<Command> {
+        let mend = |host: &HostPart| {
+            state::host_mending(socket, std::slice::from_ref(host)).unwrap_or_else(|error| {
+                log::warn!("{error}; this concerns other containers");
+                Vec::new()
+            })
+        };
+        self.hosts.iter().flat_map(mend).collect()
+    }
+}

@@ -1,0 +1,194 @@
+//! What has been put in, kept beside the kernel: `nft flush ruleset`, which every restart of Debian's nftables service is,
+//! takes our tables away with all the others, and the shares of all containers with them.
+//!
+//! The kernel's record stays the one that counts. What is here is read in two cases only: an ADD that finds a table gone
+//! brings all shares back, and a DEL whose record is gone learns what to remove. The directory doesn't outlive a boot.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use common::nft::IpVersion;
+use common::store::{Directory, Stored};
+use common::{Attachment, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::config::HostChain;
+use crate::plan::{HostPart, Share};
+use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS};
+
+/// Where it is; a tmpfs, as all of /run.
+const DIRECTORY: &str = "/run/cni/firewall";
+
+/// A share as it is written down, by the names it has in the kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    network: String,
+    container: String,
+    ifname: String,
+    addresses: Vec<IpAddr>,
+    zone: Option<String>,
+    /// The set of the policy, and the bridge.
+    policy: Option<(String, String)>,
+    /// The counter of each guard, and its ports.
+    guards: Vec<(String, Vec<String>)>,
+    without_bridge_family: bool,
+    mark: u32,
+    v4: bool,
+    v6: bool,
+    make: bool,
+    admin_chain: String,
+    host_chains: Vec<String>,
+}
+
+impl From<&Share> for Written {
+    fn from(share: &Share) -> Written {
+        let Share { attachment, host, .. } = share;
+        Written {
+            network: attachment.network.clone(),
+            container: attachment.container.clone(),
+            ifname: attachment.ifname.clone(),
+            addresses: share.addresses.clone(),
+            zone: share.zone.clone(),
+            policy: share.policy.as_ref().map(|(policy, bridge)| (policy.set.to_owned(), bridge.clone())),
+            guards: share.guards.iter().map(|(guard, ports)| (guard.counter.to_owned(), ports.clone())).collect(),
+            without_bridge_family: share.without_bridge_family,
+            mark: host.mark,
+            v4: host.versions.contains(&IpVersion::V4),
+            v6: host.versions.contains(&IpVersion::V6),
+            make: host.make,
+            admin_chain: host.admin_chain.clone(),
+            host_chains: host.chains.iter().map(HostChain::to_string).collect(),
+        }
+    }
+}
+
+impl Written {
+    /// The share; `None` for what this version doesn't know.
+    fn read(self) -> Option<Share> {
+        let policy = match self.policy {
+            None => None,
+            Some((set, bridge)) => Some((BRIDGE_POLICIES.into_iter().find(|p| p.set == set)?, bridge)),
+        };
+        let guard = |(counter, ports): (String, Vec<String>)| {
+            Some((PORT_GUARDS.into_iter().find(|guard| guard.counter == counter)?, ports))
+        };
+        let versions = [(IpVersion::V4, self.v4), (IpVersion::V6, self.v6)];
+        Some(Share {
+            attachment: Attachment::new(self.network, self.container, self.ifname),
+            addresses: self.addresses,
+            zone: self.zone,
+            policy,
+            guards: self.guards.into_iter().map(guard).collect::<Option<_>>()?,
+            without_bridge_family: self.without_bridge_family,
+            host: HostPart {
+                mark: self.mark,
+                versions: versions.into_iter().filter(|(_, has)| *has).map(|(version, _)| version).collect(),
+                make: self.make,
+                admin_chain: self.admin_chain,
+                chains: self.host_chains.iter().filter_map(|chain| chain.parse().ok()).collect(),
+            },
+        })
+    }
+}
+
+/// The place where shares are kept, a file each, named by its attachment's key.
+#[derive(Debug)]
+pub struct Shelf {
+    directory: Directory,
+}
+
+impl Shelf {
+    /// The shelf, if anything was ever put there.
+    pub fn open() -> Result<Option<Shelf>> {
+        Ok(Directory::open(Path::new(DIRECTORY))?.map(|directory| Shelf { directory }))
+    }
+
+    /// Puts a share there.
+    pub fn put(share: &Share) -> Result<()> {
+        let bytes = serde_json::to_vec(&Written::from(share)).unwrap_or_default();
+        Directory::create(Path::new(DIRECTORY))?.write(&share.attachment.key(), &bytes)
+    }
+
+    /// The share of the attachment with this key. One that can't be read is none.
+    pub fn read(&self, key: &str) -> Option<Share> {
+        let spoilt = |reason: String| {
+            log::warn!("{}: {reason}; it is passed over", self.directory.path_of(key).display());
+            None
+        };
+        let bytes = match self.directory.read(key) {
+            Ok(Stored::Bytes(bytes)) => bytes,
+            Ok(Stored::Absent) => return None,
+            Ok(Stored::Spoilt(reason)) => return spoilt(reason),
+            Err(error) => return spoilt(error.to_string()),
+        };
+        let share = match serde_json::from_slice::<Written>(&bytes) {
+            Ok(written) => written.read(),
+            Err(error) => return spoilt(error.to_string()),
+        };
+        share.filter(|share| share.attachment.key() == key).or_else(|| spoilt("it is not of this attachment".into()))
+    }
+
+    /// Takes it away.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        self.directory.remove(key).map(drop)
+    }
+
+    /// The keys of all.
+    pub fn keys(&self) -> Result<BTreeSet<String>> {
+        Ok(self.directory.names()?.into_iter().collect())
+    }
+
+    /// All shares, the latest first.
+    pub fn all(&self) -> Result<Vec<Share>> {
+        let time = |name: &String| {
+            let modified = self.directory.path_of(name).symlink_metadata().and_then(|meta| meta.modified());
+            modified.unwrap_or(std::time::UNIX_EPOCH)
+        };
+        let mut names = self.directory.names()?;
+        names.sort_by_cached_key(|name| std::cmp::Reverse(time(name)));
+        Ok(names.iter().filter_map(|name| self.read(name)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{BRIDGE_SOURCES, NEIGHBOURS, SAME_BRIDGE};
+
+    fn share() -> Share {
+        Share {
+            attachment: Attachment::new("n", "c", "eth0"),
+            addresses: vec!["10.88.0.2".parse().unwrap(), "fd00:88::2".parse().unwrap()],
+            zone: Some("trusted".into()),
+            policy: Some((SAME_BRIDGE, "cni0".into())),
+            guards: vec![(NEIGHBOURS, vec!["veth2".into()]), (BRIDGE_SOURCES, vec!["veth2".into()])],
+            without_bridge_family: true,
+            host: HostPart {
+                mark: 16,
+                versions: vec![IpVersion::V6],
+                make: true,
+                admin_chain: "MINE".into(),
+                chains: vec!["inet filter forward".parse().unwrap()],
+            },
+        }
+    }
+
+    #[test]
+    fn a_share_comes_back_as_it_was_written() {
+        let bytes = serde_json::to_vec(&Written::from(&share())).unwrap();
+        let written: Written = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(written.read(), Some(share()));
+    }
+
+    #[test]
+    fn a_share_of_another_version_is_none() {
+        let mut written = Written::from(&share());
+        written.guards[0].0 = "whatever".into();
+        assert_eq!(written.clone().read(), None);
+        written.guards.clear();
+        written.policy = Some(("whatever".into(), "cni0".into()));
+        assert_eq!(written.read(), None);
+    }
+}
