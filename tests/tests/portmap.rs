@@ -310,6 +310,8 @@ fn a_repeated_add_mends_what_was_broken() {
         "flush chain inet cni_chain_portmap hostports",
         "flush map inet cni_chain_portmap ports4",
         "delete chain inet cni_chain_portmap prerouting",
+        "add table inet cni_chain_portmap { flags dormant; }",
+        "flush map inet cni_chain_portmap records",
     ] {
         add(&lab, &container, &port(8080, 80));
         lab.host.nft(breakage);
@@ -590,9 +592,11 @@ fn check_sees_every_kind_of_damage() {
     let lab = Lab::new();
     let container = lab.container(2);
     let keys = port(8080, 80);
-    let record = |lab: &Lab| {
-        let listed = rules(lab);
-        listed.lines().find_map(|l| l.trim().strip_prefix("chain record-")).unwrap().trim_end_matches(" {").to_owned()
+    // The second line of the record, as nft lists it.
+    let line = |lab: &Lab| {
+        let listed = lab.host.run(&format!("nft list map {TABLE} records"));
+        let start = listed.find(". 0x00000001 comment").unwrap() - 4 * 13 + 2;
+        listed[start..][..5 * 13 - 3].to_owned()
     };
     let wildcard = |lab: &Lab| {
         let listed = rules(lab);
@@ -605,7 +609,7 @@ fn check_sees_every_kind_of_damage() {
     };
     let table = TABLE;
     type Damage = Box<dyn Fn(&Lab) -> String>;
-    let damages: [(&str, Damage); 14] = [
+    let damages: [(&str, Damage); 18] = [
         (
             "another target",
             Box::new(move |_| {
@@ -628,7 +632,25 @@ fn check_sees_every_kind_of_damage() {
         ("another masquerading", Box::new(move |_| format!("flush chain {table} mark-0x2000"))),
         ("no guard", Box::new(move |_| format!("delete element {table} loopback {{ \"cni0\" }}"))),
         ("a rule in the way", Box::new(move |_| format!("insert rule {table} prerouting accept"))),
-        ("a changed record", Box::new(move |l| format!("flush chain {table} record-{}", record(l)))),
+        ("a sleeping table", Box::new(move |_| format!("add table {table} {{ flags dormant; }}"))),
+        ("no record", Box::new(move |_| format!("flush map {table} records"))),
+        ("a missing line", Box::new(move |l| format!("delete element {table} records {{ {} }}", line(l)))),
+        (
+            "another line",
+            Box::new(move |l| {
+                let line = line(l);
+                format!(
+                    "delete element {table} records {{ {line} }}; add element {table} records {{ {line} : continue }}"
+                )
+            }),
+        ),
+        (
+            "a line too many",
+            Box::new(move |l| {
+                let line = line(l).replace("0x00000001", "0x00000005");
+                format!("add element {table} records {{ {line} comment \"10.88.0.2 1:1/tcp\" : continue }}")
+            }),
+        ),
         ("another kind", Box::new(move |l| format!("flush chain {table} wildcard4-{}", wildcard(l)))),
     ];
     for (what, damage) in damages {
@@ -924,7 +946,7 @@ fn the_table_explains_itself() {
     let listed = rules(&lab);
     for part in [
         "tcp . 8080 comment \"net/container-2/eth0\" : 10.88.0.2 . 80",
-        "tcp dport 8080 dnat ip to 10.88.0.2:80",
+        "10.88.0.2 8080:80/tcp 192.0.2.1:9999:9/sctp\" : jump",
         "192.0.2.1 . sctp . 9999",
         "comment \"net/container-2/eth0\"",
         "link veth2#",

@@ -14,10 +14,13 @@ impl NftSocket {
     /// Where the static part of a table differs: hooks, sets and rules. Elements aren't part of it.
     pub fn differences(&mut self, skeleton: &Skeleton) -> Result<Vec<Difference>> {
         let table = &skeleton.table;
-        if !self.has_table(table)? {
-            return Ok(vec![Difference::missing(format!("table {table}"), "the table")]);
-        }
+        let object = format!("table {table}");
         let mut differences = Vec::new();
+        match self.is_dormant(table)? {
+            None => return Ok(vec![Difference::missing(object, "the table")]),
+            Some(true) => differences.push(Difference::other(object, "a table in effect", "flags dormant")),
+            Some(false) => {}
+        }
         for set in &skeleton.sets {
             differences.extend(self.set_difference(table, set)?);
         }
@@ -58,21 +61,19 @@ impl NftSocket {
         Ok(differences)
     }
 
-    /// Which of these elements are missing or lead elsewhere. Each is looked up by its key: a set's other elements cost
-    /// nothing. Not for ranges.
+    /// Which of these elements are missing or lead elsewhere. They are looked up by their keys: the set's other elements
+    /// cost nothing. Not for ranges.
     pub fn element_differences(&mut self, table: &Table, set: &Set, wanted: &[Element]) -> Result<Vec<Difference>> {
         let mut differences = Vec::new();
-        for element in wanted {
-            let object = format!("element of {} {} of table {table}", set.keyword(), set.name);
+        let keys: Vec<_> = wanted.iter().map(|element| element.key.clone()).collect();
+        for (element, found) in wanted.iter().zip(self.elements_at(table, set, &keys)?) {
             let mut wanted = element.clone();
             wanted.normalise();
-            let found = self.element(table, set, &wanted.key)?;
-            if found
-                .as_ref()
-                .is_some_and(|f| f.data == wanted.data && (f.comment == wanted.comment || wanted.comment.is_none()))
-            {
+            let same = |f: &Element| f.data == wanted.data && (f.comment == wanted.comment || wanted.comment.is_none());
+            if found.as_ref().is_some_and(same) {
                 continue;
             }
+            let object = format!("element of {} {} of table {table}", set.keyword(), set.name);
             differences.push(match found {
                 None => Difference::missing(object, wanted.to_string()),
                 Some(found) => Difference::other(object, wanted.to_string(), found.to_string()),

@@ -77,6 +77,10 @@ pub struct SetInfo {
     pub anonymous: bool,
 }
 
+/// Keys in one request: the answers, one datagram each, must fit into the socket's receive buffer (by default 212992
+/// bytes, of which an answer takes some 1300).
+pub const KEYS_AT_ONCE: usize = 64;
+
 impl NftSocket {
     /// The number of the state that the tables of this namespace are in; every transaction raises it.
     pub fn generation(&mut self) -> Result<u32> {
@@ -102,9 +106,16 @@ impl NftSocket {
 
     /// Whether there is such a table.
     pub fn has_table(&mut self, table: &Table) -> Result<bool> {
+        Ok(self.is_dormant(table)?.is_some())
+    }
+
+    /// Whether the kernel passes over the table's hooks (`flags dormant`); `None` if there is no such table.
+    pub fn is_dormant(&mut self, table: &Table) -> Result<Option<bool>> {
         let body = Body::Table(encode::table_object(table, None)?);
-        let found = self.channel.get(&request(Some(table), libc::NFT_MSG_GETTABLE, body), |_| Some(()));
-        Ok(found.map_err(refused("read", format_args!("table {table}")))?.is_some())
+        let flags = |bytes: &[u8]| Some(attributes::find_number(bytes, uapi::table::FLAGS).unwrap_or_default());
+        let found = self.channel.get(&request(Some(table), libc::NFT_MSG_GETTABLE, body), flags);
+        let found = found.map_err(refused("read", format_args!("table {table}")))?;
+        Ok(found.map(|flags| flags & uapi::table::F_DORMANT != 0))
     }
 
     /// One chain, without its rules.
@@ -213,6 +224,41 @@ impl NftSocket {
         let what = || format!("element {} of {} {} of table {table}", Element::key(key), set.keyword(), set.name);
         let found = found.map_err(|refusal| refused("read", what())(refusal))?;
         Ok(found.and_then(|raw| read::pair_up(raw, set).into_iter().next()))
+    }
+
+    /// The elements with these keys, in their order, up to the first that isn't there, in one request; at most as many
+    /// as [`KEYS_AT_ONCE`] keys. Not for ranges.
+    pub fn elements_until_missing(&mut self, table: &Table, set: &Set, keys: &[Vec<Value>]) -> Result<Vec<Element>> {
+        let asked = keys.get(..KEYS_AT_ONCE).unwrap_or(keys);
+        let object = encode::set_name_object(table, &set.name)?;
+        asked.iter().try_for_each(|key| encode::key_object(key).map(|key| object.push(key)))?;
+        let request = request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object));
+        let mut found = Vec::with_capacity(asked.len());
+        // The kernel stops at the first that is missing (nf_tables_getsetelem).
+        let all = self.channel.get_each(&Message { flags: libc::NLM_F_ACK, ..request }, |bytes| {
+            found.extend(read::pair_up(read::elements(bytes, set), set));
+        });
+        let what = || format!("elements of {} {} of table {table}", set.keyword(), set.name);
+        let all = all.map_err(|refusal| refused("read", what())(refusal))?;
+        if all && found.len() != asked.len() {
+            return Err(Error::kernel("read", what(), Errno::EBADMSG));
+        }
+        Ok(found)
+    }
+
+    /// The elements with these keys, in their order; `None` for those that aren't there. The set's other elements cost
+    /// nothing. Not for ranges.
+    pub fn elements_at(&mut self, table: &Table, set: &Set, keys: &[Vec<Value>]) -> Result<Vec<Option<Element>>> {
+        let mut all = Vec::with_capacity(keys.len());
+        for asked in keys.chunks(KEYS_AT_ONCE) {
+            let end = all.len() + asked.len();
+            while let Some(rest) = keys.get(all.len()..end).filter(|rest| !rest.is_empty()) {
+                let found = self.elements_until_missing(table, set, rest)?;
+                let missing = (found.len() < rest.len()).then_some(None);
+                all.extend(found.into_iter().map(Some).chain(missing));
+            }
+        }
+        Ok(all)
     }
 
     /// The first of these elements whose key is there: who is in the way after an EEXIST.

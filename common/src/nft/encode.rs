@@ -154,7 +154,10 @@ impl Encoder {
     fn command(&mut self, command: &Command) -> Result<()> {
         match command {
             Command::AddTable(table, comment) => {
-                let body = Body::Table(table_object(table, comment.as_deref())?);
+                let object = table_object(table, comment.as_deref())?;
+                // As nft does: a table that is there and dormant wakes up.
+                object.number(sys::NFTNL_TABLE_FLAGS, 0);
+                let body = Body::Table(object);
                 self.send(table, libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, body);
             }
             Command::DeleteTable(table) => {

@@ -179,10 +179,10 @@ impl NftSocket {
         }
     }
 
-    /// Whether this very skeleton is in place and its base chains have as many rules as they should: one look-up, and one
-    /// for each base chain. (`nft flush table` leaves everything but the rules.)
+    /// Whether this very skeleton is in place and in effect and its base chains have as many rules as they should: two
+    /// look-ups, and one for each base chain. (`nft flush table` leaves everything but the rules.)
     pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
-        if !self.has_skeleton(skeleton)? {
+        if !self.has_skeleton(skeleton)? || self.is_dormant(&skeleton.table)? != Some(false) {
             return Ok(false);
         }
         for wanted in skeleton.chains.iter().filter(|chain| chain.hook.is_some()) {

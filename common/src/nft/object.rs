@@ -114,6 +114,7 @@ macro_rules! numbered {
     };
 }
 
+numbered!(TableObject, nftnl_table_set_u32);
 numbered!(ChainObject, nftnl_chain_set_u32);
 numbered!(SetObject, nftnl_set_set_u32);
 numbered!(ElementObject, nftnl_set_elem_set_u32);

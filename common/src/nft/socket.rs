@@ -219,6 +219,24 @@ impl Channel {
         }
     }
 
+    /// Asks for several objects, which the kernel sends one by one until one is missing; whether none was.
+    pub(super) fn get_each(&mut self, message: &Message, mut read: impl FnMut(&[u8])) -> Result<bool, Refused> {
+        let sequence = self.request(message)?;
+        let end = self.receive(|answer, number| match answer {
+            Answer::Object(bytes) if number == sequence => {
+                read(bytes);
+                None
+            }
+            Answer::Done if number == sequence => Some(()),
+            _ => None,
+        });
+        match end {
+            Ok(()) => Ok(true),
+            Err(refused) if refused.errno == Errno::ENOENT => Ok(false),
+            Err(refused) => Err(refused),
+        }
+    }
+
     /// Asks for all objects that the message describes. A dump during which the tables changed is repeated.
     pub(super) fn dump<T>(
         &mut self,

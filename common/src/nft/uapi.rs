@@ -3,6 +3,9 @@
 /// Attributes of a table.
 pub(super) mod table {
     pub(in super::super) const NAME: u16 = 1;
+    pub(in super::super) const FLAGS: u16 = 2;
+
+    pub(in super::super) const F_DORMANT: u32 = 1;
 }
 
 /// Attributes of a chain and of its hook.

@@ -1,5 +1,6 @@
 //! A port that somebody else has: who, and whether they are still there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use common::nft::{CommitError, Data, Element, NftSocket, Set, Transaction, Value};
@@ -7,7 +8,7 @@ use common::{Error, Result};
 use nix::errno::Errno;
 
 use crate::liveness::why_dead;
-use crate::record::Recorded;
+use crate::record::{Record, RecordKey, Recorded};
 use crate::rules::{self, Claim, Share, TABLE};
 
 /// An owner that is certainly gone, or elements without one.
@@ -15,8 +16,8 @@ use crate::rules::{self, Claim, Share, TABLE};
 pub struct Dead {
     /// What the elements name as their owner.
     label: String,
-    /// Its record.
-    record: Option<String>,
+    /// Whose record it is.
+    record: Option<RecordKey>,
     /// Elements that no record knows.
     orphans: Vec<(Set, Element)>,
     /// Why it is gone.
@@ -37,8 +38,8 @@ impl Dead {
                 transaction.delete_elements(&TABLE, &set.name, vec![orphan.clone()]);
             }
         }
-        match &self.record {
-            Some(name) => Recorded::read(socket, name),
+        match self.record {
+            Some(key) => Recorded::read_key(socket, key),
             None => Ok(None),
         }
     }
@@ -58,31 +59,44 @@ pub fn who_is_in_the_way(
         return Err(refused.into());
     }
     let mut dead: Vec<Dead> = Vec::new();
-    for claim in &share.claims {
-        let set = claim.map();
-        let Some(found) = socket.element(&TABLE, &set, &claim.key())? else { continue };
-        let label = found.comment.clone().unwrap_or_else(|| "nobody".into());
-        if dead.iter().chain(evicted).any(|d| d.label == label && d.record.is_some()) {
-            continue;
-        }
-        let recorded = Recorded::of_label(socket, &label)?;
-        match recorded {
-            Some(recorded) if recorded.claims.iter().any(|c| c.key() == claim.key() && c.map() == set) => {
-                let why = why_gone(share, &recorded, &found)?;
-                let Some(why) = why else { return Err(taken(claim, &recorded)) };
-                dead.push(Dead { label, record: Some(recorded.name), orphans: Vec::new(), why });
+    for (map, claims) in rules::by_map(&share.claims) {
+        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
+        let found = socket.elements_at(&TABLE, &map, &keys)?;
+        for (claim, element) in claims.into_iter().zip(found).filter_map(|(c, f)| Some((c, f?))) {
+            let label = element.comment.clone().unwrap_or_else(|| "nobody".into());
+            if dead.iter().chain(evicted).any(|d| d.label == label && d.record.is_some()) {
+                continue;
             }
-            _ => {
-                let why = "no record knows of it".to_owned();
-                dead.push(Dead { label, record: None, orphans: vec![(set, found)], why });
-            }
+            dead.push(owner(socket, share, claim, (&map, element), label)?);
         }
     }
     if dead.is_empty() { Err(refused.into()) } else { Ok(dead) }
 }
 
+/// The owner of an element if it is dead; the living's is the error.
+fn owner(
+    socket: &mut NftSocket,
+    share: &Share,
+    claim: &Claim,
+    (map, element): (&Set, Element),
+    label: String,
+) -> Result<Dead> {
+    match Recorded::of_label(socket, &label)? {
+        Some(Recorded { record, .. }) if record.claims.iter().any(|c| c.key() == claim.key() && c.map() == *map) => {
+            match why_gone(share, &record, &element)? {
+                Some(why) => Ok(Dead { label, record: Some(record.key), orphans: Vec::new(), why }),
+                None => Err(taken(claim, &record)),
+            }
+        }
+        _ => {
+            let orphans = vec![(map.clone(), element)];
+            Ok(Dead { label, record: None, orphans, why: "no record knows of it".into() })
+        }
+    }
+}
+
 /// Why the owner of an element is certainly gone.
-fn why_gone(share: &Share, recorded: &Recorded, element: &Element) -> Result<Option<String>> {
+fn why_gone(share: &Share, record: &Record, element: &Element) -> Result<Option<String>> {
     let target = match &element.data {
         Some(Data::Values(values)) => values.first(),
         _ => None,
@@ -94,18 +108,18 @@ fn why_gone(share: &Share, recorded: &Recorded, element: &Element) -> Result<Opt
             share.attachment
         )));
     }
-    match &recorded.origin {
+    match &record.origin {
         Some(origin) => why_dead(origin),
         None => Ok(None),
     }
 }
 
-fn taken(claim: &Claim, recorded: &Recorded) -> Error {
-    let owner = match recorded.label.split('/').collect::<Vec<_>>().as_slice() {
+fn taken(claim: &Claim, record: &Record) -> Error {
+    let owner = match record.label.split('/').collect::<Vec<_>>().as_slice() {
         [network, container, ifname] => format!("container {container}, interface {ifname}, of network {network}"),
-        _ => recorded.label.clone(),
+        _ => record.label.clone(),
     };
-    let since = recorded.origin.as_ref().map(|o| format!(" since {}", o.since())).unwrap_or_default();
+    let since = record.origin.as_ref().map(|o| format!(" since {}", o.since())).unwrap_or_default();
     Error::PortTaken { claim: claim.to_string(), owner: format!("{owner}{since}") }
 }
 
@@ -122,23 +136,23 @@ pub fn tell_of_overlaps(socket: &mut NftSocket, share: &Share) {
 
 fn overlaps(socket: &mut NftSocket, share: &Share) -> Result<()> {
     let own = share.attachment.label();
-    for claim in &share.claims {
-        let version = claim.version();
-        if claim.address.is_some() {
-            let everywhere = Claim { address: None, ..*claim };
-            let found = socket.element(&TABLE, &everywhere.map(), &everywhere.key())?;
+    let (specific, everywhere): (Vec<Claim>, Vec<Claim>) = share.claims.iter().partition(|c| c.address.is_some());
+    let everywhere_too: Vec<Claim> = specific.iter().map(|claim| Claim { address: None, ..*claim }).collect();
+    for (map, claims) in rules::by_map(&everywhere_too) {
+        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
+        for (claim, found) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
             if let Some(other) = found.and_then(|f| f.comment).filter(|c| *c != own) {
-                log::info!("{claim} is {own}'s; {everywhere} at all other addresses stays {other}'s");
+                log::info!("{claim} at one address is {own}'s; at all others it stays {other}'s");
             }
-            continue;
         }
+    }
+    for (_, claims) in rules::by_map(&everywhere) {
+        let Some(version) = claims.first().map(|claim| claim.version()) else { continue };
+        let claims: BTreeMap<_, _> = claims.into_iter().map(|claim| (claim.key(), claim)).collect();
         for element in socket.elements(&TABLE, &rules::ports_map(version, true))? {
-            let same = element.key.get(1..) == Some(claim.key().as_slice());
-            match &element.comment {
-                Some(other) if same && *other != own => {
-                    log::info!("{claim} is {own}'s; at one address it stays {other}'s: {element}");
-                }
-                _ => {}
+            let claim = element.key.get(1..).and_then(|key| claims.get(key));
+            if let (Some(claim), Some(other)) = (claim, element.comment.as_ref().filter(|c| **c != own)) {
+                log::info!("{claim} is {own}'s; at one address it stays {other}'s: {element}");
             }
         }
     }

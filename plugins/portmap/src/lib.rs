@@ -17,6 +17,7 @@ pub mod listeners;
 pub mod liveness;
 pub mod observe;
 pub mod origin;
+pub mod publication;
 pub mod record;
 pub mod removal;
 pub mod rules;
@@ -25,8 +26,8 @@ pub mod state;
 pub mod transact;
 
 use config::{Config, Written};
-use record::Recorded;
-use rules::{Facts, RECORD_PREFIX, Share, TABLE};
+use record::{RecordKey, Recorded};
+use rules::{Facts, Share};
 
 /// The plugin.
 #[derive(Debug)]
@@ -56,22 +57,19 @@ impl Plugin for Portmap {
     }
 
     fn remove(call: &Call, _config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
-        let own = rules::record_name(&call.attachment);
         let mut socket = NftSocket::open()?;
-        let removed = removal::remove(&mut socket, |socket| Ok(Recorded::read(socket, &own)?.into_iter().collect()));
+        let own = |socket: &mut NftSocket| Ok(Recorded::read(socket, &call.attachment)?.into_iter().collect());
+        let removed = removal::remove(&mut socket, own);
         let own = removed.map(|removed| stale::forget_after_del(&removed));
         let left = leftovers::remove(&mut socket, &call.attachment, prev);
         Error::gather([own, left].into_iter().filter_map(Result::err).collect())
     }
 
     fn collect(network: &str, live_attachments: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
-        let prefix = format!("{RECORD_PREFIX}{}-", Attachment::network_key(network));
-        let live: BTreeSet<String> = live_attachments.iter().map(rules::record_name).collect();
+        let live: BTreeSet<RecordKey> = live_attachments.iter().map(RecordKey::of).collect();
         let mut socket = NftSocket::open()?;
         let removed = removal::remove(&mut socket, |socket| {
-            let chains = socket.chains(&TABLE)?;
-            let dead = chains.into_iter().filter(|c| c.name.starts_with(&prefix) && !live.contains(&c.name));
-            dead.map(|chain| Recorded::of(socket, chain)).collect()
+            Recorded::all(socket, |key| key.is_of(network) && !live.contains(key))
         });
         let own = removed.map(|removed| stale::forget_after_del(&removed));
         let left = leftovers::collect(&mut socket, network, live_attachments);

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Verdict};
+use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, SetData, Statement, Transaction, Verdict};
 use common::sysctl;
 use common::{Error, Result};
 
-use crate::record::Recorded;
+use crate::record::{self, Record, Recorded};
 use crate::rules::{
     self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, TABLE, is_kind,
 };
@@ -49,7 +49,7 @@ pub fn remove(
     })
 }
 
-/// Whether these are all the records that there are: each of them jumps to `attachments`, and nothing else does.
+/// Whether these are all the records that there are: the first line of each jumps to `attachments`, and nothing else does.
 fn is_all(socket: &mut NftSocket, records: &[Recorded]) -> Result<bool> {
     let attachments = socket.chain(&TABLE, ATTACHMENTS)?;
     Ok(attachments.is_some_and(|chain| usize::try_from(chain.uses) == Ok(records.len())))
@@ -77,11 +77,11 @@ impl Removal {
     /// These records and what only they need. What is named in `keep` stays: somebody new needs it.
     pub fn records(&mut self, socket: &mut NftSocket, records: &[Recorded], keep: &[String]) -> Result<()> {
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-        for record in records {
+        for Recorded { record, lines } in records {
             for (set, elements) in own_elements(socket, record)? {
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
             }
-            self.transaction.remove_chain(&TABLE, &record.name);
+            self.transaction.delete_elements(&TABLE, &record::map().name, lines.clone());
             for jump in &record.jumps {
                 *counts.entry(jump).or_default() += 1;
             }
@@ -164,29 +164,21 @@ fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {
 
 /// The record's elements as far as they are there and its own: whoever has emptied the maps by hand may have made room
 /// for another owner of the same port.
-fn own_elements(socket: &mut NftSocket, record: &Recorded) -> Result<Vec<(Set, Vec<Element>)>> {
-    let mut own = Vec::new();
-    let lost = record.claims.iter().map(|claim| is_lost(socket, claim, &record.label));
-    let lost: Vec<bool> = lost.collect::<Result<_>>()?;
-    let kept: Vec<Claim> =
-        record.claims.iter().zip(&lost).filter(|(_, lost)| !**lost).map(|(claim, _)| *claim).collect();
-    for (set, elements) in rules::elements(&record.label, &kept, &record.jumps) {
-        let mut there = Vec::with_capacity(elements.len());
-        for element in elements {
-            // The maps have just been looked into.
-            if set.data != common::nft::SetData::None || socket.element(&TABLE, &set, &element.key)?.is_some() {
-                there.push(element);
-            }
+fn own_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<(Set, Vec<Element>)>> {
+    let mut kept: Vec<Claim> = Vec::with_capacity(record.claims.len());
+    for (map, claims) in rules::by_map(&record.claims) {
+        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
+        for (claim, found) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
+            kept.extend((found.as_ref() == Some(&claim.element(&record.label))).then_some(*claim));
         }
-        own.push((set, there));
+    }
+    let mut own = rules::elements(&record.label, &kept, &record.jumps);
+    // The maps have just been looked into.
+    for (set, elements) in own.iter_mut().filter(|(set, _)| set.data == SetData::None) {
+        let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
+        *elements = socket.elements_at(&TABLE, set, &keys)?.into_iter().flatten().collect();
     }
     Ok(own)
-}
-
-fn is_lost(socket: &mut NftSocket, claim: &Claim, label: &str) -> Result<bool> {
-    let wanted = claim.element(label);
-    let found = socket.element(&TABLE, &claim.map(), &wanted.key)?;
-    Ok(!found.is_some_and(|f| f.data == wanted.data && f.comment.as_deref() == Some(label)))
 }
 
 /// The sysctl's value on a link; `None` if there is no such link.

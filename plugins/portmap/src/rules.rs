@@ -31,14 +31,15 @@
 //! * elements in the maps `ports4`, `ports6`, `addr_ports4`, `addr_ports6`, with its label for comment. The kernel takes
 //!   a key once: a second claim on a port fails there, whoever makes it;
 //! * the same keys in the set of their kind;
-//! * a chain of its own that no packet ever sees, the *record*: jumps to what it shares with others, then a rule for each
-//!   port. DEL finds there what it has to remove, without looking through the maps, and the transaction that removes the
-//!   record removes the ports: if the record is gone, nothing is removed. The kernel counts the jumps (`use`), so that
-//!   the last attachment takes the shared things with it, the table at the end.
+//! * its *record*: elements of the verdict map `records`, which no rule looks into. They name its ports and jump to what
+//!   it shares with others. DEL finds there what it has to remove, without looking through the maps, and the transaction
+//!   that removes the record removes the ports: if the record is gone, nothing is removed. The kernel counts the jumps
+//!   (`use`), so that the last attachment takes the shared things with it, the table at the end.
 //!
-//! There is no verdict in a map and no anonymous set of an attachment, because at each transaction the kernel walks
-//! through every chain that is reachable from a hook, and through every element of every verdict map on the way
-//! (`nft_chain_validate`): one chain per container there would make ADD cost more with every container.
+//! There is no chain of an attachment, no anonymous set, and no verdict in a map that packets see. At each transaction the
+//! kernel looks at every chain that there is (`nf_tables_commit`), walks through every chain that is reachable from a
+//! hook, and through every element of every verdict map on the way (`nft_chain_validate`): one chain for each container
+//! would make ADD cost more with every container.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -47,14 +48,15 @@ use std::net::IpAddr;
 use common::attachment::reference_hash_name;
 use common::cni::CniResult;
 use common::nft::{
-    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Position, Rule, Selector,
-    Set, SetSource, Skeleton, Statement, Table, Transport, Value, Verdict,
+    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Position, Rule, Selector, Set,
+    SetSource, Skeleton, Statement, Table, Value,
 };
 use common::{Attachment, Call, Error, Result};
 use ipnet::IpNet;
 
 use crate::config::{Config, HostIp, MARK_BIT, Mapping, Mark, Masquerade, Protocol};
 use crate::origin::Origin;
+use crate::record::{self, Record, RecordKey};
 
 /// Our table, nobody else's.
 pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_portmap");
@@ -62,12 +64,10 @@ pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_portmap");
 pub const HOSTPORTS: &str = "hostports";
 /// The chain that masquerades what is marked, one rule for each mark in use.
 pub const MASQUERADE: &str = "masquerade_marked";
-/// The chain that every record jumps to: its count of uses is the number of attachments.
+/// The chain that every record's first line jumps to: its count of uses is the number of attachments.
 pub const ATTACHMENTS: &str = "attachments";
 /// The set of links where route_localnet is on for us.
 pub const LOOPBACK: &str = "loopback";
-/// What a record's name begins with; [`Attachment::key`] follows.
-pub const RECORD_PREFIX: &str = "record-";
 /// What the name of the chain that counts a link's users of route_localnet begins with.
 pub const LOOPBACK_PREFIX: &str = "loopback-";
 /// What the name of the chain that counts a mark's users begins with.
@@ -134,50 +134,6 @@ impl Claim {
     /// Its element in `self4` or `self6`: the container itself comes to its own port.
     fn self_element(&self) -> Element {
         Element::key([Value::ip(self.target), Value::Proto(self.protocol.number()), Value::Port(self.port)])
-    }
-
-    /// Its rule in the record.
-    pub fn record(&self) -> Rule {
-        let mut rule = Rule::default();
-        rule.statements.extend(self.address.map(|a| Statement::is(Selector::Daddr(self.version()), a.into())));
-        rule.statements.push(Statement::is(Selector::Dport(transport(self.protocol)), Value::Port(self.port)));
-        let target = DnatTarget::Address(self.target, Some(self.target_port));
-        rule.statements.push(Statement::Dnat { version: self.version(), target });
-        rule
-    }
-
-    /// The claim that a record's rule stands for.
-    pub fn from_record(rule: &Rule) -> Option<Claim> {
-        let (mut address, mut port, mut protocol) = (None, None, None);
-        for statement in &rule.statements {
-            match statement {
-                Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => match (selector, value) {
-                    (Selector::Daddr(_), Value::V4(v4)) => address = Some(IpAddr::V4(*v4)),
-                    (Selector::Daddr(_), Value::V6(v6)) => address = Some(IpAddr::V6(*v6)),
-                    (Selector::L4proto, Value::Proto(number)) => protocol = Protocol::from_number(*number),
-                    (Selector::Dport(transport), Value::Port(p)) => {
-                        protocol = Protocol::from_number(*transport as u8);
-                        port = Some(*p);
-                    }
-                    (Selector::ThDport, Value::Port(p)) => port = Some(*p),
-                    _ => return None,
-                },
-                Statement::Dnat { target: DnatTarget::Address(target, Some(target_port)), .. } => {
-                    let (target, target_port) = (*target, *target_port);
-                    return Some(Claim { address, protocol: protocol?, port: port?, target, target_port });
-                }
-                _ => return None,
-            }
-        }
-        None
-    }
-}
-
-const fn transport(protocol: Protocol) -> Transport {
-    match protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-        Protocol::Sctp => Transport::Sctp,
     }
 }
 
@@ -253,7 +209,7 @@ pub fn skeleton(priority: i32) -> Skeleton {
     Skeleton {
         table: TABLE,
         comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
-        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set()]).collect(),
+        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set(), record::map()]).collect(),
         chains: vec![
             Chain::regular(ATTACHMENTS, Vec::new()),
             Chain::regular(HOSTPORTS, Vec::new()),
@@ -318,11 +274,6 @@ pub struct Share {
     pub skeleton: Skeleton,
 }
 
-/// The name of an attachment's record.
-pub fn record_name(attachment: &Attachment) -> String {
-    format!("{RECORD_PREFIX}{}", attachment.key())
-}
-
 /// The attachment's share. Pure.
 pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Result<Share> {
     let own_bit = match config.mark {
@@ -364,20 +315,25 @@ impl Share {
     }
 
     /// The record that the kernel is to hold.
-    pub fn record(&self) -> Chain {
+    pub fn record(&self) -> Record {
         let counted = self.shared.iter().map(|s| s.chain.name.clone());
-        let loopback = self.loopback.iter().map(|link| loopback_name(link));
-        let jumps = counted.chain(loopback).map(|name| Rule::new([Statement::jump(name)]));
-        let first = Rule::new([Statement::jump(ATTACHMENTS)]).comment(self.origin.to_string());
-        let rules = [first].into_iter().chain(jumps).chain(self.claims.iter().map(Claim::record)).collect();
-        Chain::regular(record_name(&self.attachment), rules).comment(self.attachment.label())
+        Record {
+            key: RecordKey::of(&self.attachment),
+            label: self.attachment.label(),
+            origin: Some(self.origin.clone()),
+            jumps: counted.chain(self.loopback.iter().map(|link| loopback_name(link))).collect(),
+            claims: self.claims.clone(),
+        }
     }
+}
 
-    /// All elements of the attachment, set by set.
-    pub fn elements(&self) -> Vec<(Set, Vec<Element>)> {
-        let kinds = self.shared.iter().filter_map(|s| s.set.as_ref()).map(|set| set.name.clone()).collect::<Vec<_>>();
-        elements(&self.attachment.label(), &self.claims, &kinds)
-    }
+/// The claims by the map that they are in.
+pub fn by_map(claims: &[Claim]) -> impl Iterator<Item = (Set, Vec<&Claim>)> {
+    both_versions().filter_map(|(version, specific)| {
+        let these = claims.iter().filter(|c| c.version() == version && c.address.is_some() == specific);
+        let these: Vec<&Claim> = these.collect();
+        (!these.is_empty()).then(|| (ports_map(version, specific), these))
+    })
 }
 
 /// The elements of claims: in their maps, in the sets of their kinds (of which there is at most one for each version,
@@ -546,14 +502,6 @@ pub fn read_loopback(comment: &str) -> Option<(&str, &str)> {
     comment.strip_prefix("route_localnet ")?.split_once(" on ")
 }
 
-/// The chain that a rule of a record jumps to.
-pub fn jump_target(rule: &Rule) -> Option<&str> {
-    match rule.statements.as_slice() {
-        [Statement::Verdict(Verdict::Jump(chain))] => Some(chain),
-        _ => None,
-    }
-}
-
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for shared in &self.shared {
@@ -570,8 +518,8 @@ impl fmt::Display for Share {
         if let Some(link) = &self.loopback {
             writeln!(f, "\troute_localnet on {link}, guarded")?;
         }
-        write!(f, "{}", self.record())?;
-        for (set, elements) in self.elements() {
+        let record = self.record();
+        for (set, elements) in [(record::map(), record.lines())].into_iter().chain(record.elements()) {
             for element in elements {
                 writeln!(f, "\tadd element {} {{ {element} }}", set.name)?;
             }

@@ -37,7 +37,9 @@ fn interest(claims: &BTreeMap<(bool, Key), Claim>) -> Interest {
 pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], before: Option<&Recorded>) {
     let now = udp(claims);
     let mut locals = None;
-    let gone: Vec<Claim> = before.iter().flat_map(|b| &b.claims).filter(|c| !claims.contains(c)).copied().collect();
+    let kept: BTreeSet<&Claim> = claims.iter().collect();
+    let gone = before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c));
+    let gone: Vec<Claim> = gone.copied().collect();
     let gone = udp(&gone);
     if now.is_empty() && gone.is_empty() {
         return;
@@ -51,7 +53,7 @@ pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], before: Option
 
 /// After DEL: flows to a container that is gone.
 pub fn forget_after_del(removed: &[Recorded]) {
-    let claims: Vec<Claim> = removed.iter().flat_map(|r| r.claims.iter().copied()).collect();
+    let claims: Vec<Claim> = removed.iter().flat_map(|r| r.record.claims.iter().copied()).collect();
     let gone = udp(&claims);
     if gone.is_empty() {
         return;

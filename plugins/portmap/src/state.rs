@@ -3,11 +3,10 @@
 use std::ops::ControlFlow;
 
 use common::nft::{Chain, Command, NftSocket, Presence, Rule, SetData, Transaction};
-use common::{Call, Difference, Result, State};
+use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{Dead, who_is_in_the_way};
-use crate::origin::Origin;
-use crate::record::Recorded;
+use crate::record::{self, Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
 use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
 use crate::transact::{came_too_late, transact};
@@ -16,14 +15,13 @@ use crate::{conflict, listeners, stale};
 impl State for Share {
     fn apply(&self, _call: &Call) -> Result<()> {
         let mut socket = NftSocket::open()?;
-        let own = rules::record_name(&self.attachment);
         if self.claims.is_empty() {
             log::info!("{}: no mapping is for a version of IP that the container has", self.attachment);
-            return remove_own(&mut socket, &own);
+            return remove_own(&mut socket, &self.attachment);
         }
-        let before = self.put_in(&mut socket, &own)?;
+        let before = self.put_in(&mut socket)?;
         if let Err(error) = self.open_loopback() {
-            return Err(undone(error, remove_own(&mut socket, &own)));
+            return Err(undone(error, remove_own(&mut socket, &self.attachment)));
         }
         conflict::tell_of_overlaps(&mut socket, self);
         stale::forget_after_add(&mut socket, &self.claims, before.as_ref());
@@ -33,30 +31,32 @@ impl State for Share {
 
     fn differences(&self, _call: &Call) -> Result<Vec<Difference>> {
         let mut socket = NftSocket::open()?;
-        let own = rules::record_name(&self.attachment);
+        let recorded = Recorded::read(&mut socket, &self.attachment)?;
         if self.claims.is_empty() {
-            let left = socket.chain(&TABLE, &own)?;
             let told =
-                left.map(|c| Difference::other(format!("chain {} of table {TABLE}", c.name), "nothing", "ports"));
-            return Ok(told.into_iter().collect());
+                |r: Recorded| Difference::other(object_of_record(), "nothing", format!("ports of {}", r.record.label));
+            return Ok(recorded.map(told).into_iter().collect());
         }
-        let recorded = Recorded::read(&mut socket, &own)?;
         let mut differences = socket.differences(&self.skeleton)?;
         differences.extend(self.own_differences(&mut socket, recorded.as_ref())?);
         Ok(differences)
     }
 }
 
-fn remove_own(socket: &mut NftSocket, own: &str) -> Result<()> {
+fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<()> {
     removal::remove(socket, |socket| Ok(Recorded::read(socket, own)?.into_iter().collect())).map(drop)
+}
+
+fn object_of_record() -> String {
+    format!("map {} of table {TABLE}", record::map().name)
 }
 
 impl Share {
     /// Puts the share in; gives what the attachment had before.
-    fn put_in(&self, socket: &mut NftSocket, own: &str) -> Result<Option<Recorded>> {
+    fn put_in(&self, socket: &mut NftSocket) -> Result<Option<Recorded>> {
         let mut evicted: Vec<Dead> = Vec::new();
         transact(socket, |socket, generation| {
-            let before = Recorded::read(socket, own)?;
+            let before = Recorded::read(socket, &self.attachment)?;
             let in_place = socket.is_in_place(&self.skeleton)?;
             if before.is_some() && in_place && self.own_differences(socket, before.as_ref())?.is_empty() {
                 return Ok(ControlFlow::Break(before));
@@ -107,8 +107,9 @@ impl Share {
             let value = removal::read_loopback(link)?.unwrap_or_else(|| "0".into());
             add_shared(socket, &rules::loopback(link, &value), mend, transaction)?;
         }
-        transaction.add_chain(&TABLE, self.record_since(before.and_then(|b| b.origin.as_ref())));
-        for (set, elements) in self.elements() {
+        let record = self.record_since(before);
+        transaction.add_elements(&TABLE, &record::map().name, Presence::Exclusive, record.lines());
+        for (set, elements) in record.elements() {
             // In a map, somebody else's claim must fail; in the sets beside it there is nobody's claim.
             let presence = if set.data == SetData::None { Presence::Shared } else { Presence::Exclusive };
             transaction.add_elements(&TABLE, &set.name, presence, elements);
@@ -117,10 +118,10 @@ impl Share {
     }
 
     /// The record, with the time of the first ADD.
-    fn record_since(&self, before: Option<&Origin>) -> Chain {
+    fn record_since(&self, before: Option<&Recorded>) -> Record {
         let mut record = self.record();
-        if let (Some(before), Some(first)) = (before, record.rules.first_mut()) {
-            first.comment = Some(Origin { since: before.since, ..self.origin.clone() }.to_string());
+        if let (Some(first), Some(origin)) = (before.and_then(|b| b.record.origin.as_ref()), &mut record.origin) {
+            origin.since = first.since;
         }
         record
     }
@@ -184,9 +185,12 @@ impl Share {
         if let Some(link) = &self.loopback {
             differences.extend(loopback_differences(socket, link)?);
         }
-        let record = self.record_since(recorded.and_then(|r| r.origin.as_ref()));
-        differences.extend(socket.chain_differences(&TABLE, &record)?);
-        for (set, elements) in self.elements() {
+        let record = self.record_since(recorded);
+        let lines = record.lines();
+        for line in recorded.iter().flat_map(|r| r.lines.iter().skip(lines.len())) {
+            differences.push(Difference::other(object_of_record(), "no such line", line.to_string()));
+        }
+        for (set, elements) in [(record::map(), lines)].into_iter().chain(record.elements()) {
             differences.extend(socket.element_differences(&TABLE, &set, &elements)?);
         }
         Ok(differences)
