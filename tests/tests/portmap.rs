@@ -587,76 +587,53 @@ fn a_service_at_dstnat_goes_first() {
     check(&lab, &container, &keys);
 }
 
+/// TABLE, KIND (a kind of publication for IPv4) and LINE (the key of the record's second line) stand for their names.
+const DAMAGES: [(&str, &str); 19] = [
+    (
+        "another target",
+        "delete element TABLE ports4 { tcp . 8080 }; add element TABLE ports4 { tcp . 8080 : 10.88.0.9 . 80 }",
+    ),
+    (
+        "another port",
+        "delete element TABLE ports6 { udp . 8080 }; add element TABLE ports6 { udp . 8080 : fd00:88::2 . 81 }",
+    ),
+    ("a missing element", "delete element TABLE ports6 { udp . 8080 }"),
+    ("a missing member", "delete element TABLE KIND { tcp . 8080 }"),
+    ("a removed hook", "delete chain TABLE output"),
+    ("a removed jump", "flush chain TABLE prerouting"),
+    ("a removed entrance", "flush chain TABLE hostports"),
+    ("a flushed table", "flush table TABLE"),
+    ("a removed table", "delete table TABLE"),
+    ("a sleeping table", "add table TABLE { flags dormant; }"),
+    ("no masquerading", "flush chain TABLE masquerade_marked"),
+    ("another masquerading", "flush chain TABLE mark-0x2000"),
+    ("no guard", "delete element TABLE loopback { \"cni0\" }"),
+    ("a rule in the way", "insert rule TABLE prerouting accept"),
+    ("another kind", "flush chain TABLE KIND"),
+    ("no record", "flush map TABLE records"),
+    ("a missing line", "delete element TABLE records { LINE }"),
+    ("another line", "delete element TABLE records { LINE }; add element TABLE records { LINE : continue }"),
+    ("a line too many", "add element TABLE records { NEXT comment \"10.88.0.2 1:1/tcp\" : continue }"),
+];
+
+fn damage(lab: &Lab, text: &str) {
+    let listed = rules(lab);
+    let kind = listed.lines().find_map(|l| l.trim().strip_prefix("chain wildcard4-")).unwrap().trim_end_matches(" {");
+    let line = &listed[listed.find(" . 0x00000001 comment").unwrap() - 4 * 13 + 3..][..5 * 13 - 3];
+    let next = line.replace("0x00000001", "0x00000005");
+    let names = [("TABLE", TABLE), ("KIND", &format!("wildcard4-{kind}")), ("LINE", line), ("NEXT", &next)];
+    lab.host.nft(&names.iter().fold(text.to_owned(), |text, (name, it)| text.replace(name, it)));
+}
+
 #[test]
 fn check_sees_every_kind_of_damage() {
     let lab = Lab::new();
     let container = lab.container(2);
     let keys = port(8080, 80);
-    // The second line of the record, as nft lists it.
-    let line = |lab: &Lab| {
-        let listed = lab.host.run(&format!("nft list map {TABLE} records"));
-        let start = listed.find(". 0x00000001 comment").unwrap() - 4 * 13 + 2;
-        listed[start..][..5 * 13 - 3].to_owned()
-    };
-    let wildcard = |lab: &Lab| {
-        let listed = rules(lab);
-        listed
-            .lines()
-            .find_map(|l| l.trim().strip_prefix("chain wildcard4-"))
-            .unwrap()
-            .trim_end_matches(" {")
-            .to_owned()
-    };
-    let table = TABLE;
-    type Damage = Box<dyn Fn(&Lab) -> String>;
-    let damages: [(&str, Damage); 18] = [
-        (
-            "another target",
-            Box::new(move |_| {
-                format!(
-                    "delete element {table} ports4 {{ tcp . 8080 }}; add element {table} ports4 {{ tcp . 8080 : 10.88.0.9 . 80 }}"
-                )
-            }),
-        ),
-        ("a missing element", Box::new(move |_| format!("delete element {table} ports6 {{ udp . 8080 }}"))),
-        (
-            "a missing member",
-            Box::new(move |l| format!("delete element {table} wildcard4-{} {{ tcp . 8080 }}", wildcard(l))),
-        ),
-        ("a removed hook", Box::new(move |_| format!("delete chain {table} output"))),
-        ("a removed jump", Box::new(move |_| format!("flush chain {table} prerouting"))),
-        ("a removed entrance", Box::new(move |_| format!("flush chain {table} hostports"))),
-        ("a flushed table", Box::new(move |_| format!("flush table {table}"))),
-        ("a removed table", Box::new(move |_| format!("delete table {table}"))),
-        ("no masquerading", Box::new(move |_| format!("flush chain {table} masquerade_marked"))),
-        ("another masquerading", Box::new(move |_| format!("flush chain {table} mark-0x2000"))),
-        ("no guard", Box::new(move |_| format!("delete element {table} loopback {{ \"cni0\" }}"))),
-        ("a rule in the way", Box::new(move |_| format!("insert rule {table} prerouting accept"))),
-        ("a sleeping table", Box::new(move |_| format!("add table {table} {{ flags dormant; }}"))),
-        ("no record", Box::new(move |_| format!("flush map {table} records"))),
-        ("a missing line", Box::new(move |l| format!("delete element {table} records {{ {} }}", line(l)))),
-        (
-            "another line",
-            Box::new(move |l| {
-                let line = line(l);
-                format!(
-                    "delete element {table} records {{ {line} }}; add element {table} records {{ {line} : continue }}"
-                )
-            }),
-        ),
-        (
-            "a line too many",
-            Box::new(move |l| {
-                let line = line(l).replace("0x00000001", "0x00000005");
-                format!("add element {table} records {{ {line} comment \"10.88.0.2 1:1/tcp\" : continue }}")
-            }),
-        ),
-        ("another kind", Box::new(move |l| format!("flush chain {table} wildcard4-{}", wildcard(l)))),
-    ];
-    for (what, damage) in damages {
+    for (what, text) in DAMAGES {
         add(&lab, &container, &keys);
         check(&lab, &container, &keys);
-        lab.host.nft(&damage(&lab));
+        damage(&lab, text);
         let outcome = call(&lab, Verb::Check, &container, &keys);
         assert_eq!(outcome.exit, 1, "CHECK overlooked {what}: {}", outcome.call());
         outcome.fails_with(101);
