@@ -13,6 +13,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::libc;
 
+use self::device::Device;
 use crate::cni::error::{Error, Result};
 use crate::netlink::{Answer, Channel, errno_of};
 use crate::netns::Netns;
@@ -50,63 +51,59 @@ impl RouteSocket {
         action: &'static str,
         object: &str,
     ) -> Result<Vec<RouteNetlinkMessage>> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        if flags & NLM_F_DUMP != NLM_F_DUMP {
-            request.header.flags |= NLM_F_ACK;
-        }
+        let request = Request::new(message, flags, action, object);
         for _ in 0..DUMP_TRIES {
-            match self.ask(&mut request) {
-                Err(Errno::EINTR) => {}
-                outcome => return outcome.map_err(|errno| Error::kernel(action, object, errno)),
+            match self.ask(std::slice::from_ref(&request)).pop() {
+                Some(Err(Errno::EINTR)) => {}
+                Some(Err(errno)) => return Err(Error::kernel(action, object, errno)),
+                Some(Ok(answers)) => return Ok(answers),
+                None => return Ok(Vec::new()),
             }
         }
         Err(Error::TryAgain { what: format!("{object}: they keep changing while the kernel lists them") })
     }
 
-    /// Sends it under a number of its own, so that nothing that is left of an earlier one is taken for its answer.
-    fn ask(
-        &self,
-        request: &mut NetlinkMessage<RouteNetlinkMessage>,
-    ) -> std::result::Result<Vec<RouteNetlinkMessage>, Errno> {
-        self.sequence.set(self.sequence.get().wrapping_add(1));
-        request.header.sequence_number = self.sequence.get();
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.channel.send(&bytes)?;
-        let mut gathered = Vec::new();
-        self.channel.receive(&mut |answer| match self.take(answer, &mut gathered) {
-            Ok(false) => ControlFlow::Continue(()),
-            Ok(true) => ControlFlow::Break(Ok(())),
-            Err(errno) => ControlFlow::Break(Err(errno)),
-        })??;
-        Ok(gathered)
+    /// Sends one change and waits for its acknowledgement; a link that it made comes back.
+    pub fn change(&self, request: Request) -> Result<Option<Device>> {
+        self.change_all(std::slice::from_ref(&request)).pop().unwrap_or(Ok(None))
     }
 
-    /// Whether this message ends the answer.
-    fn take(&self, answer: &Answer<'_>, gathered: &mut Vec<RouteNetlinkMessage>) -> std::result::Result<bool, Errno> {
-        if answer.sequence_number() != self.sequence.get() {
-            return Ok(false);
+    /// Sends changes as one datagram, which the kernel works off, one after the other, before the call returns: so a signal
+    /// ends this process before the first or after the last of them. One that fails doesn't keep it from the next.
+    pub fn change_all(&self, requests: &[Request]) -> Vec<Result<Option<Device>>> {
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for some in requests.chunks(DATAGRAM_REQUESTS) {
+            let answers = self.ask(some).into_iter();
+            outcomes.extend(some.iter().zip(answers).map(|(request, answer)| match answer {
+                Ok(answers) => Ok(answers.into_iter().find_map(as_link).as_ref().map(Device::from)),
+                Err(errno) if request.good.contains(&errno) => Ok(None),
+                Err(errno) => Err(Error::kernel(request.action, request.object.as_str(), errno)),
+            }));
         }
-        match i32::from(answer.message_type()) {
-            libc::NLMSG_DONE | libc::NLMSG_ERROR => match errno_of(answer.payload()) {
-                None => Ok(true),
-                Some(errno) => Err(errno),
-            },
-            _ => {
-                let bytes = answer.clone().into_inner();
-                let bytes = bytes.get(..answer.length() as usize).ok_or(Errno::EBADMSG)?;
-                match NetlinkMessage::deserialize(bytes).map(|message| message.payload) {
-                    Ok(NetlinkPayload::InnerMessage(inner)) => gathered.push(inner),
-                    Ok(_) => {}
-                    // One of many, which the crate has no words for, is not one of ours.
-                    Err(error) if answer.flags() & NLM_F_MULTIPART != 0 => log::debug!("skipped: {error}"),
-                    Err(_) => return Err(Errno::EBADMSG),
+        outcomes
+    }
+
+    /// Sends requests in one datagram, each under a number of its own, so that nothing that is left of an earlier one is
+    /// taken for its answer; gives an answer for each.
+    fn ask(&self, requests: &[Request]) -> Vec<Answers> {
+        let first = self.sequence.get().wrapping_add(1);
+        let mut bytes = Vec::new();
+        for request in requests {
+            self.sequence.set(self.sequence.get().wrapping_add(1));
+            request.write(self.sequence.get(), &mut bytes);
+        }
+        let mut pending: Vec<Pending> = requests.iter().map(|_| Pending::default()).collect();
+        let received = self.channel.send(&bytes).and_then(|()| {
+            self.channel.receive(&mut |answer| {
+                let number = answer.sequence_number().wrapping_sub(first);
+                if let Some(pending) = usize::try_from(number).ok().and_then(|at| pending.get_mut(at)) {
+                    pending.take(answer);
                 }
-                Ok(false)
-            }
-        }
+                if pending.iter().all(|p| p.end.is_some()) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        let silence = received.err().unwrap_or(Errno::EBADMSG);
+        pending.into_iter().map(|p| p.end.unwrap_or(Err(silence)).map(|()| p.gathered)).collect()
     }
 
     /// The link of this name in the socket's namespace.
@@ -125,13 +122,86 @@ impl RouteSocket {
 
     fn one_link(&self, query: LinkMessage, object: &str) -> Result<Option<LinkMessage>> {
         match self.request(RouteNetlinkMessage::GetLink(query), 0, "get", &format!("link {object}")) {
-            Ok(answers) => Ok(answers.into_iter().find_map(|a| match a {
-                RouteNetlinkMessage::NewLink(link) => Some(link),
-                _ => None,
-            })),
+            Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Requests in one datagram at the most: their acknowledgements must find room in the socket's receive buffer.
+const DATAGRAM_REQUESTS: usize = 64;
+
+/// A request that can be sent together with others.
+#[derive(Debug)]
+pub struct Request {
+    message: NetlinkMessage<RouteNetlinkMessage>,
+    action: &'static str,
+    object: String,
+    good: &'static [Errno],
+}
+
+impl Request {
+    /// `flags` are added to `NLM_F_REQUEST`, and `NLM_F_ACK` where it is no dump.
+    pub fn new(message: RouteNetlinkMessage, flags: u16, action: &'static str, object: impl Into<String>) -> Request {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        if flags & NLM_F_DUMP != NLM_F_DUMP {
+            message.header.flags |= NLM_F_ACK;
+        }
+        Request { message, action, object: object.into(), good: &[] }
+    }
+
+    /// The same, to which these answers are as good as success.
+    pub fn content_with(self, good: &'static [Errno]) -> Request {
+        Request { good, ..self }
+    }
+
+    fn write(&self, sequence: u32, bytes: &mut Vec<u8>) {
+        let mut message = self.message.clone();
+        message.header.sequence_number = sequence;
+        message.finalize();
+        let begin = bytes.len();
+        bytes.resize(begin + message.buffer_len().next_multiple_of(4), 0);
+        if let Some(room) = bytes.get_mut(begin..begin + message.buffer_len()) {
+            message.serialize(room);
+        }
+    }
+}
+
+/// What the kernel had to say to one request.
+type Answers = std::result::Result<Vec<RouteNetlinkMessage>, Errno>;
+
+/// What has come of an answer so far, and how it ended.
+#[derive(Default)]
+struct Pending {
+    gathered: Vec<RouteNetlinkMessage>,
+    end: Option<std::result::Result<(), Errno>>,
+}
+
+impl Pending {
+    fn take(&mut self, answer: &Answer<'_>) {
+        match i32::from(answer.message_type()) {
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => self.end = Some(errno_of(answer.payload()).map_or(Ok(()), Err)),
+            _ => {
+                let bytes = answer.clone().into_inner();
+                let bytes = bytes.get(..answer.length() as usize).unwrap_or_default();
+                match NetlinkMessage::deserialize(bytes).map(|message| message.payload) {
+                    Ok(NetlinkPayload::InnerMessage(inner)) => self.gathered.push(inner),
+                    Ok(_) => {}
+                    // One of many, which the crate has no words for, is not one of ours.
+                    Err(error) if answer.flags() & NLM_F_MULTIPART != 0 => log::debug!("skipped: {error}"),
+                    Err(_) => self.end = Some(Err(Errno::EBADMSG)),
+                }
+            }
+        }
+    }
+}
+
+fn as_link(answer: RouteNetlinkMessage) -> Option<LinkMessage> {
+    match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
     }
 }
 
@@ -157,5 +227,28 @@ mod tests {
         let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let links = RouteSocket::open().unwrap().request(query, NLM_F_DUMP, "list", "links").unwrap();
         assert!(links.iter().any(|l| matches!(l, RouteNetlinkMessage::NewLink(l) if l.header.index == 1)), "lo");
+    }
+
+    #[test]
+    fn of_requests_sent_together_each_gets_its_own_answer() {
+        let socket = RouteSocket::open().unwrap();
+        let get = |index: u32| {
+            let mut query = LinkMessage::default();
+            query.header.index = index;
+            Request::new(RouteNetlinkMessage::GetLink(query), 0, "get", format!("link {index}"))
+        };
+        let nowhere = u32::MAX >> 1;
+        // More than one datagram takes.
+        let indices: Vec<u32> = [1, nowhere, 1, nowhere].into_iter().cycle().take(DATAGRAM_REQUESTS + 2).collect();
+        let requests: Vec<Request> = indices.iter().map(|index| get(*index)).collect();
+        let outcomes = socket.change_all(&requests);
+        assert_eq!(outcomes.len(), indices.len());
+        for (index, outcome) in indices.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(link) => assert_eq!(link.unwrap().index, index),
+                Err(error) => assert_eq!(error, Error::kernel("get", format!("link {nowhere}"), Errno::ENODEV)),
+            }
+        }
+        assert!(socket.change(get(nowhere).content_with(&[Errno::ENODEV])).unwrap().is_none());
     }
 }

@@ -18,8 +18,8 @@ use netlink_packet_route::tc::{
 use nix::errno::Errno;
 
 use crate::cni::error::{Error, Result};
-use crate::link::RouteSocket;
 use crate::link::device::Device;
+use crate::link::{Request, RouteSocket};
 use crate::units::{BitRate, Bytes, TICK_NS, bytes_in, transmission_time};
 
 /// A token bucket filter (tc-tbf(8)).
@@ -49,25 +49,35 @@ pub struct BucketSeen {
     pub buffer: u32,
     /// Bytes that may wait for tokens.
     pub limit: u32,
+    /// Its maker's mark; 0 if it has none.
+    pub mark: u32,
 }
 
 impl BucketSeen {
-    /// What the kernel would give back of `bucket`.
-    pub fn of(bucket: &TokenBucket) -> BucketSeen {
+    /// What the kernel would give back of `bucket` with this mark.
+    pub fn of(bucket: &TokenBucket, mark: u32) -> BucketSeen {
         let ticks = transmission_time(bucket.rate, bucket.burst) / TICK_NS;
         // The kernel's field is that narrow: `opt.buffer = PSCHED_NS2TICKS(q->buffer)` in tbf_dump.
-        BucketSeen { rate: bucket.rate, buffer: (ticks & u64::from(u32::MAX)) as u32, limit: bucket.limit }
+        BucketSeen { rate: bucket.rate, buffer: (ticks & u64::from(u32::MAX)) as u32, limit: bucket.limit, mark }
     }
 
-    /// Whether this is `bucket`.
+    /// Whether this is `bucket`, whosoever's.
     ///
     /// The burst may differ by a microsecond's worth and one part in a million: the reference counts it in whole
     /// microseconds.
     pub fn is(&self, bucket: &TokenBucket) -> bool {
-        let expected = BucketSeen::of(bucket);
+        let expected = BucketSeen::of(bucket, 0);
         let apart = self.buffer.wrapping_sub(expected.buffer);
         let apart = apart.min(expected.buffer.wrapping_sub(self.buffer));
         self.rate == expected.rate && self.limit == expected.limit && apart <= 16 + expected.buffer / 1_000_000
+    }
+
+    /// Whether it is certain that the burst is no greater than this one, to a tick's worth. It is known modulo 275 s only,
+    /// but no bucket is made with a limit below its burst.
+    pub fn burst_is_at_most(&self, burst: u32) -> bool {
+        let wraps_at = bytes_in(self.rate, (1 << 32) * TICK_NS);
+        let no_longer = u64::from(self.buffer) <= transmission_time(self.rate, burst) / TICK_NS;
+        self.limit <= burst || (no_longer && u64::from(self.limit) < wraps_at)
     }
 
     /// The bucket, its burst as near as it can be told.
@@ -104,10 +114,13 @@ pub struct Shaped {
     pub index: u32,
     /// Whether it is the hooks, or a token bucket at its root.
     pub hooked: bool,
+    /// The mark of the token bucket; 0 if it has none.
+    pub mark: u32,
 }
 
-/// The handle under which token buckets are made, `1:` as in the reference: by it they are told from others'.
-pub const BUCKET_MAJOR: u16 = 1;
+/// The handles under which token buckets are made: `1:`, as in the reference, and `6277:` ("bw" in ASCII), which takes its
+/// place where it can't be changed as it is.
+pub const BUCKET_MAJORS: [u16; 2] = [1, 0x6277];
 
 /// Where a filter sees a link's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -303,48 +316,6 @@ impl RouteSocket {
         Ok(answers.iter().filter_map(as_shaped).collect())
     }
 
-    /// Puts a token bucket at the root of a link that has none.
-    pub fn add_bucket(&self, device: &Device, bucket: &TokenBucket) -> Result<()> {
-        self.put_bucket(device, bucket, NLM_F_CREATE | NLM_F_EXCL, "add")
-    }
-
-    /// Changes the token bucket at the root of a link in place: what waits in it goes on waiting.
-    pub fn change_bucket(&self, device: &Device, bucket: &TokenBucket) -> Result<()> {
-        self.put_bucket(device, bucket, NLM_F_REPLACE, "change")
-    }
-
-    fn put_bucket(&self, device: &Device, bucket: &TokenBucket, flags: u16, action: &'static str) -> Result<()> {
-        let mut request = message(device, TcHandle::ROOT, TcHandle { major: BUCKET_MAJOR, minor: 0 });
-        request.attributes = vec![TcAttribute::Kind("tbf".into()), TcAttribute::Options(bucket_options(bucket))];
-        let object = format!("qdisc {bucket} on link {}", device.name);
-        self.request(RouteNetlinkMessage::NewQueueDiscipline(request), flags, action, &object).map(drop)
-    }
-
-    /// Takes the token bucket from the root of a link; none there is as good.
-    pub fn delete_bucket(&self, device: &Device) -> Result<()> {
-        let request = message(device, TcHandle::ROOT, TcHandle { major: BUCKET_MAJOR, minor: 0 });
-        let object = format!("the tbf of link {}", device.name);
-        let request = RouteNetlinkMessage::DelQueueDiscipline(request);
-        absence_is_success(self.request(request, 0, "delete", &object))
-    }
-
-    /// Gives a link its hooks.
-    pub fn add_hooks(&self, device: &Device) -> Result<()> {
-        let mut request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
-        request.attributes = vec![TcAttribute::Kind("clsact".into())];
-        let object = format!("qdisc clsact on link {}", device.name);
-        let request = RouteNetlinkMessage::NewQueueDiscipline(request);
-        self.request(request, NLM_F_CREATE | NLM_F_EXCL, "add", &object).map(drop)
-    }
-
-    /// Takes the hooks, and every filter in them, from a link; none there is as good.
-    pub fn delete_hooks(&self, device: &Device) -> Result<()> {
-        let request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
-        let object = format!("the clsact of link {}", device.name);
-        let request = RouteNetlinkMessage::DelQueueDiscipline(request);
-        absence_is_success(self.request(request, 0, "delete", &object))
-    }
-
     /// The filters in a hook of a link, in the order in which they are asked.
     pub fn filters(&self, device: &Device, hook: Hook) -> Result<Vec<Filter>> {
         let query = message(device, hook.parent(), TcHandle::UNSPEC);
@@ -356,9 +327,49 @@ impl RouteSocket {
             Err(error) => Err(error),
         }
     }
+}
+
+impl Request {
+    /// Puts a token bucket at the root of a link that has none, with its maker's mark.
+    pub fn add_bucket(device: &Device, major: u16, bucket: &TokenBucket, mark: u32) -> Request {
+        put_bucket(device, major, bucket, mark, NLM_F_CREATE | NLM_F_EXCL, "add")
+    }
+
+    /// Changes the token bucket at the root of a link in place: what waits in it goes on waiting.
+    pub fn change_bucket(device: &Device, major: u16, bucket: &TokenBucket, mark: u32) -> Request {
+        put_bucket(device, major, bucket, mark, NLM_F_REPLACE, "change")
+    }
+
+    /// Puts a token bucket in the place of the one at the root of a link, which has another major number. What waited in
+    /// the old one is dropped; no packet passes between the two (`qdisc_graft`, net/sched/sch_api.c).
+    pub fn exchange_bucket(device: &Device, major: u16, bucket: &TokenBucket, mark: u32) -> Request {
+        put_bucket(device, major, bucket, mark, NLM_F_CREATE | NLM_F_REPLACE, "exchange")
+    }
+
+    /// Takes the token bucket of this major number from the root of a link; none there is as good.
+    pub fn delete_bucket(device: &Device, major: u16) -> Request {
+        let request = message(device, TcHandle::ROOT, TcHandle { major, minor: 0 });
+        let object = format!("the tbf of link {}", device.name);
+        Request::new(RouteNetlinkMessage::DelQueueDiscipline(request), 0, "delete", object).content_with(ABSENCE)
+    }
+
+    /// Gives a link its hooks.
+    pub fn add_hooks(device: &Device) -> Request {
+        let mut request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
+        request.attributes = vec![TcAttribute::Kind("clsact".into())];
+        let object = format!("qdisc clsact on link {}", device.name);
+        Request::new(RouteNetlinkMessage::NewQueueDiscipline(request), NLM_F_CREATE | NLM_F_EXCL, "add", object)
+    }
+
+    /// Takes the hooks, and every filter in them, from a link; none there is as good.
+    pub fn delete_hooks(device: &Device) -> Request {
+        let request = message(device, TcHandle::CLSACT, TcHandle { major: TcHandle::CLSACT.major, minor: 0 });
+        let object = format!("the hooks of link {}", device.name);
+        Request::new(RouteNetlinkMessage::DelQueueDiscipline(request), 0, "delete", object).content_with(ABSENCE)
+    }
 
     /// Adds a filter behind those of the same priority.
-    pub fn add_filter(&self, device: &Device, hook: Hook, priority: u16, matches: Match, to: Redirect) -> Result<()> {
+    pub fn add_filter(device: &Device, hook: Hook, priority: u16, matches: Match, to: Redirect) -> Request {
         let mut request = message(device, hook.parent(), TcHandle::UNSPEC);
         request.header.info = u32::from(priority) << 16 | u32::from(matches.protocol().to_be());
         let mut selector = TcU32Selector::default();
@@ -373,18 +384,30 @@ impl RouteSocket {
         }
         request.attributes = vec![TcAttribute::Kind(TcFilterU32::KIND.into()), TcAttribute::Options(options)];
         let object = format!("filter {priority} ({matches}) on {hook} of link {}", device.name);
-        let request = RouteNetlinkMessage::NewTrafficFilter(request);
-        self.request(request, NLM_F_CREATE | NLM_F_EXCL, "add", &object).map(drop)
+        Request::new(RouteNetlinkMessage::NewTrafficFilter(request), NLM_F_CREATE | NLM_F_EXCL, "add", object)
     }
 
     /// Deletes all filters of one priority; none there is as good.
-    pub fn delete_filters(&self, device: &Device, hook: Hook, priority: u16) -> Result<()> {
+    pub fn delete_filters(device: &Device, hook: Hook, priority: u16) -> Request {
         let mut request = message(device, hook.parent(), TcHandle::UNSPEC);
         request.header.info = u32::from(priority) << 16;
         let object = format!("filter {priority} on {hook} of link {}", device.name);
-        let request = RouteNetlinkMessage::DelTrafficFilter(request);
-        absence_is_success(self.request(request, 0, "delete", &object))
+        Request::new(RouteNetlinkMessage::DelTrafficFilter(request), 0, "delete", object).content_with(ABSENCE)
     }
+}
+
+fn put_bucket(
+    device: &Device,
+    major: u16,
+    bucket: &TokenBucket,
+    mark: u32,
+    flags: u16,
+    action: &'static str,
+) -> Request {
+    let mut request = message(device, TcHandle::ROOT, TcHandle { major, minor: 0 });
+    request.attributes = vec![TcAttribute::Kind("tbf".into()), TcAttribute::Options(bucket_options(bucket, mark))];
+    let object = format!("qdisc {bucket} on link {}", device.name);
+    Request::new(RouteNetlinkMessage::NewQueueDiscipline(request), flags, action, object)
 }
 
 impl RouteSocket {
@@ -426,13 +449,8 @@ fn known<T>(outcome: Result<T>) -> Result<bool> {
 /// Through which link, by its index, a filter sends its packets, with its maker's mark; `None` lets them pass.
 pub type Redirect = Option<(u32, Cookie)>;
 
-/// The kernel says ENOENT, EINVAL or ENODEV, by version, where there is nothing to delete.
-fn absence_is_success<T>(outcome: Result<T>) -> Result<()> {
-    match outcome {
-        Err(Error::Kernel { errno: Errno::ENOENT | Errno::EINVAL | Errno::ENODEV, .. }) => Ok(()),
-        outcome => outcome.map(drop),
-    }
-}
+/// What the kernel says, by version, where there is nothing to delete.
+const ABSENCE: &[Errno] = &[Errno::ENOENT, Errno::EINVAL, Errno::ENODEV];
 
 fn message(device: &Device, parent: TcHandle, handle: TcHandle) -> TcMessage {
     let mut message = TcMessage::with_index(i32::try_from(device.index).unwrap_or(i32::MAX));
@@ -468,8 +486,8 @@ fn as_shaped(answer: &RouteNetlinkMessage) -> Option<Shaped> {
     let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
     let index = u32::try_from(message.header.index).ok()?;
     let hooked = message.header.parent == TcHandle::CLSACT;
-    let bucket = as_qdisc(answer).filter(|qdisc| qdisc.bucket.is_some() && qdisc.major == BUCKET_MAJOR);
-    (hooked || bucket.is_some()).then_some(Shaped { index, hooked })
+    let bucket = as_qdisc(answer).filter(|qdisc| BUCKET_MAJORS.contains(&qdisc.major)).and_then(|qdisc| qdisc.bucket);
+    (hooked || bucket.is_some()).then_some(Shaped { index, hooked, mark: bucket.map_or(0, |bucket| bucket.mark) })
 }
 
 fn kind_of(message: &TcMessage) -> Option<String> {
@@ -552,14 +570,18 @@ const QOPT_LEN: usize = 36;
 const QOPT_RATE: usize = 8;
 const QOPT_LIMIT: usize = 24;
 const QOPT_BUFFER: usize = 28;
+const QOPT_MTU: usize = 32;
+const QOPT_PEAK: usize = 20;
 
 /// `TC_LINKLAYER_ETHERNET`: with it the kernel wants no rate table.
 const LINKLAYER_ETHERNET: u8 = 1;
 
-fn bucket_options(bucket: &TokenBucket) -> Vec<TcOption> {
+/// The mark stands in `mtu`, which belongs to the peak rate: without one the kernel keeps it, gives it back and never uses
+/// it (`tbf_change` and `tbf_dump`, net/sched/sch_tbf.c).
+fn bucket_options(bucket: &TokenBucket, mark: u32) -> Vec<TcOption> {
     let mut qopt = vec![0, LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
     let rate = u32::try_from(bucket.rate).unwrap_or(u32::MAX);
-    for word in [rate, 0, 0, 0, bucket.limit, BucketSeen::of(bucket).buffer, 0] {
+    for word in [rate, 0, 0, 0, bucket.limit, BucketSeen::of(bucket, mark).buffer, mark] {
         qopt.extend(word.to_ne_bytes());
     }
     let mut options = vec![(TCA_TBF_PARMS, qopt), (TCA_TBF_BURST, bucket.burst.to_ne_bytes().to_vec())];
@@ -581,7 +603,8 @@ fn bucket_seen(option: &TcOption) -> Option<BucketSeen> {
             TCA_TBF_PARMS if bytes.len() >= QOPT_LEN => {
                 let word = |at: usize| bytes.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_ne_bytes);
                 let (rate, buffer, limit) = (word(QOPT_RATE)?, word(QOPT_BUFFER)?, word(QOPT_LIMIT)?);
-                seen = Some(BucketSeen { rate: rate.into(), buffer, limit });
+                let mark = if word(QOPT_PEAK)? == 0 { word(QOPT_MTU)? } else { 0 };
+                seen = Some(BucketSeen { rate: rate.into(), buffer, limit, mark });
             }
             TCA_TBF_RATE64 => wide = bytes.try_into().ok().map(u64::from_ne_bytes),
             _ => {}
@@ -621,7 +644,7 @@ mod tests {
     #[test]
     fn a_bucket_is_written_as_tc_writes_it() {
         let bucket = TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 };
-        let options = bucket_options(&bucket);
+        let options = bucket_options(&bucket, 0);
         let mut ours = vec![0; options.as_slice().buffer_len()];
         options.as_slice().emit(&mut ours);
         let mut theirs = without_comments(WRITTEN_BY_TC);
@@ -649,7 +672,7 @@ mod tests {
     fn a_bucket_is_read_as_the_kernel_writes_it() {
         let message = TcMessage::parse(&without_comments(ANSWER)).unwrap();
         let qdisc = as_qdisc(&RouteNetlinkMessage::NewQueueDiscipline(message)).unwrap();
-        let seen = BucketSeen { rate: 5_000_000_000, buffer: 156, limit: 81_250 };
+        let seen = BucketSeen { rate: 5_000_000_000, buffer: 156, limit: 81_250, mark: 0 };
         assert_eq!(qdisc, Qdisc { kind: "tbf".into(), major: 1, bucket: Some(seen) });
         assert!(seen.is(&TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 }));
     }
@@ -657,7 +680,7 @@ mod tests {
     #[test]
     fn another_rate_burst_or_limit_is_another_bucket() {
         let bucket = TokenBucket { rate: 1_250_000, burst: 50_000, limit: 81_250 };
-        let seen = BucketSeen::of(&bucket);
+        let seen = BucketSeen::of(&bucket, 7);
         assert!(seen.is(&bucket));
         for other in [
             TokenBucket { rate: 1_250_001, ..bucket },
@@ -668,6 +691,18 @@ mod tests {
             assert!(!seen.is(&other), "{other}");
         }
         assert_eq!(seen.bucket().to_string(), bucket.to_string());
+    }
+
+    #[test]
+    fn a_burst_that_may_have_wrapped_is_not_known_to_be_small() {
+        let at_most = |rate: u64, burst: u32, most: u32| {
+            let limit = u32::try_from(rate / 40 + u64::from(burst)).unwrap();
+            BucketSeen::of(&TokenBucket { rate, burst, limit }, 1).burst_is_at_most(most)
+        };
+        assert!(at_most(1_250_000, 50_000, 50_000) && at_most(125_000_000, 1_250_000, 1_250_000));
+        assert!(!at_most(1_250_000, 50_000, 49_999));
+        // 343.6 MB are 275 s at 10 Mbit/s: this one reads back as 163 kB.
+        assert!(!at_most(1_250_000, 343_760_000, 10_000_000));
     }
 
     fn subnets() -> impl Strategy<Value = IpNet> {
@@ -687,7 +722,7 @@ mod tests {
         /// Against reckoning in 128 bits: the buffer is the burst's time in ticks, modulo 2³².
         #[test]
         fn a_buffer_is_the_bursts_time(rate in 1u64..20_000_000_000_000, burst: u32) {
-            let seen = BucketSeen::of(&TokenBucket { rate, burst, limit: 0 });
+            let seen = BucketSeen::of(&TokenBucket { rate, burst, limit: 0 }, 0);
             let ticks = u128::from(burst) * 1_000_000_000 / u128::from(rate) / u128::from(TICK_NS);
             let apart = ticks.wrapping_sub(seen.buffer.into()) & u128::from(u32::MAX);
             let apart = apart.min((1 << 32) - apart);

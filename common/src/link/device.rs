@@ -9,7 +9,7 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::RouteSocket;
+use super::{Request, RouteSocket};
 use crate::cni::error::{Error, Result};
 use crate::netns::Netns;
 
@@ -33,6 +33,10 @@ pub struct Device {
     pub header: u32,
     /// Administratively up.
     pub up: bool,
+    /// Its hardware address, if that is of six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Bytes of the largest packet that it leaves to be segmented later (`IFLA_GSO_MAX_SIZE`).
+    pub gso_max: u32,
     /// `IFLA_LINK`: the index of the peer or of the lower device.
     pub linked: Option<u32>,
     /// `IFLA_LINK_NETNSID`: where that is; `None` if it is in the same namespace.
@@ -64,6 +68,8 @@ impl From<&LinkMessage> for Device {
                 LinkAttribute::IfName(name) => device.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
                 LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+                LinkAttribute::Address(mac) => device.mac = mac.as_slice().try_into().ok(),
+                LinkAttribute::GsoMaxSize(bytes) => device.gso_max = *bytes,
                 LinkAttribute::Link(index) if *index != 0 => device.linked = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => device.linked_netns = Some(*id),
                 LinkAttribute::LinkInfo(infos) => device.kind = kind_of(infos).unwrap_or_default(),
@@ -98,57 +104,6 @@ impl RouteSocket {
         query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let answers = self.request(RouteNetlinkMessage::GetLink(query), NLM_F_DUMP, "list", "links")?;
         Ok(answers.iter().filter_map(as_device).collect())
-    }
-
-    /// Makes an intermediate functional block: down, without a queue of its own, and with the hardware address given here,
-    /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`).
-    pub fn make_ifb(&self, name: &str, mac: [u8; 6], mtu: u32) -> Result<Device> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(mac.to_vec()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::TxQueueLen(0),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
-        ];
-        let object = format!("link {name} of kind ifb");
-        // Since Linux 6.2 the kernel answers with the link that it has made, if asked to.
-        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
-        let answers = self.request(RouteNetlinkMessage::NewLink(message), flags, "add", &object)?;
-        match answers.iter().find_map(as_device) {
-            Some(device) => Ok(device),
-            None => self.device(name)?.ok_or_else(|| Error::kernel("add", object, Errno::ENODEV)),
-        }
-    }
-
-    /// Gives a link an alias; an empty one takes it away.
-    pub fn set_alias(&self, device: &Device, alias: &str) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = device.index;
-        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
-        let object = format!("the alias of link {}", device.name);
-        self.request(RouteNetlinkMessage::SetLink(message), 0, "set", &object).map(drop)
-    }
-
-    /// Sets a link up, with an alias and an MTU.
-    pub fn set_up(&self, device: &Device, alias: &str, mtu: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = device.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned()), LinkAttribute::Mtu(mtu)];
-        let object = format!("link {}", device.name);
-        self.request(RouteNetlinkMessage::SetLink(message), 0, "set up", &object).map(drop)
-    }
-
-    /// Deletes a link; one that has gone already is as good.
-    pub fn delete_link(&self, index: u32, name: &str) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        match self.request(RouteNetlinkMessage::DelLink(message), 0, "delete", &format!("link {name}")) {
-            Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(()),
-            outcome => outcome.map(drop),
-        }
     }
 
     /// Whether this kernel can make an ifb. Asks for one that can't be: with a hardware address of five bytes.
@@ -196,6 +151,50 @@ impl RouteSocket {
             return Ok(None);
         }
         Ok((outer.linked_netns == self.netns_id(netns)?).then_some(outer))
+    }
+}
+
+impl Request {
+    /// Makes an intermediate functional block: down, without a queue of its own, and with the hardware address given here,
+    /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`). Since Linux 6.2 the
+    /// kernel answers with the link.
+    pub fn make_ifb(name: &str, mac: [u8; 6], mtu: u32) -> Request {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::TxQueueLen(0),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+        ];
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+        Request::new(RouteNetlinkMessage::NewLink(message), flags, "add", format!("link {name} of kind ifb"))
+    }
+
+    /// Gives a link an alias; an empty one takes it away.
+    pub fn set_alias(device: &Device, alias: &str) -> Request {
+        let mut message = LinkMessage::default();
+        message.header.index = device.index;
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of link {}", device.name))
+    }
+
+    /// Sets a link up, with an alias and an MTU.
+    pub fn set_up(device: &Device, alias: &str, mtu: u32) -> Request {
+        let mut message = LinkMessage::default();
+        message.header.index = device.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned()), LinkAttribute::Mtu(mtu)];
+        Request::new(RouteNetlinkMessage::SetLink(message), 0, "set up", format!("link {}", device.name))
+    }
+
+    /// Deletes a link; one that has gone already is as good.
+    pub fn delete_link(device: &Device) -> Request {
+        let mut message = LinkMessage::default();
+        message.header.index = device.index;
+        let request = Request::new(RouteNetlinkMessage::DelLink(message), 0, "delete", format!("link {}", device.name));
+        request.content_with(&[Errno::ENODEV])
     }
 }
 

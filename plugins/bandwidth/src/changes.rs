@@ -6,16 +6,19 @@
 use std::fmt;
 
 use common::cni::{Error, Result};
-use common::link::RouteSocket;
 use common::link::device::Device;
-use common::tc::{BUCKET_MAJOR, Cookie, Filter, Hook, Match, Qdisc, TokenBucket, Verdict};
+use common::link::{Request, RouteSocket};
+use common::tc::{BUCKET_MAJORS, BucketSeen, Cookie, Filter, Hook, Match, Qdisc, TokenBucket, Verdict};
 use nix::errno::Errno;
 
 use crate::plan::{Lane, Mark, Rule, Shaping, Via, mac_text};
-use crate::present::{Ifb, Present, bank_of, choose_bank};
+use crate::present::{Holder, Ifb, Present, bank_of, choose_bank, holder};
 
 /// A link that a change is about, by name: an ifb has no index yet when the changes are planned.
 pub type Name = String;
+
+/// A token bucket, and the major number of its handle.
+pub type Held = (u16, TokenBucket);
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,16 +31,18 @@ pub enum Change {
     Label(Name, String, String),
     /// Puts a bucket at the root of a link.
     AddBucket(Name, TokenBucket),
-    /// Changes the bucket at the root of a link from the first to the second.
-    ChangeBucket(Name, TokenBucket, TokenBucket),
+    /// Changes the bucket at the root of a link from the first to the second: what waits goes on waiting.
+    ChangeBucket(Name, Held, TokenBucket),
+    /// Puts the second bucket in the place of the first: what waits is dropped.
+    ExchangeBucket(Name, Held, TokenBucket),
     /// Gives the link its hooks.
     AddHooks,
     /// Adds a filter at a priority: through an ifb with a cookie, or passing.
     AddFilter(Hook, u16, Match, Option<(Name, Cookie)>),
     /// Deletes all filters of a priority.
     DropFilters(Hook, u16),
-    /// Takes the bucket from the root of a link.
-    DropBucket(Name),
+    /// Takes the bucket of this major number from the root of a link.
+    DropBucket(Name, u16),
     /// Takes the hooks from the link.
     DropHooks,
     /// Deletes an ifb.
@@ -46,17 +51,36 @@ pub enum Change {
 
 impl Change {
     /// What takes it back; `None` for what is not taken back: deletions come last and only of what is in nobody's way.
+    ///
+    /// A bucket is always exchanged, because what came in the meantime may be larger than the former one.
     fn inverse(&self) -> Option<Change> {
         match self {
             Change::MakeIfb(name, ..) => Some(Change::DropIfb(name.clone())),
             Change::Label(name, from, to) => Some(Change::Label(name.clone(), to.clone(), from.clone())),
-            Change::AddBucket(name, _) => Some(Change::DropBucket(name.clone())),
-            Change::ChangeBucket(name, from, to) => Some(Change::ChangeBucket(name.clone(), *to, *from)),
+            Change::AddBucket(name, _) => Some(Change::DropBucket(name.clone(), FIRST_MAJOR)),
+            Change::ChangeBucket(name, (major, from), to) => {
+                Some(Change::ExchangeBucket(name.clone(), (*major, *to), *from))
+            }
+            Change::ExchangeBucket(name, (major, from), to) => {
+                Some(Change::ExchangeBucket(name.clone(), (other_major(*major), *to), *from))
+            }
             Change::AddHooks => Some(Change::DropHooks),
             Change::AddFilter(hook, priority, ..) => Some(Change::DropFilters(*hook, *priority)),
             _ => None,
         }
     }
+
+    fn is_deletion(&self) -> bool {
+        matches!(self, Change::DropFilters(..) | Change::DropBucket(..) | Change::DropHooks | Change::DropIfb(_))
+    }
+}
+
+/// Under which a bucket is put where there is none.
+const FIRST_MAJOR: u16 = BUCKET_MAJORS[0];
+
+/// Under which a bucket takes the place of one with this major number.
+fn other_major(major: u16) -> u16 {
+    BUCKET_MAJORS.into_iter().find(|other| *other != major).unwrap_or(FIRST_MAJOR)
 }
 
 impl fmt::Display for Change {
@@ -66,7 +90,8 @@ impl fmt::Display for Change {
             Change::RaiseIfb(name, label, mtu) => write!(f, "set {name} up, alias \"{label}\", mtu {mtu}"),
             Change::Label(name, _, to) => write!(f, "set the alias of {name} to \"{to}\""),
             Change::AddBucket(name, bucket) => write!(f, "add {bucket} to {name}"),
-            Change::ChangeBucket(name, from, to) => write!(f, "change {from} of {name} to {to}"),
+            Change::ChangeBucket(name, (_, from), to) => write!(f, "change {from} of {name} to {to}"),
+            Change::ExchangeBucket(name, (_, from), to) => write!(f, "exchange {from} of {name} for {to}"),
             Change::AddHooks => f.write_str("add clsact"),
             Change::AddFilter(hook, priority, matches, Some((ifb, _))) => {
                 write!(f, "add {hook} filter {priority:#x} {matches} redirect to {ifb}")
@@ -75,8 +100,8 @@ impl fmt::Display for Change {
                 write!(f, "add {hook} filter {priority:#x} {matches} pass")
             }
             Change::DropFilters(hook, priority) => write!(f, "delete {hook} filters {priority:#x}"),
-            Change::DropBucket(name) => write!(f, "delete the tbf of {name}"),
-            Change::DropHooks => f.write_str("delete clsact"),
+            Change::DropBucket(name, major) => write!(f, "delete the tbf {major:x}: of {name}"),
+            Change::DropHooks => f.write_str("delete the hooks"),
             Change::DropIfb(name) => write!(f, "delete ifb {name}"),
         }
     }
@@ -84,22 +109,26 @@ impl fmt::Display for Change {
 
 /// What turns `present` into `shaping`.
 pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
-    let (mut changes, mut last) = (Vec::new(), Vec::new());
-    let mut hooks_are_ours = present.hooks.is_some() && present.hooks_are_ours(shaping.mark);
+    if present.is_anothers(shaping.mark) {
+        return Err(anothers(&present.link));
+    }
+    let exchanged = exchanges_hooks(shaping, present);
+    // Of hooks that are exchanged for others, nothing stays.
+    let bare = exchanged.then(|| Present { hooks: None, filters: Vec::new(), ..present.clone() });
+    let hooked = bare.as_ref().unwrap_or(present);
+    let (mut changes, mut filtered, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    let mut root = None;
+    let hooks_are_ours = hooked.hooks.is_none() || hooked.hooks_are_ours(shaping.mark);
     for lane in &shaping.lanes {
         match &lane.via {
-            Via::Root => changes.extend(root_bucket(&shaping.link.name, lane.bucket, present.root.as_ref())?),
+            Via::Root => root = root_bucket(shaping, lane.bucket, present.root.as_ref())?,
             Via::Ifb { name, mac, rules } => {
-                let there = present.ifb(name).filter(|ifb| is_usable(ifb, &shaping.label));
+                let there = present.ifb(name).filter(|ifb| is_usable(ifb, shaping));
                 changes.extend(ifb(shaping, name, *mac, lane.bucket, present.ifb(name), there.is_some()));
-                if present.hooks.is_none() && !changes.contains(&Change::AddHooks) {
-                    hooks_are_ours = true;
-                    changes.push(Change::AddHooks);
-                }
-                require_hook(lane.hook, shaping, present)?;
+                require_hook(lane.hook, shaping, hooked)?;
                 let cookie = shaping.mark.cookie(hooks_are_ours);
-                let (add, delete) = filters(shaping, lane.hook, rules, (name, cookie), there, present);
-                changes.extend(add);
+                let (add, delete) = filters(shaping, lane.hook, rules, (name, cookie), there, hooked);
+                filtered.extend(add);
                 last.extend(delete);
             }
         }
@@ -107,33 +136,66 @@ pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
     if shaping.link.alias.is_empty() && !shaping.lanes.is_empty() {
         changes.push(Change::Label(shaping.link.name.clone(), String::new(), shaping.label.clone()));
     }
+    changes.extend(root);
+    changes.extend(exchanged.then_some(Change::DropHooks));
+    changes.extend((hooked.hooks.is_none() && !filtered.is_empty()).then_some(Change::AddHooks));
+    changes.extend(filtered);
     last.extend(no_longer(shaping, present, &changes));
     Ok(changes.into_iter().chain(last).collect())
 }
 
+fn anothers(link: &Device) -> Error {
+    let owner = if link.alias.is_empty() { "another attachment" } else { &link.alias };
+    Error::Link { link: link.name.clone(), reason: format!("it carries the limits of {owner}; DEL that first, or GC") }
+}
+
+/// Whether the reference's `ingress`, which has no hook for what a link transmits, must give way to a `clsact`.
+fn exchanges_hooks(shaping: &Shaping, present: &Present) -> bool {
+    let transmits = shaping.lanes.iter().any(|lane| lane.hook == Hook::Transmit && lane.via != Via::Root);
+    transmits && present.hooks.as_ref().is_some_and(|q| q.kind == "ingress") && hooks_may_go(present, shaping.mark)
+}
+
 /// Ours, and without a qdisc that somebody else has put there.
-fn is_usable(ifb: &Ifb, label: &str) -> bool {
-    ifb.device.alias == label && ifb.root.as_ref().is_none_or(is_bucket)
+fn is_usable(ifb: &Ifb, shaping: &Shaping) -> bool {
+    let is_bucket = |qdisc: &Qdisc| holder(qdisc, shaping.mark) != Holder::Foreign;
+    ifb.device.alias == shaping.label && ifb.root.as_ref().is_none_or(is_bucket)
 }
 
-fn is_bucket(qdisc: &Qdisc) -> bool {
-    qdisc.bucket.is_some() && qdisc.major == BUCKET_MAJOR
-}
-
-fn root_bucket(link: &str, wanted: TokenBucket, root: Option<&Qdisc>) -> Result<Option<Change>> {
-    match root {
-        None => Ok(Some(Change::AddBucket(link.to_owned(), wanted))),
-        Some(Qdisc { bucket: Some(seen), major: BUCKET_MAJOR, .. }) if seen.is(&wanted) => Ok(None),
-        Some(Qdisc { bucket: Some(seen), major: BUCKET_MAJOR, .. }) => {
-            Ok(Some(Change::ChangeBucket(link.to_owned(), seen.bucket(), wanted)))
+fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> Result<Option<Change>> {
+    let link = &shaping.link.name;
+    let Some(qdisc) = root else { return Ok(Some(Change::AddBucket(link.clone(), wanted))) };
+    match (holder(qdisc, shaping.mark), qdisc.bucket) {
+        (Holder::Ours, Some(seen)) if seen.is(&wanted) => Ok(None),
+        (Holder::Ours | Holder::Unmarked, Some(seen)) => {
+            Ok(Some(another_bucket(link, (qdisc.major, &seen), wanted, &shaping.link)))
         }
-        Some(other) => Err(Error::Link {
+        _ => Err(Error::Link {
             link: link.to_owned(),
             reason: format!(
-                "its root qdisc is {other}, which is somebody else's; delete it (tc qdisc del dev {link} root) or set no \
+                "its root qdisc is {qdisc}, which is somebody else's; delete it (tc qdisc del dev {link} root) or set no \
                  limit here"
             ),
         }),
+    }
+}
+
+/// Bytes of the largest packet that may wait in a bucket, as the kernel counts it: 64 KiB of payload, and 66 bytes of
+/// headers for each of the segments that it will be cut into, of 48 bytes at the least (`tcp_min_snd_mss`).
+const LARGEST_PACKET: u32 = (64 << 10) + 66 * ((64 << 10) / 48);
+
+/// The default of `IFLA_GSO_MAX_SIZE`; with more (BIG TCP) packets are larger still.
+const GSO_MAX: u32 = 64 << 10;
+
+/// From one bucket to another: in place, unless what waits may be larger than the new burst. Such a packet would never
+/// find enough tokens, and nothing behind it would ever leave: packets are cut to the burst when they come, not when they
+/// go (`tbf_enqueue`, net/sched/sch_tbf.c).
+fn another_bucket(name: &str, (major, seen): (u16, &BucketSeen), wanted: TokenBucket, link: &Device) -> Change {
+    let holds_any = link.gso_max <= GSO_MAX && wanted.burst >= LARGEST_PACKET;
+    let held = (major, seen.bucket());
+    if holds_any || seen.burst_is_at_most(wanted.burst) {
+        Change::ChangeBucket(name.to_owned(), held, wanted)
+    } else {
+        Change::ExchangeBucket(name.to_owned(), held, wanted)
     }
 }
 
@@ -159,8 +221,8 @@ fn ifb(
     let mut changes = Vec::new();
     match &there.root {
         None => changes.push(Change::AddBucket(name.to_owned(), bucket)),
-        Some(Qdisc { bucket: Some(seen), .. }) if !seen.is(&bucket) => {
-            changes.push(Change::ChangeBucket(name.to_owned(), seen.bucket(), bucket));
+        Some(Qdisc { bucket: Some(seen), major, .. }) if !seen.is(&bucket) => {
+            changes.push(another_bucket(name, (*major, seen), bucket, &shaping.link));
         }
         Some(_) => {}
     }
@@ -253,19 +315,22 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
         last.push(Change::DropHooks);
     }
     let bucket_in_use = shaping.lanes.iter().any(|lane| lane.via == Via::Root);
-    if !bucket_in_use && present.root.as_ref().is_some_and(is_bucket) && is_known(present, shaping) {
-        last.push(Change::DropBucket(link.clone()));
+    let bucket_is_ours = match present.root_holder(shaping.mark) {
+        Some(Holder::Ours) => true,
+        Some(Holder::Unmarked) => present.has_references(),
+        _ => false,
+    };
+    if let Some(root) = present.root.as_ref().filter(|_| !bucket_in_use && bucket_is_ours) {
+        last.push(Change::DropBucket(link.clone(), root.major));
     }
-    let stale = present.ifbs.iter().filter(|ifb| ifb.device.alias == shaping.label && !in_use(&ifb.device.name));
+    let owned = |ifb: &&Ifb| ifb.device.alias == shaping.label || present.is_references_ifb(ifb);
+    let stale = present.ifbs.iter().filter(owned).filter(|ifb| !in_use(&ifb.device.name));
     last.extend(stale.map(|ifb| Change::DropIfb(ifb.device.name.clone())));
-    // A filter's deletion may already stand in the changes before.
-    last.retain(|change| !changes.contains(change));
+    // A filter's deletion may already stand in the changes before, or go with its hooks.
+    let with_hooks = changes.contains(&Change::DropHooks);
+    let done = |change: &Change| with_hooks && matches!(change, Change::DropFilters(..));
+    last.retain(|change| !changes.contains(change) && !done(change));
     last
-}
-
-/// Whether the link shows that an earlier ADD was about it.
-fn is_known(present: &Present, shaping: &Shaping) -> bool {
-    present.link.alias == shaping.label || present.ours(shaping.mark).next().is_some()
 }
 
 /// Whether we made the hooks and nobody else has put a filter there since.
@@ -274,13 +339,12 @@ fn hooks_may_go(present: &Present, mark: Mark) -> bool {
     present.hooks_are_ours(mark) && ours == present.filters.len()
 }
 
-/// What takes away everything of `label` and `mark` on a link; a bucket at its root only if that is known to be ours,
-/// because the link is, or because it carries a filter of ours.
-pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool) -> Vec<Change> {
-    let root_is_ours = link_is_ours || present.ours(mark).next().is_some();
+/// What takes away everything of `label` and `mark` on a link, and, where no other link needs them, the ifbs; a bucket
+/// without a mark at its root only if that is known to be ours, because the link is, or because it carries a filter of ours.
+/// The alias goes last: by it the next DEL finds what this one may have left.
+pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool, with_ifbs: bool) -> Vec<Change> {
     let mut changes = Vec::new();
-    let drop_hooks = hooks_may_go(present, mark);
-    if drop_hooks {
+    if hooks_may_go(present, mark) {
         changes.push(Change::DropHooks);
     } else {
         for hook in crate::present::HOOKS {
@@ -289,26 +353,38 @@ pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool
         }
     }
     let name = &present.link.name;
-    if root_is_ours && present.root.as_ref().is_some_and(is_bucket) {
-        changes.push(Change::DropBucket(name.clone()));
+    let root_is_ours = match present.root_holder(mark) {
+        Some(Holder::Ours) => true,
+        Some(Holder::Unmarked) => link_is_ours || present.ours(mark).next().is_some(),
+        _ => false,
+    };
+    if let Some(root) = present.root.as_ref().filter(|_| root_is_ours) {
+        changes.push(Change::DropBucket(name.clone(), root.major));
     }
+    let ifbs = present.ifbs.iter().filter(|_| with_ifbs);
+    changes.extend(ifbs.map(|ifb| Change::DropIfb(ifb.device.name.clone())));
     if present.link.alias == label {
         changes.push(Change::Label(name.clone(), label.to_owned(), String::new()));
     }
     changes
 }
 
-/// Makes the changes, or, if one fails, takes back those before it.
-pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Result<()> {
-    let mut hands = Hands::new(socket, present);
-    for (done, change) in changes.iter().enumerate() {
-        log::debug!("{change}");
-        let Err(error) = hands.make(change) else { continue };
-        for undo in changes.iter().take(done).rev().filter_map(Change::inverse) {
-            log::debug!("undo: {undo}");
-            if let Err(second) = hands.make(&undo) {
-                log::warn!("{second}, while taking back what was done before: {error}");
+/// Makes the changes, or, if one fails, takes back those that were made.
+pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Result<()> {
+    let mut hands = Hands::new(socket, present, mark);
+    let mut done = Vec::new();
+    for together in together(changes) {
+        let mut failed = None;
+        for (change, outcome) in together.iter().zip(hands.make(together)) {
+            match outcome {
+                Ok(()) => done.push(change),
+                Err(error) => failed = failed.or(Some(error)),
             }
+        }
+        let Some(error) = failed else { continue };
+        let undo: Vec<Change> = done.into_iter().rev().filter_map(Change::inverse).collect();
+        for second in hands.make(&undo).into_iter().filter_map(Result::err) {
+            log::warn!("{second}, while taking back what was done before: {error}");
         }
         return Err(error);
     }
@@ -316,13 +392,17 @@ pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Resu
 }
 
 /// Makes all the changes, whichever fail.
-pub fn make_all(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Vec<Error> {
-    let mut hands = Hands::new(socket, present);
-    let make = |change: &Change| {
-        log::debug!("{change}");
-        hands.make(change).err()
-    };
-    changes.iter().filter_map(make).collect()
+pub fn make_all(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Vec<Error> {
+    let mut hands = Hands::new(socket, present, mark);
+    hands.make(changes).into_iter().filter_map(Result::err).collect()
+}
+
+/// The changes in groups that are sent together, so that a process that is killed leaves either all of a group or nothing:
+/// never hooks without a filter, by which alone they are known to be ours. An ifb is made by itself, because the others
+/// need its index; and what limits no more goes only when all that limits now has been put in place.
+fn together(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
+    let is_ifb = |change: &Change| matches!(change, Change::MakeIfb(..));
+    changes.chunk_by(move |a, b| !is_ifb(a) && !is_ifb(b) && (a.is_deletion() || !b.is_deletion()))
 }
 
 /// What the changes are made with: a socket, and the devices by name.
@@ -330,12 +410,13 @@ struct Hands<'a> {
     socket: &'a RouteSocket,
     link: &'a Device,
     ifbs: Vec<Device>,
+    mark: u32,
 }
 
 impl<'a> Hands<'a> {
-    fn new(socket: &'a RouteSocket, present: &'a Present) -> Hands<'a> {
+    fn new(socket: &'a RouteSocket, present: &'a Present, mark: Mark) -> Hands<'a> {
         let ifbs = present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
-        Hands { socket, link: &present.link, ifbs }
+        Hands { socket, link: &present.link, ifbs, mark: mark.number() }
     }
 
     fn device(&self, name: &str) -> Result<&Device> {
@@ -344,33 +425,59 @@ impl<'a> Hands<'a> {
         all.find(|device| device.name == name).ok_or_else(missing)
     }
 
-    fn make(&mut self, change: &Change) -> Result<()> {
-        let socket = self.socket;
-        match change {
-            Change::MakeIfb(name, mac, mtu) => {
-                let made = socket.make_ifb(name, *mac, *mtu);
-                self.ifbs.push(made.map_err(|error| just_taken(error, name))?);
+    /// Makes changes that go together; nothing is sent if one of them can't be.
+    fn make(&mut self, together: &[Change]) -> Vec<Result<()>> {
+        together.iter().for_each(|change| log::debug!("{change}"));
+        let requests = match together.iter().map(|change| self.request(change)).collect::<Result<Vec<Request>>>() {
+            Ok(requests) => requests,
+            Err(error) => return vec![Err(error)],
+        };
+        let outcomes = self.socket.change_all(&requests);
+        together.iter().zip(outcomes).map(|(change, outcome)| self.note(change, outcome)).collect()
+    }
+
+    fn request(&self, change: &Change) -> Result<Request> {
+        Ok(match change {
+            Change::MakeIfb(name, mac, mtu) => Request::make_ifb(name, *mac, *mtu),
+            Change::RaiseIfb(name, label, mtu) => Request::set_up(self.device(name)?, label, *mtu),
+            Change::Label(name, _, alias) => Request::set_alias(self.device(name)?, alias),
+            Change::AddBucket(name, bucket) => Request::add_bucket(self.device(name)?, FIRST_MAJOR, bucket, self.mark),
+            Change::ChangeBucket(name, (major, _), bucket) => {
+                Request::change_bucket(self.device(name)?, *major, bucket, self.mark)
             }
-            Change::RaiseIfb(name, label, mtu) => socket.set_up(self.device(name)?, label, *mtu)?,
-            Change::Label(name, _, alias) => socket.set_alias(self.device(name)?, alias)?,
-            Change::AddBucket(name, bucket) => socket.add_bucket(self.device(name)?, bucket)?,
-            Change::ChangeBucket(name, _, bucket) => socket.change_bucket(self.device(name)?, bucket)?,
-            Change::AddHooks => socket.add_hooks(self.link)?,
+            Change::ExchangeBucket(name, (major, _), bucket) => {
+                Request::exchange_bucket(self.device(name)?, other_major(*major), bucket, self.mark)
+            }
+            Change::AddHooks => Request::add_hooks(self.link),
             Change::AddFilter(hook, priority, matches, through) => {
                 let to = match through {
                     Some((ifb, cookie)) => Some((self.device(ifb)?.index, *cookie)),
                     None => None,
                 };
-                socket.add_filter(self.link, *hook, *priority, *matches, to)?;
+                Request::add_filter(self.link, *hook, *priority, *matches, to)
             }
-            Change::DropFilters(hook, priority) => socket.delete_filters(self.link, *hook, *priority)?,
-            Change::DropBucket(name) => socket.delete_bucket(self.device(name)?)?,
-            Change::DropHooks => socket.delete_hooks(self.link)?,
+            Change::DropFilters(hook, priority) => Request::delete_filters(self.link, *hook, *priority),
+            Change::DropBucket(name, major) => Request::delete_bucket(self.device(name)?, *major),
+            Change::DropHooks => Request::delete_hooks(self.link),
+            Change::DropIfb(name) => Request::delete_link(self.device(name)?),
+        })
+    }
+
+    /// Keeps in mind which ifbs there are now.
+    fn note(&mut self, change: &Change, outcome: Result<Option<Device>>) -> Result<()> {
+        match change {
+            Change::MakeIfb(name, ..) => {
+                let made = match outcome.map_err(|error| just_taken(error, name))? {
+                    Some(device) => Some(device),
+                    None => self.socket.device(name)?,
+                };
+                self.ifbs.push(made.ok_or_else(|| Error::kernel("add", format!("link {name}"), Errno::ENODEV))?);
+            }
             Change::DropIfb(name) => {
-                let device = self.device(name)?;
-                socket.delete_link(device.index, &device.name)?;
+                outcome?;
                 self.ifbs.retain(|device| device.name != *name);
             }
+            _ => drop(outcome?),
         }
         Ok(())
     }
@@ -440,8 +547,10 @@ mod tests {
         }
 
         fn make(&mut self, change: &Change) {
-            let tbf =
-                |bucket| Some(Qdisc { kind: "tbf".into(), major: BUCKET_MAJOR, bucket: Some(BucketSeen::of(bucket)) });
+            let tbf = |major, bucket| {
+                let seen = BucketSeen::of(bucket, mark().number());
+                Some(Qdisc { kind: "tbf".into(), major, bucket: Some(seen) })
+            };
             match change {
                 Change::MakeIfb(name, _, mtu) => {
                     assert!(self.present.ifb(name).is_none(), "EEXIST");
@@ -458,10 +567,17 @@ mod tests {
                     assert_eq!(self.alias(name), from);
                     self.alias(name).clone_from(to);
                 }
-                Change::AddBucket(name, bucket) => assert_eq!(self.root(name).replace(tbf(bucket).unwrap()), None),
-                Change::ChangeBucket(name, from, to) => {
-                    let before = std::mem::replace(self.root(name), tbf(to)).unwrap();
-                    assert!(before.bucket.unwrap().is(from), "{before} is not {from}");
+                Change::AddBucket(name, bucket) => {
+                    assert_eq!(self.root(name).replace(tbf(FIRST_MAJOR, bucket).unwrap()), None);
+                }
+                Change::ChangeBucket(name, (major, from), to) | Change::ExchangeBucket(name, (major, from), to) => {
+                    let stays = matches!(change, Change::ChangeBucket(..));
+                    let kept = if stays { *major } else { other_major(*major) };
+                    let before = std::mem::replace(self.root(name), tbf(kept, to)).unwrap();
+                    assert!(before.bucket.unwrap().is(from) && before.major == *major, "{before} is not {from}");
+                    // What waits is no larger than the former burst, and must not be larger than the new one.
+                    let stalls = to.burst < from.burst.min(LARGEST_PACKET);
+                    assert!(!stays || !stalls, "{change} would stall");
                 }
                 Change::AddHooks => {
                     let clsact = Qdisc { kind: "clsact".into(), major: 0xffff, bucket: None };
@@ -483,7 +599,9 @@ mod tests {
                 Change::DropFilters(hook, priority) => {
                     self.present.filters.retain(|(at, filter)| (*at, filter.priority) != (*hook, *priority));
                 }
-                Change::DropBucket(name) => *self.root(name) = None,
+                Change::DropBucket(name, major) => {
+                    assert!(self.root(name).take().is_none_or(|qdisc| qdisc.major == *major));
+                }
                 Change::DropHooks => {
                     self.present.hooks = None;
                     self.present.filters.clear();
@@ -515,9 +633,14 @@ mod tests {
 
         fn shape(&self, config: &Config) -> Shaping {
             let named = self.present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
-            let facts = Facts { link: self.present.link.clone(), named, in_container: config.in_container };
+            let link = self.present.link.clone();
+            let facts = Facts { link, named, busy: Vec::new(), in_container: config.in_container };
             plan::plan(config, &Attachment::new("net", "c1", "eth0"), facts).unwrap()
         }
+    }
+
+    fn mark() -> Mark {
+        Mark::of(&Attachment::new("net", "c1", "eth0"))
     }
 
     fn net(text: &str) -> IpNet {
@@ -547,11 +670,6 @@ mod tests {
 
     fn remotes() -> [IpAddr; 4] {
         ["10.1.2.3", "10.200.0.1", "192.0.2.1", "fd00::1"].map(|address| address.parse().unwrap())
-    }
-
-    fn is_deletion(change: &Change) -> bool {
-        use Change::{DropBucket, DropFilters, DropHooks, DropIfb};
-        matches!(change, DropFilters(..) | DropBucket(_) | DropHooks | DropIfb(_))
     }
 
     /// The state with the ifbs' indices left out: making one again gives it another.
@@ -598,10 +716,8 @@ mod tests {
                 prop_assert_eq!(to_shape(&kernel.shape(&config), &kernel.present).unwrap(), Vec::new());
             }
             let label = plan::label(&Attachment::new("net", "c1", "eth0"));
-            let mark = Mark::of(&Attachment::new("net", "c1", "eth0"));
-            let removal = to_nothing(&label, mark, &kernel.present, true);
+            let removal = to_nothing(&label, mark(), &kernel.present, true, true);
             removal.iter().for_each(|change| kernel.make(change));
-            kernel.present.ifbs.retain(|ifb| ifb.device.alias != label);
             prop_assert_eq!(kernel.present, start.present);
         }
 
@@ -616,7 +732,7 @@ mod tests {
             let before = comparable(&kernel);
             let changes = to_shape(&kernel.shape(&to), &kernel.present).unwrap();
             // A deletion of what nobody uses any more has nothing before it that would have to be taken back.
-            let constructive = changes.iter().take_while(|change| !is_deletion(change)).count();
+            let constructive = changes.iter().take_while(|change| !change.is_deletion()).count();
             let done = &changes[..failing.min(constructive)];
             done.iter().for_each(|change| kernel.make(change));
             done.iter().rev().filter_map(Change::inverse).for_each(|undo| kernel.make(&undo));
@@ -629,6 +745,76 @@ mod tests {
             }
             prop_assert_eq!(after, before);
         }
+    }
+
+    #[test]
+    fn a_bucket_gives_way_only_where_what_waits_may_be_larger_than_its_successor() {
+        let bucket = |rate: u64| TokenBucket { rate, burst: (rate / 100).max(3028) as u32, limit: (rate / 25) as u32 };
+        let stays = |from: u64, to: u64, gso_max| {
+            let seen = BucketSeen::of(&bucket(from), 7);
+            let link = Device { gso_max, ..Device::default() };
+            matches!(another_bucket("veth", (1, &seen), bucket(to), &link), Change::ChangeBucket(..))
+        };
+        assert!(stays(1_250_000, 2_500_000, GSO_MAX) && stays(1_250_000, 1_250_000, GSO_MAX));
+        assert!(!stays(125_000_000, 1_250_000, GSO_MAX) && !stays(2_500_000, 1_250_000, GSO_MAX));
+        assert!(stays(1_250_000_000, 125_000_000, GSO_MAX), "no packet is larger than 1.25 MB");
+        assert!(!stays(1_250_000_000, 125_000_000, 512 << 10), "there may be with BIG TCP");
+    }
+
+    #[test]
+    fn hooks_and_their_first_filter_go_together_and_what_limits_no_more_goes_last() {
+        let mut kernel = Kernel::new(None);
+        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() });
+        let config = |scope| Config {
+            ingress: limit(),
+            egress: limit(),
+            scope,
+            latency: Duration::from_millis(25),
+            in_container: false,
+        };
+        let changes = to_shape(&kernel.shape(&config(Scope::All)), &kernel.present).unwrap();
+        let groups: Vec<&[Change]> = together(&changes).collect();
+        assert_eq!(groups.len(), 2, "{groups:?}");
+        assert!(groups[0].len() == 1 && groups[1].contains(&Change::AddHooks), "{groups:?}");
+        assert!(matches!(groups[1].last(), Some(Change::AddFilter(..))), "{groups:?}");
+        changes.iter().for_each(|change| kernel.make(change));
+        let changes =
+            to_shape(&kernel.shape(&config(Scope::Except(vec![net("10.0.0.0/8")]))), &kernel.present).unwrap();
+        let groups: Vec<&[Change]> = together(&changes).collect();
+        let deletions = |group: &[Change]| group.iter().filter(|change| change.is_deletion()).count();
+        let (last, before) = groups.split_last().unwrap();
+        assert!(before.iter().all(|group| deletions(group) == 0) && deletions(last) == last.len(), "{groups:?}");
+    }
+
+    #[test]
+    fn the_references_hooks_give_way_where_what_the_link_transmits_needs_some() {
+        let mut kernel = Kernel::new(Some("ingress"));
+        kernel.present.filters.clear();
+        let device = Device {
+            index: 9,
+            name: plan::ifb_names(&Attachment::new("net", "c1", "eth0"), Hook::Receive)[0].clone(),
+            kind: "ifb".into(),
+            up: true,
+            mtu: 1500,
+            ..Device::default()
+        };
+        kernel.present.ifbs.push(Ifb { device, root: None });
+        let references =
+            Filter { priority: 1, matches: Some(Match::All), verdict: Verdict::Redirect { to: 9, cookie: Vec::new() } };
+        kernel.present.filters.push((Hook::Receive, references));
+        let config = Config {
+            ingress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            scope: Scope::Except(vec![net("10.0.0.0/8")]),
+            latency: Duration::from_millis(25),
+            in_container: false,
+        };
+        let changes = to_shape(&kernel.shape(&config), &kernel.present).unwrap();
+        let exchange = together(&changes).find(|group| group.contains(&Change::DropHooks)).unwrap();
+        assert!(exchange.contains(&Change::AddHooks), "both in one datagram: {exchange:?}");
+        changes.iter().for_each(|change| kernel.make(change));
+        assert_eq!(kernel.present.hooks.as_ref().unwrap().kind, "clsact");
+        assert_eq!(differences(&kernel.shape(&config), &kernel.present), Vec::new());
     }
 
     #[test]
@@ -646,7 +832,7 @@ mod tests {
         for config in of.iter().cycle().take(9) {
             let changes = to_shape(&kernel.shape(config), &kernel.present).unwrap();
             // Killed before the deletions: every bank is full.
-            changes.iter().filter(|change| !is_deletion(change)).for_each(|change| kernel.make(change));
+            changes.iter().filter(|change| !change.is_deletion()).for_each(|change| kernel.make(change));
             let rest = to_shape(&kernel.shape(config), &kernel.present).unwrap();
             rest.iter().for_each(|change| kernel.make(change));
             assert_eq!(to_shape(&kernel.shape(config), &kernel.present).unwrap(), [], "{config:?}");

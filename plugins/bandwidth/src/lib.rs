@@ -38,7 +38,8 @@ impl Plugin for Bandwidth {
     }
 
     fn plan(config: &Self::Config, call: &Call, _: &CniResult, (facts, door): Self::Facts) -> Result<Self::State> {
-        Ok(state::Share::new(plan::plan(config, &call.attachment, facts.clone())?, facts, door))
+        let shaping = plan::plan(config, &call.attachment, facts.clone())?;
+        Ok(state::Share::new(config.clone(), shaping, facts, door))
     }
 
     fn remove(call: &Call, config: Option<&Self::Config>, prev: Option<&CniResult>) -> Result<()> {

@@ -50,6 +50,9 @@ pub struct Facts {
     pub link: Device,
     /// The links that already have one of the names in [`ifb_names`].
     pub named: Vec<Device>,
+    /// The indices of those among them that have no label and must be left all the same: they serve another link, or
+    /// another call is just making them.
+    pub busy: Vec<u32>,
     /// Whether the link is in the container's namespace.
     pub in_container: bool,
 }
@@ -125,7 +128,7 @@ pub fn plan(config: &Config, attachment: &Attachment, facts: Facts) -> Result<Sh
         let inwards = (hook == Hook::Transmit) != config.in_container;
         let direction = if inwards { Direction::Ingress } else { Direction::Egress };
         let via = if config.needs_ifb(hook) {
-            let name = choose_name(attachment, hook, &label, &facts.named)?;
+            let name = choose_name(attachment, hook, &label, &facts)?;
             Via::Ifb { name, mac: mac(attachment, hook), rules: rules(&config.scope, direction) }
         } else {
             Via::Root
@@ -199,12 +202,13 @@ pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
     }
 }
 
-/// A name that is ours already, else the first that is free or is held by an ifb of the reference's.
-fn choose_name(attachment: &Attachment, hook: Hook, label: &str, named: &[Device]) -> Result<String> {
+/// A name that is ours already, else the first that is free or is held by an ifb that the reference made for this link.
+fn choose_name(attachment: &Attachment, hook: Hook, label: &str, facts: &Facts) -> Result<String> {
     let names = ifb_names(attachment, hook);
-    let holder = |name: &String| named.iter().find(|device| device.name == *name);
+    let holder = |name: &String| facts.named.iter().find(|device| device.name == *name);
     let ours = names.iter().find(|name| holder(name).is_some_and(|h| h.kind == "ifb" && h.alias == label));
-    let free = || names.iter().find(|name| holder(name).is_none_or(|h| h.kind == "ifb" && h.alias.is_empty()));
+    let gives_way = |h: &Device| h.kind == "ifb" && h.alias.is_empty() && !facts.busy.contains(&h.index);
+    let free = || names.iter().find(|name| holder(name).is_none_or(gives_way));
     if let Some(name) = ours.or_else(free) {
         return Ok(name.clone());
     }
@@ -258,12 +262,23 @@ impl Mark {
         Mark(mark)
     }
 
+    /// The same in the room that a token bucket has: never 0, which is no mark.
+    pub fn number(&self) -> u32 {
+        let digits = self.0.iter().take(8).filter_map(|digit| char::from(*digit).to_digit(16));
+        digits.fold(0, |number, digit| number << 4 | digit).max(1)
+    }
+
     /// The cookie of a filter: `bw`, whether the hooks are ours as well (`h`) or were there before (`-`), the mark.
     pub fn cookie(&self, hooks_are_ours: bool) -> Cookie {
         let mut cookie = [0; 16];
         let bytes = [b'b', b'w', if hooks_are_ours { b'h' } else { b'-' }].into_iter().chain(self.0);
         cookie.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
         cookie
+    }
+
+    /// Whether a filter with this cookie is another attachment's.
+    pub fn is_anothers(&self, cookie: &[u8]) -> bool {
+        cookie.starts_with(b"bw") && cookie.len() == size_of::<Cookie>() && self.reads(cookie).is_none()
     }
 
     /// Whether a filter with this cookie is ours, and then whether the hooks are.
@@ -273,7 +288,7 @@ impl Mark {
 }
 
 /// A unicast address, locally administered (IEEE 802: bit 0 clear, bit 1 set in the first byte), made of the key.
-fn mac(attachment: &Attachment, hook: Hook) -> [u8; 6] {
+pub fn mac(attachment: &Attachment, hook: Hook) -> [u8; 6] {
     let key = attachment.key();
     let own = key.split_once('-').map(|(_, own)| own).unwrap_or_default();
     let digits: Vec<u8> = own.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
@@ -387,8 +402,12 @@ mod tests {
         for ours in [false, true] {
             assert_eq!(Mark::of(&a).reads(&Mark::of(&a).cookie(ours)), Some(ours));
             assert_eq!(Mark::of(&b).reads(&Mark::of(&a).cookie(ours)), None);
+            assert!(Mark::of(&b).is_anothers(&Mark::of(&a).cookie(ours)));
+            assert!(!Mark::of(&a).is_anothers(&Mark::of(&a).cookie(ours)));
         }
         assert_eq!(Mark::of(&a).reads(&[]), None);
+        assert!(!Mark::of(&a).is_anothers(&[]));
+        assert_ne!(Mark::of(&a).number(), Mark::of(&b).number());
     }
 
     #[test]

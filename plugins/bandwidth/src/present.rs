@@ -2,8 +2,8 @@
 
 use common::cni::Result;
 use common::link::RouteSocket;
-use common::link::device::Device;
-use common::tc::{Filter, Hook, Qdisc, Verdict};
+use common::link::device::{Device, is_gone};
+use common::tc::{BUCKET_MAJORS, Filter, Hook, Match, Qdisc, Verdict};
 
 use crate::plan::Mark;
 
@@ -48,6 +48,29 @@ pub struct Ifb {
     pub root: Option<Qdisc>,
 }
 
+/// Whose the token bucket at the root of a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// This attachment's, by its mark.
+    Ours,
+    /// It has no mark: the reference's, or somebody has changed it by hand.
+    Unmarked,
+    /// Another attachment's.
+    Another,
+    /// Somebody else's: of another kind, or in another place.
+    Foreign,
+}
+
+/// Whose a root qdisc is, as the attachment of this mark sees it.
+pub fn holder(qdisc: &Qdisc, mark: Mark) -> Holder {
+    let Some(seen) = qdisc.bucket.filter(|_| BUCKET_MAJORS.contains(&qdisc.major)) else { return Holder::Foreign };
+    match seen.mark {
+        0 => Holder::Unmarked,
+        number if number == mark.number() => Holder::Ours,
+        _ => Holder::Another,
+    }
+}
+
 impl Present {
     /// Looks at `link` and at the ifbs among `named`.
     pub fn read(socket: &RouteSocket, link: Device, named: Vec<Device>) -> Result<Present> {
@@ -62,7 +85,12 @@ impl Present {
         }
         let mut ifbs = Vec::new();
         for device in named.into_iter().filter(|device| device.kind == "ifb") {
-            ifbs.push(Ifb { root: socket.root_qdisc(&device)?, device });
+            match socket.root_qdisc(&device) {
+                Ok(root) => ifbs.push(Ifb { root, device }),
+                // Another interface's DEL has just taken it.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(Present { link, root, hooks, filters, ifbs })
     }
@@ -72,20 +100,57 @@ impl Present {
         self.ifbs.iter().find(|ifb| ifb.device.name == name)
     }
 
-    /// The filters that are ours: by their cookie, by their place, or, like the reference's, by leading to our ifb.
+    /// Whose the qdisc at the root is.
+    pub fn root_holder(&self, mark: Mark) -> Option<Holder> {
+        self.root.as_ref().map(|qdisc| holder(qdisc, mark))
+    }
+
+    /// Whether another attachment has limits on this link.
+    pub fn is_anothers(&self, mark: Mark) -> bool {
+        let anothers = |filter: &Filter| match &filter.verdict {
+            Verdict::Redirect { cookie, .. } => mark.is_anothers(cookie),
+            _ => false,
+        };
+        self.root_holder(mark) == Some(Holder::Another) || self.filters.iter().any(|(_, filter)| anothers(filter))
+    }
+
+    /// The filters that are ours: by their cookie, by their place, or because they are the reference's.
     pub fn ours(&self, mark: Mark) -> impl Iterator<Item = &(Hook, Filter)> {
         self.filters.iter().filter(move |(hook, filter)| self.is_ours(*hook, filter, mark))
     }
 
     fn is_ours(&self, hook: Hook, filter: &Filter, mark: Mark) -> bool {
         match &filter.verdict {
-            Verdict::Redirect { to, cookie } => {
-                let leads_to_ours = cookie.is_empty() && self.ifbs.iter().any(|ifb| ifb.device.index == *to);
-                mark.reads(cookie).is_some() || leads_to_ours
+            Verdict::Redirect { cookie, .. } => {
+                mark.reads(cookie).is_some() || self.is_references(filter) || is_dead_reference(filter)
             }
             Verdict::Pass => bank_of(hook, filter.priority).is_some(),
             Verdict::Foreign(_) => false,
         }
+    }
+
+    /// Whether a filter is the reference's for this attachment: it leads to the ifb, and has no cookie.
+    fn is_references(&self, filter: &Filter) -> bool {
+        match &filter.verdict {
+            Verdict::Redirect { to, cookie } => {
+                cookie.is_empty() && self.ifbs.iter().any(|ifb| ifb.device.index == *to)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the reference's limits are in force on this link.
+    pub fn has_references(&self) -> bool {
+        self.filters.iter().any(|(_, filter)| self.is_references(filter))
+    }
+
+    /// Whether an ifb has no label, and filters of this link's lead to it.
+    pub fn is_references_ifb(&self, ifb: &Ifb) -> bool {
+        let leads = |filter: &Filter| match &filter.verdict {
+            Verdict::Redirect { to, cookie } => *to == ifb.device.index && cookie.is_empty(),
+            _ => false,
+        };
+        ifb.device.alias.is_empty() && self.filters.iter().any(|(_, filter)| leads(filter))
     }
 
     /// Whether the hooks were made by us, or by the reference, so that they go when our filters go.
@@ -103,6 +168,16 @@ impl Present {
         priorities.sort_unstable_by(|a, b| b.cmp(a));
         priorities.dedup();
         priorities
+    }
+}
+
+/// Whether a filter is what the reference's DEL leaves on a link that lives on: everything that comes in vanishes in it.
+pub fn is_dead_reference(filter: &Filter) -> bool {
+    match &filter.verdict {
+        Verdict::Redirect { to: 0, cookie } => {
+            cookie.is_empty() && filter.priority == 1 && filter.matches == Some(Match::All)
+        }
+        _ => false,
     }
 }
 

@@ -1,58 +1,87 @@
 //! The verbs: looking up the link, making, comparing and removing.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use common::cni::result::Interface;
 use common::cni::{CniResult, Difference, Error, Result};
-use common::link::RouteSocket;
 use common::link::device::{Device, is_gone};
+use common::link::{Request, RouteSocket};
 use common::netns::Netns;
-use common::tc::{Qdisc, Verdict};
+use common::tc::{Hook, Qdisc, Shaped, Verdict};
 use common::{Attachment, Call, State};
 
 use crate::changes;
 use crate::config::Config;
 use crate::plan::{self, Facts, Lane, Mark, Shaping, Via, mac_text};
-use crate::present::{HOOKS, Present};
+use crate::present::{HOOKS, Present, is_dead_reference};
 
 /// The socket into the namespace of the link that carries the limits, kept from looking up to making.
 pub struct Door(RouteSocket);
 
 /// One attachment's limits, and the way to the kernel.
 pub struct Share {
-    shaping: Shaping,
-    facts: Facts,
+    config: Config,
+    planned: RefCell<(Shaping, Facts)>,
     door: Door,
 }
 
 impl Share {
-    /// What was planned, from what was looked up, through which door.
-    pub fn new(shaping: Shaping, facts: Facts, door: Door) -> Share {
-        Share { shaping, facts, door }
+    /// What was planned, from what was meant and looked up, through which door.
+    pub fn new(config: Config, shaping: Shaping, facts: Facts, door: Door) -> Share {
+        Share { config, planned: RefCell::new((shaping, facts)), door }
     }
 
     fn present(&self) -> Result<Present> {
-        Present::read(&self.door.0, self.facts.link.clone(), self.facts.named.clone())
+        let facts = &self.planned.borrow().1;
+        Present::read(&self.door.0, facts.link.clone(), facts.named.clone())
+    }
+
+    fn try_to_apply(&self) -> Result<()> {
+        let present = self.present()?;
+        let shaping = &self.planned.borrow().0;
+        changes::make(&self.door.0, &present, shaping.mark, &changes::to_shape(shaping, &present)?)
+    }
+
+    /// Looks again at who has which name.
+    fn plan_anew(&self, attachment: &Attachment) -> Result<()> {
+        let Facts { link, in_container, .. } = self.planned.borrow().1.clone();
+        let named = named(&self.door.0, attachment)?;
+        let busy = busy(&self.door.0, attachment, &named, &link);
+        let facts = Facts { link, named, busy, in_container };
+        let shaping = plan::plan(&self.config, attachment, facts.clone())?;
+        self.planned.replace((shaping, facts));
+        Ok(())
     }
 }
 
+/// How often an ADD goes on with another name because another has just taken the one it wanted.
+const NAME_TRIES: u32 = 3;
+
 impl State for Share {
-    fn apply(&self, _: &Call) -> Result<()> {
-        let present = self.present()?;
-        changes::make(&self.door.0, &present, &changes::to_shape(&self.shaping, &present)?)
+    fn apply(&self, call: &Call) -> Result<()> {
+        for _ in 1..NAME_TRIES {
+            match self.try_to_apply() {
+                Err(Error::TryAgain { what }) => log::debug!("once more: {what}"),
+                outcome => return outcome,
+            }
+            self.plan_anew(&call.attachment)?;
+        }
+        self.try_to_apply()
     }
 
     fn differences(&self, _: &Call) -> Result<Vec<Difference>> {
-        Ok(differences(&self.shaping, &self.present()?))
+        Ok(differences(&self.planned.borrow().0, &self.present()?))
     }
 
     fn amend(&self, call: &Call, result: &mut CniResult) {
+        let (shaping, facts) = &*self.planned.borrow();
         let sandbox = match &call.netns {
-            Some(path) if self.facts.in_container => path.display().to_string(),
+            Some(path) if facts.in_container => path.display().to_string(),
             _ => String::new(),
         };
-        for lane in &self.shaping.lanes {
+        for lane in &shaping.lanes {
             if let Via::Ifb { name, mac, .. } = &lane.via {
                 result.interfaces.push(Interface {
                     name: name.clone(),
@@ -81,23 +110,39 @@ pub fn observe(config: &Config, call: &Call) -> Result<(Facts, Door)> {
         (host_side(&host, &inner, &netns)?, host)
     };
     let named = holders(&socket, config, &call.attachment, &link)?;
-    Ok((Facts { link, named, in_container: config.in_container }, Door(socket)))
+    let busy = busy(&socket, &call.attachment, &named, &link);
+    Ok((Facts { link, named, busy, in_container: config.in_container }, Door(socket)))
 }
 
 /// The links that have names which this attachment's ifbs may take: of a fresh link those that are needed, up to the
-/// first that is free; of one that has a label, as an earlier ADD may have given it, all, because that may have made what is wanted no more.
+/// first that is free, and the reference's, which may have been here before; of one that has a label, as an earlier ADD may
+/// have given it, all, because that may have made what is wanted no more.
 fn holders(socket: &RouteSocket, config: &Config, attachment: &Attachment, link: &Device) -> Result<Vec<Device>> {
     if !link.alias.is_empty() {
         return named(socket, attachment);
     }
     let mut holders = Vec::new();
-    for hook in HOOKS.into_iter().filter(|hook| config.needs_ifb(*hook)) {
+    for hook in HOOKS.into_iter().filter(|hook| *hook == Hook::Receive || config.needs_ifb(*hook)) {
         for name in plan::ifb_names(attachment, hook) {
             let Some(device) = socket.device(&name)? else { break };
             holders.push(device);
         }
     }
     Ok(holders)
+}
+
+/// The indices of the ifbs without a label that `link` must leave: those that filters of other links lead to, and those
+/// that another interface's ADD is just making. That one has them down until they have their label, under its own address;
+/// the reference's are up from the beginning.
+fn busy(socket: &RouteSocket, attachment: &Attachment, named: &[Device], link: &Device) -> Vec<u32> {
+    let own = HOOKS.map(|hook| plan::mac(attachment, hook));
+    let is_busy = |ifb: &&Device| {
+        let served = redirectors(socket, std::slice::from_ref(*ifb));
+        let in_the_making = !ifb.up && ifb.mac.is_none_or(|mac| !own.contains(&mac));
+        served.iter().any(|other| other.index != link.index) || (served.is_empty() && in_the_making)
+    };
+    let unlabelled = named.iter().filter(|device| device.kind == "ifb" && device.alias.is_empty());
+    unlabelled.filter(is_busy).map(|ifb| ifb.index).collect()
 }
 
 /// The links that have any name which this attachment's ifbs may take.
@@ -145,6 +190,11 @@ pub fn differences(shaping: &Shaping, present: &Present) -> Vec<Difference> {
             Via::Ifb { name, .. } => found.extend(ifb_differences(name, lane, shaping, present)),
         }
     }
+    let dead = present.filters.iter().filter(|(_, filter)| is_dead_reference(filter));
+    found.extend(dead.map(|(hook, _)| {
+        let object = format!("filter of link {} on {hook}", shaping.link.name);
+        Difference::other(object, "nothing that swallows packets", "a redirect of all to a link that has gone")
+    }));
     found
 }
 
@@ -267,10 +317,10 @@ struct Owner {
 }
 
 impl Owner {
-    /// The link by what the prevResult names, else by its alias.
+    /// The link by what the prevResult names, else by the mark of its bucket, else by its alias.
     ///
     /// All limited links are looked at only where limits were set and nothing else leads to the link: mostly it has gone
-    /// with its namespace then.
+    /// with its namespace then. The kernel tells of all buckets in one answer.
     fn link_by_hints(&self, host: &RouteSocket, config: Option<&Config>, prev: Option<&CniResult>) -> Option<Device> {
         let named = prev.map(|p| p.interfaces.as_slice()).unwrap_or_default();
         let on_host = named.iter().filter(|interface| interface.sandbox.is_empty());
@@ -279,18 +329,25 @@ impl Owner {
         if let Some(device) = devices.find(is_ours) {
             return Some(device);
         }
+        let shaped = host.shaped_links().ok()?;
+        let at = |shaped: &Shaped| host.device_at(shaped.index).ok().flatten();
+        // The buckets of our ifbs have the mark, too.
+        let mut marked = shaped.iter().filter(|shaped| shaped.mark == self.mark.number()).filter_map(at);
+        if let Some(device) = marked.find(|device| device.kind != "ifb") {
+            return Some(device);
+        }
         if config.is_some_and(Config::is_idle) {
             return None;
         }
-        let shaped = host.shaped_links().ok()?.into_iter();
-        shaped.filter_map(|shaped| host.device_at(shaped.index).ok().flatten()).find(is_ours)
+        shaped.iter().filter_map(at).find(is_ours)
     }
 
     /// Removes everything from one namespace, finding the ifbs by their names.
     fn remove_named(&self, socket: &RouteSocket, attachment: &Attachment, carrier: Option<Carrier>) -> Vec<Error> {
         match named(socket, attachment) {
             Ok(named) => {
-                let owned = |ifb: &Device| self.owns(socket, ifb, carrier.as_ref());
+                let own = HOOKS.map(|hook| plan::mac(attachment, hook));
+                let owned = |ifb: &Device| self.owns(socket, ifb, &own, carrier.as_ref());
                 let ifbs: Vec<Device> = named.into_iter().filter(owned).collect();
                 self.remove_all(socket, &ifbs, carrier)
             }
@@ -298,42 +355,54 @@ impl Owner {
         }
     }
 
-    /// Ours by its label; or the reference's, which has no label, unless it serves another link than ours.
-    fn owns(&self, socket: &RouteSocket, ifb: &Device, carrier: Option<&Carrier>) -> bool {
+    /// Ours by its label. One without a label is ours by its hardware address, if an ADD was cut off that was making it; or
+    /// it is the reference's, unless it serves another link than ours, or is just being made for another.
+    fn owns(&self, socket: &RouteSocket, ifb: &Device, own: &[[u8; 6]], carrier: Option<&Carrier>) -> bool {
         if ifb.kind != "ifb" || !ifb.alias.is_empty() {
             return ifb.kind == "ifb" && ifb.alias == self.label;
         }
-        let serves = redirectors(socket, std::slice::from_ref(ifb));
-        match carrier.filter(|carrier| carrier.certain) {
-            Some(carrier) => serves.iter().all(|link| link.index == carrier.link.index),
+        let served = redirectors(socket, std::slice::from_ref(ifb));
+        let may_be_ours = match carrier.filter(|carrier| carrier.certain) {
+            Some(carrier) => served.iter().all(|link| link.index == carrier.link.index),
             None => true,
-        }
+        };
+        may_be_ours && (ifb.up || !served.is_empty() || ifb.mac.is_some_and(|mac| own.contains(&mac)))
     }
 
     fn remove_all(&self, socket: &RouteSocket, ifbs: &[Device], carrier: Option<Carrier>) -> Vec<Error> {
-        let mut errors = match carrier {
-            Some(carrier) => self.clear(socket, carrier, ifbs),
-            // A filter that leads to an ifb which has gone swallows every packet, so none may be left.
-            None => {
-                let links = redirectors(socket, ifbs).into_iter();
-                links.flat_map(|link| self.clear(socket, Carrier { link, certain: false }, ifbs)).collect()
-            }
-        };
-        errors.extend(ifbs.iter().filter_map(|ifb| socket.delete_link(ifb.index, &ifb.name).err()));
+        // A filter that leads to an ifb which has gone swallows every packet, so none may be left.
+        let others =
+            |ifbs| redirectors(socket, ifbs).into_iter().map(|link| Carrier { link, certain: false }).collect();
+        let mut carriers: Vec<Carrier> = carrier.map_or_else(|| others(ifbs), |carrier| vec![carrier]);
+        let last = carriers.pop();
+        let mut errors: Vec<Error> =
+            carriers.into_iter().flat_map(|carrier| self.clear(socket, carrier, ifbs, false)).collect();
+        match last {
+            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, true)),
+            None => errors.extend(delete(socket, ifbs)),
+        }
         errors
     }
 
-    fn clear(&self, socket: &RouteSocket, carrier: Carrier, ifbs: &[Device]) -> Vec<Error> {
-        let link_is_ours = carrier.certain || carrier.link.alias == self.label;
+    fn clear(&self, socket: &RouteSocket, carrier: Carrier, ifbs: &[Device], with_ifbs: bool) -> Vec<Error> {
+        let alias = &carrier.link.alias;
+        let is_anothers = *alias != self.label && Mark::of_label(alias).is_some();
+        let link_is_ours = *alias == self.label || (carrier.certain && !is_anothers);
         match Present::read(socket, carrier.link, ifbs.to_vec()) {
             Ok(present) => {
-                let changes = changes::to_nothing(&self.label, self.mark, &present, link_is_ours);
-                changes::make_all(socket, &present, &changes)
+                let changes = changes::to_nothing(&self.label, self.mark, &present, link_is_ours, with_ifbs);
+                changes::make_all(socket, &present, self.mark, &changes)
             }
-            Err(error) if is_gone(&error) => Vec::new(),
+            // The link has gone meanwhile, and its filters with it.
+            Err(error) if is_gone(&error) => delete(socket, if with_ifbs { ifbs } else { &[] }),
             Err(error) => vec![error],
         }
     }
+}
+
+fn delete(socket: &RouteSocket, ifbs: &[Device]) -> Vec<Error> {
+    let requests: Vec<Request> = ifbs.iter().map(Request::delete_link).collect();
+    socket.change_all(&requests).into_iter().filter_map(Result::err).collect()
 }
 
 /// The links with a filter that leads to one of these ifbs. What can't be read, because it is just going, leads nowhere.

@@ -77,6 +77,7 @@ fn try_plan(stdin: &[u8], facts: &Value) -> Result<(String, Option<Shaping>)> {
             ..device(link)
         },
         named: named.iter().map(device).collect(),
+        busy: Vec::new(),
         in_container: config.in_container,
     };
     plan::plan(&config, &call.attachment, facts).map(|shaping| (warnings, Some(shaping)))

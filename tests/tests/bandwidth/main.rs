@@ -1,6 +1,10 @@
 //! The bandwidth plugin in namespaces, with real traffic.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod interrupted;
+mod owners;
+mod rates;
+
 use netns_tests::{Container, End, Lab, Measured, Netns, Outcome, Plugin, Proto, Target, Verb, connect, throughput};
 use serde_json::{Value, json};
 
@@ -265,26 +269,35 @@ fn the_mac_in_the_result_is_the_ifbs() {
 
 #[test]
 fn repeating_add_changes_the_rate_in_place_without_dropping_the_queue() {
-    let case = Case::both(20_000_000, SENTINEL);
+    let case = Case::both(5_000_000, SENTINEL);
     let result = case.call(Verb::Add).succeeds();
     case.ingress(Proto::Udp, 1);
-    let sent = |device: &str| {
-        let shown = case.tc(&format!("-s qdisc show dev {device} root"));
+    let sent = |case: &Case| {
+        let shown = case.tc("-s qdisc show dev veth2 root");
         let sent = shown.split_once("Sent ").unwrap().1.split_once(' ').unwrap().0.parse::<u64>().unwrap();
         (sent, shown)
     };
-    let (before, _) = sent("veth2");
-    let again = Case { keys: limits(5_000_000, SENTINEL), ..case };
-    assert_eq!(again.call(Verb::Add).succeeds(), result);
-    let shown = again.tc("-s qdisc show dev veth2 root");
-    let after: u64 = shown.split_once("Sent ").unwrap().1.split_once(' ').unwrap().0.parse().unwrap();
-    assert!(
-        shown.contains("rate 5Mbit") && before > 1_000_000 && after >= before,
-        "a new qdisc counts from 0: {shown}"
-    );
-    again.call(Verb::Check).succeeds();
-    holds(&again.ingress(Proto::Udp, 2), 5e6, UDP_SHARE);
-    holds(&again.egress(Proto::Udp, 2), 5e6, UDP_SHARE);
+    // Upwards, with another wait as well, and between bursts that are larger than any packet.
+    let next = [
+        limits(20_000_000, SENTINEL),
+        with(limits(20_000_000, SENTINEL), "latency", json!(50)),
+        limits(1_000_000_000, SENTINEL),
+        limits(200_000_000, SENTINEL),
+    ];
+    let (mut case, mut before) = (case, 300_000);
+    for keys in next {
+        case = case.keyed(keys);
+        assert_eq!(case.call(Verb::Add).succeeds(), result);
+        case.call(Verb::Check).succeeds();
+        let (after, shown) = sent(&case);
+        assert!(after >= before, "a new qdisc counts from 0: {shown}");
+        before = after;
+    }
+    case = case.keyed(limits(5_000_000, SENTINEL));
+    case.call(Verb::Add).succeeds();
+    case.call(Verb::Check).succeeds();
+    holds(&case.ingress(Proto::Udp, 2), 5e6, UDP_SHARE);
+    holds(&case.egress(Proto::Udp, 2), 5e6, UDP_SHARE);
 }
 
 #[test]
@@ -465,15 +478,15 @@ fn check_names_every_deviation_and_add_repairs_it() {
             "root qdisc of link veth2 (ingress): expected tbf rate 10Mbit burst 50000b limit 81250b, found nothing",
         ),
         (
-            "tc qdisc change dev veth2 root handle 1: tbf rate 11mbit burst 50000 limit 81250",
+            "tc qdisc change dev veth2 root handle MAJOR: tbf rate 11mbit burst 50000 limit 81250",
             "expected tbf rate 10Mbit burst 50000b limit 81250b, found tbf rate 11Mbit",
         ),
         (
-            "tc qdisc change dev veth2 root handle 1: tbf rate 10mbit burst 60000 limit 81250",
+            "tc qdisc change dev veth2 root handle MAJOR: tbf rate 10mbit burst 60000 limit 81250",
             "expected tbf rate 10Mbit burst 50000b limit 81250b, found tbf rate 10Mbit burst 6",
         ),
         (
-            "tc qdisc change dev veth2 root handle 1: tbf rate 10mbit burst 50000 limit 81251",
+            "tc qdisc change dev veth2 root handle MAJOR: tbf rate 10mbit burst 50000 limit 81251",
             "found tbf rate 10Mbit burst 50000b limit 81251b",
         ),
         ("ip link delete IFB", "link IFB (egress): expected an ifb of \"net/container-2/eth0\", found nothing"),
@@ -494,7 +507,9 @@ fn check_names_every_deviation_and_add_repairs_it() {
     ];
     for (command, expected) in deviations {
         case.call(Verb::Check).succeeds();
-        case.lab.host.run(&command.replace("IFB", &ifb));
+        let shown = case.tc("qdisc show dev veth2 root");
+        let major = if shown.contains("tbf 6277:") { "6277" } else { "1" };
+        case.lab.host.run(&command.replace("IFB", &ifb).replace("MAJOR", major));
         let error = case.call(Verb::Check).fails_with(101);
         assert!(error.details.contains(&expected.replace("IFB", &ifb)), "{command}: {error:?}");
         case.call(Verb::Add).succeeds();

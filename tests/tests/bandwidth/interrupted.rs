@@ -1,0 +1,104 @@
+//! A call that is killed between any two messages to the kernel leaves nothing that the next call can't clean.
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use super::*;
+
+impl Case {
+    /// Calls a verb and kills it as it sends its `number`th message, which the kernel still works off; whether it lived to
+    /// send that many.
+    #[track_caller]
+    fn killed(&self, verb: Verb, number: u32) -> bool {
+        let target = self.container.target();
+        let mut command = self.lab.host.command("strace");
+        command.args(["-qq", "-o", "/dev/null", "-e", "trace=sendto", "-e"]);
+        command.arg(format!("inject=sendto:signal=KILL:when={number}")).arg(Plugin::ours("bandwidth").path());
+        command.env("CNI_COMMAND", verb.as_str()).env("CNI_CONTAINERID", &target.container);
+        command.env("CNI_NETNS", &target.netns).env("CNI_IFNAME", &target.ifname).env("CNI_PATH", "/");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(self.config().to_string().as_bytes()).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success() || status.signal() == Some(9), "{status}");
+        status.signal() == Some(9)
+    }
+}
+
+/// Kills `verb` at each of its messages in turn, after `prepare`, and lets `after` look at what is left.
+#[track_caller]
+fn at_each_message(case: &Case, verb: Verb, prepare: impl Fn(), after: impl Fn(u32)) {
+    for number in 1..100 {
+        prepare();
+        let killed = case.killed(verb, number);
+        after(number);
+        if !killed {
+            assert!(number > 5, "{number} messages");
+            return;
+        }
+    }
+    panic!("it never ended");
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let subnets = with(limits(8_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24", "2001:db8:51::/64"]));
+    [limits(10_000_000, SENTINEL), subnets].into_iter().flat_map(|keys| {
+        ["", "somebody's"].map(|alias| {
+            let case = Case::new(keys.clone());
+            if !alias.is_empty() {
+                case.lab.host.run(&format!("ip link set veth2 alias {alias}"));
+            }
+            case
+        })
+    })
+}
+
+#[test]
+fn whatever_an_add_that_was_killed_has_made_del_removes() {
+    for case in cases() {
+        let before = case.lab.host.snapshot();
+        at_each_message(
+            &case,
+            Verb::Add,
+            || (),
+            |_| {
+                case.call(Verb::Del).succeeds();
+                case.lab.host.assert_same_as(&before);
+            },
+        );
+    }
+}
+
+#[test]
+fn whatever_an_add_that_was_killed_has_made_the_next_completes() {
+    for case in cases() {
+        let before = case.lab.host.snapshot();
+        at_each_message(
+            &case,
+            Verb::Add,
+            || (),
+            |_| {
+                case.call(Verb::Add).succeeds();
+                case.call(Verb::Check).succeeds();
+                case.call(Verb::Del).succeeds();
+                case.lab.host.assert_same_as(&before);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_del_that_was_killed_swallows_nothing_and_is_completed_by_the_next_with_or_without_netns() {
+    for case in cases() {
+        let before = case.lab.host.snapshot();
+        let add = || drop(case.call(Verb::Add).succeeds());
+        at_each_message(&case, Verb::Del, add, |number| {
+            assert!(case.lab.client.try_run(&format!("ping -c 1 -W 2 {}", case.container.addresses[0])).is_ok());
+            let netns = case.container.target();
+            let target = if number % 2 == 0 { netns } else { netns.without_netns() };
+            case.call_with(Verb::Del, &case.config(), &target).succeeds();
+            case.lab.host.assert_same_as(&before);
+        });
+    }
+}
