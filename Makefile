@@ -6,7 +6,7 @@ DESTDIR ?=
 # Passed to every cargo command, for example --locked or --offline.
 CARGO_FLAGS ?=
 export CARGO_FLAGS
-# For bench and conformance.
+# For bench, conformance and runtimes.
 BIN ?=
 CASE ?=
 ROUNDS ?=
@@ -20,7 +20,7 @@ PLUGINS := portmap bandwidth firewall tuning
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CNI_CHAIN_BIN := $(CURDIR)/bin
 
-.PHONY: help build test lint fmt demo install uninstall notices dist bench budget conformance schemas fuzz clean
+.PHONY: help build test lint fmt demo install uninstall notices dist bench budget conformance runtimes schemas fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -89,6 +89,11 @@ conformance: ## Run the specification's table against bin/ and any other directo
 schemas: ## Write the JSON Schemas of the configurations to conflists/schema/
 	@sh deploy/setup.sh build
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin schemas
+
+runtimes: ## Let podman and containerd drive bin/ and other directories (BIN=dir CASE=), as Markdown
+	@sh deploy/setup.sh test
+	@sh deploy/build.sh
+	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin runtimes -- $(BIN)
 
 clean: ## Remove everything that was built
 	cargo clean

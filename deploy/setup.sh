@@ -33,6 +33,16 @@ crun                 command:crun
 busybox-static       command:busybox
 dbus                 command:dbus-daemon
 firewalld            command:firewalld
+containerd           command:containerd
+docker.io            command:dockerd
+'
+
+# package            what it would start at once
+daemons='
+firewalld            firewalld.service
+containerd           containerd.service
+docker.io            docker.service
+docker.io            docker.socket
 '
 
 say() { echo "setup: $*" >&2; }
@@ -58,18 +68,21 @@ missing_of() {
 
 update_lists() { apt-get -qq update || say "apt-get update failed; going on with the package lists that are here"; }
 
-# Debian's package starts firewalld at once, and a firewall nobody asked for would cut this machine off. The tests start
-# their own, in namespaces: the machine's stays masked until somebody says `systemctl unmask firewalld`.
-keep_firewalld_asleep() {
-    unit=/etc/systemd/system/firewalld.service
-    case "$1 " in
-    *" firewalld "*) ;;
-    *) return 0 ;;
-    esac
-    [ ! -e "$unit" ] && [ ! -L "$unit" ] || return 0
-    say "firewalld.service stays masked: the tests start a firewalld of their own"
-    mkdir -p "${unit%/*}"
-    ln -s /dev/null "$unit"
+# Debian's packages start their daemons at once: a firewall that nobody asked for would cut this machine off, and dockerd
+# would change its rules. The tests start their own, in namespaces: the machine's stay masked until somebody says
+# `systemctl unmask`.
+keep_daemons_asleep() {
+    echo "$daemons" | while read -r package unit; do
+        mask="/etc/systemd/system/$unit"
+        case "$1 " in
+        *" $package "*) ;;
+        *) continue ;;
+        esac
+        [ -n "$package" ] && [ ! -e "$mask" ] && [ ! -L "$mask" ] || continue
+        say "$unit stays masked: the tests start one of their own"
+        mkdir -p "${mask%/*}"
+        ln -s /dev/null "$mask"
+    done
 }
 
 install_packages() {
@@ -82,7 +95,7 @@ install_packages() {
         die "missing here:$missing. Install them with: sudo apt-get install --no-install-recommends$missing"
     fi
     say "about to install by apt:$missing"
-    keep_firewalld_asleep "$missing"
+    keep_daemons_asleep "$missing"
     export DEBIAN_FRONTEND=noninteractive
     update_lists
     # shellcheck disable=SC2086 # a list of package names

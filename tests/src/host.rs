@@ -52,8 +52,14 @@ impl Host {
     /// `iptables -P FORWARD DROP` for both families.
     #[track_caller]
     pub fn drop_forwarded(&self) {
-        self.run("iptables -w -P FORWARD DROP");
-        self.run("ip6tables -w -P FORWARD DROP");
+        self.drop_forwarded_by("nft");
+    }
+
+    /// The same by `iptables-nft` or `iptables-legacy`.
+    #[track_caller]
+    pub fn drop_forwarded_by(&self, variant: &str) {
+        self.run(&format!("iptables-{variant} -w -P FORWARD DROP"));
+        self.run(&format!("ip6tables-{variant} -w -P FORWARD DROP"));
     }
 
     /// A file as the programs on this host see it.

@@ -5,8 +5,8 @@
 //! that answer with a token, throughput), [`plugin`] (running a plugin as a runtime does), [`chain`] (running a whole
 //! conflist), [`recorded`] (what real runtimes have called), [`mutation`] (configurations that are nearly real ones),
 //! [`snapshot`] (what a namespace holds, and what has changed in it), [`sandbox`] and [`firewalld`] (daemons on a test
-//! host), [`schema`] (the JSON Schemas of the configurations), [`conformance`] and [`mod@bench`] (the specification's
-//! table and the times beside the reference).
+//! host), [`runtime`] (real container runtimes), [`schema`] (the JSON Schemas of the configurations), [`conformance`] and
+//! [`mod@bench`] (the specification's table and the times beside the reference).
 //!
 //! ```no_run
 //! use netns_tests::{Lab, Plugin, Proto, Verb, fetch, serve};
@@ -44,6 +44,7 @@ pub mod mutation;
 pub mod namespace;
 pub mod plugin;
 pub mod recorded;
+pub mod runtime;
 pub mod sandbox;
 pub mod schema;
 pub mod snapshot;

@@ -145,6 +145,16 @@ pub fn directory() -> PathBuf {
     dir.canonicalize().unwrap_or(dir)
 }
 
+/// What the plugins of a directory call themselves, as the head of a column.
+pub fn banner(bin: &Path) -> String {
+    let output = std::process::Command::new(bin.join("portmap")).env_clear().output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).unwrap_or_default();
+    let name = text.lines().next().unwrap_or_default();
+    let version = name.strip_prefix("CNI portmap plugin").unwrap_or(name).trim().to_owned();
+    let own = bin == directory();
+    format!("{} {version}", if own { "cni-chain" } else { "other plugins" })
+}
+
 fn reference_dirs() -> Vec<PathBuf> {
     let given = std::env::var_os("CNI_PLUGINS").unwrap_or_default();
     let given = std::env::split_paths(&given).filter(|dir| !dir.as_os_str().is_empty());

@@ -28,17 +28,21 @@ pub struct Call {
     pub name: String,
     /// The plugin that was called.
     pub plugin: String,
-    /// The whole environment.
+    /// Its variables: those of CNI, in older recordings PATH too.
     pub env: BTreeMap<String, String>,
     /// Byte for byte.
     pub stdin: String,
-    /// What the reference answered, byte for byte, if anything.
+    /// What was answered (in the fixtures: by the reference), byte for byte, if anything.
     pub stdout: Option<String>,
+    /// Exit code, where it is known; the fixtures have successful calls only.
+    pub exit: Option<i32>,
 }
 
 impl Call {
-    fn read(recording: &str, stem: &str) -> Call {
-        let file = |kind: &str| fs::read_to_string(fixtures().join(recording).join(format!("{stem}.{kind}")));
+    /// The call whose files in `dir` begin with `stem`.
+    pub fn read(dir: &Path, stem: &str) -> Call {
+        let file = |kind: &str| fs::read_to_string(dir.join(format!("{stem}.{kind}")));
+        let recording = dir.file_name().unwrap_or_default().to_string_lossy();
         let env = file("env").unwrap();
         let env = env.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
         Call {
@@ -47,17 +51,23 @@ impl Call {
             env: env.collect(),
             stdin: file("stdin.json").unwrap(),
             stdout: file("stdout.json").ok(),
+            exit: file("exit").ok().and_then(|code| code.trim().parse().ok()),
         }
     }
 
     /// The calls of one recording, in order.
     pub fn all(recording: &str) -> Vec<Call> {
-        let stems: BTreeSet<String> = fs::read_dir(fixtures().join(recording))
+        Call::all_in(&fixtures().join(recording))
+    }
+
+    /// The calls in a directory, in order.
+    pub fn all_in(dir: &Path) -> Vec<Call> {
+        let stems: BTreeSet<String> = fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .map(|file| file.split_once('.').unwrap().0.to_owned())
             .collect();
-        stems.iter().map(|stem| Call::read(recording, stem)).collect()
+        stems.iter().map(|stem| Call::read(dir, stem)).collect()
     }
 
     /// CNI_COMMAND.

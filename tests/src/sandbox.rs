@@ -30,14 +30,16 @@ impl Sandbox {
     pub fn new(host: &Host, private: &[&str]) -> Sandbox {
         let mut command = host.command("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork"]);
-        command.args(["--kill-child", "--mount-proc", "sleep", "infinity"]);
+        command.args(["--kill-child", "--mount-proc"]);
+        // A shell reaps what is handed to it as the first process; the loop is for tests that kill all others.
+        command.args(["sh", "-c", "while :; do sleep infinity & wait; done"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         let first = must(command.spawn().map_err(|e| format!("unshare: {e}")));
         let children = format!("/proc/{0}/task/{0}/children", first.id());
         let mut pid = None;
         host.wait_until("the sandbox's first process", || {
             let listed = std::fs::read_to_string(&children).unwrap_or_default();
-            pid = listed.split_whitespace().next().and_then(|p| p.parse().ok()).filter(|pid| is_sleeping(*pid));
+            pid = listed.split_whitespace().next().and_then(|p| p.parse().ok()).filter(|pid| is_shell(*pid));
             pid.is_some()
         });
         let sandbox = Sandbox { first, pid: pid.unwrap_or_default() };
@@ -95,9 +97,9 @@ impl Sandbox {
     }
 }
 
-fn is_sleeping(pid: u32) -> bool {
-    // Until it has exec'ed sleep, /proc is not mounted anew yet.
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep")
+fn is_shell(pid: u32) -> bool {
+    // Until it has exec'ed the shell, /proc is not mounted anew yet.
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sh")
 }
 
 impl Drop for Sandbox {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use netns_tests::conformance::{Bench, Expect, Finding, PLUGINS};
-use netns_tests::plugin::directory;
+use netns_tests::plugin::{banner, directory};
 
 fn main() {
     let mut directories: Vec<PathBuf> = vec![directory()];
@@ -12,7 +12,7 @@ fn main() {
     println!("# Conformance\n");
     println!("Plugins × verbs × versions × conditions, run through the binaries (`make conformance BIN=…`).\n");
     println!("| directory | plugin | combinations | as specified |\n|---|---|---:|---:|");
-    let runs: Vec<(String, Vec<Finding>)> = directories.iter().map(|d| (title(d), run(d))).collect();
+    let runs: Vec<(String, Vec<Finding>)> = directories.iter().map(|d| (banner(d), run(d))).collect();
     for (title, findings) in &runs {
         for plugin in PLUGINS {
             let of_plugin = || findings.iter().filter(|f| f.plugin == plugin);
@@ -28,16 +28,6 @@ fn main() {
 fn run(bin: &Path) -> Vec<Finding> {
     let bench = Bench::new(bin);
     PLUGINS.iter().flat_map(|plugin| bench.run(plugin)).collect()
-}
-
-/// What the plugins of the directory call themselves.
-fn title(bin: &Path) -> String {
-    let output = std::process::Command::new(bin.join("portmap")).env_clear().output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).unwrap_or_default();
-    let name = text.lines().next().unwrap_or_default();
-    let version = name.strip_prefix("CNI portmap plugin").unwrap_or(name).trim().to_owned();
-    let own = bin == directory();
-    format!("{} {version}", if own { "cni-chain" } else { "other plugins" })
 }
 
 /// Faults of one kind, wherever they came.

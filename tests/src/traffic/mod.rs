@@ -211,6 +211,12 @@ pub struct Fetch {
     limit: Duration,
 }
 
+impl fmt::Display for Fetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.proto, self.address)
+    }
+}
+
 impl Fetch {
     /// A question to `address`, e.g. `192.0.2.1:80` or `[2001:db8::1]:80`.
     #[track_caller]
@@ -246,8 +252,8 @@ impl Fetch {
     pub fn expect(&self, netns: &Netns, token: &str) -> Reply {
         match self.from(netns) {
             Ok(reply) if reply.token == token => reply,
-            Ok(reply) => panic!("{} from {}: {token:?} expected, came {reply:?}", self.describe(), netns.name()),
-            Err(error) => panic!("{} from {}: {token:?} expected, but {error}", self.describe(), netns.name()),
+            Ok(reply) => panic!("{self} from {}: {token:?} expected, came {reply:?}", netns.name()),
+            Err(error) => panic!("{self} from {}: {token:?} expected, but {error}", netns.name()),
         }
     }
 
@@ -255,14 +261,10 @@ impl Fetch {
     #[track_caller]
     pub fn expect_nothing(&self, netns: &Netns) -> NoReply {
         match self.clone().within(BRIEFLY).from(netns) {
-            Err(NoReply::Garbage(text)) => panic!("{}: somebody answered {text:?}", self.describe()),
+            Err(NoReply::Garbage(text)) => panic!("{self}: somebody answered {text:?}"),
             Err(error) => error,
-            Ok(reply) => panic!("{} from {} must not be answered, but was: {reply:?}", self.describe(), netns.name()),
+            Ok(reply) => panic!("{self} from {} must not be answered, but was: {reply:?}", netns.name()),
         }
-    }
-
-    fn describe(&self) -> String {
-        format!("{} {}", self.proto, self.address)
     }
 
     fn ask_tcp(&self) -> io::Result<String> {

@@ -46,10 +46,18 @@ impl Measured {
     /// holds up those behind it, so that a single second may well show more than the rate, but never the whole.
     #[track_caller]
     pub fn assert_limited(&self, rate: f64, burst: f64) {
+        must(self.limited(rate, burst));
+    }
+
+    /// As [`Measured::assert_limited`]; says what was seen.
+    pub fn limited(&self, rate: f64, burst: f64) -> Result<(), String> {
         let seconds = self.buckets.len() as f64 * BUCKET.as_secs_f64();
         let (bits, most, least) = (self.bytes() as f64 * 8.0, (rate * seconds + burst) * 1.05, rate * seconds * 0.5);
-        assert!(bits <= most, "{bits} bits came in {seconds} s, more than {rate} bit/s and {burst} bits: {self:?}");
-        assert!(bits >= least, "{bits} bits came in {seconds} s, far below {rate} bit/s: {self:?}");
+        let came = || format!("{bits} bits came in {seconds} s");
+        if bits > most {
+            return Err(format!("{}, more than {rate} bit/s and {burst} bits: {self:?}", came()));
+        }
+        if bits < least { Err(format!("{}, far below {rate} bit/s: {self:?}", came())) } else { Ok(()) }
     }
 
     /// All payload bytes.
