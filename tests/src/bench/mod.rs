@@ -3,7 +3,8 @@
 //! Reading order: [`Case`] and [`Bench`] below, [`report`] (what a case hands back: plain data, which is printed, stored
 //! and drawn in one place), [`site`] (a contender's laboratory), [`launch`] (running a program and taking the time),
 //! [`trace`] (counting what it does), [`floor`] (the least
-//! that it could do), [`instructions`] (the gate of CI), then the cases: [`calls`].
+//! that it could do), [`instructions`] (the gate of CI), then the cases: [`calls`], [`scaling`] (with
+//! a [`crowd`]).
 //!
 //! # To add a case
 //!
@@ -50,16 +51,18 @@ use crate::plugin::{Plugin, directory};
 use report::Report;
 
 pub mod calls;
+pub mod crowd;
 pub mod floor;
 pub mod instructions;
 pub mod launch;
 pub mod report;
+pub mod scaling;
 pub mod site;
 pub mod trace;
 
 /// Everything that can be measured, in the order of the report.
 pub fn cases() -> Vec<Box<dyn Case>> {
-    vec![Box::new(calls::Calls)]
+    vec![Box::new(calls::Calls), Box::new(scaling::Scaling)]
 }
 
 /// One subject of measurement.
