@@ -10,6 +10,7 @@
 pub mod attachment;
 pub mod cni;
 pub mod conntrack;
+pub mod entry;
 pub mod link;
 pub mod logging;
 mod netlink;
@@ -24,4 +25,4 @@ pub mod units;
 
 pub use attachment::Attachment;
 pub use cni::error::{Difference, Error, Result};
-pub use plugin::{Call, Plugin, State, run};
+pub use plugin::{Call, Plugin, State};

@@ -3,6 +3,7 @@
 //! A socket blocks, and no longer than [`PATIENCE`]: the kernel works a request off before `send` returns, so the answer is
 //! there already, or it has been lost.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 
@@ -24,15 +25,15 @@ const DATAGRAM: usize = 32 << 10;
 /// A message as it came.
 pub(crate) type Answer<'a> = NetlinkBuffer<&'a [u8]>;
 
-/// A socket.
-pub(crate) struct Channel(Socket);
+/// A socket, and the room that its answers come into.
+pub(crate) struct Channel(Socket, Cell<Vec<u8>>);
 
 impl Channel {
     /// Opens a socket of this protocol in the calling thread's namespace.
     pub(crate) fn open(protocol: isize) -> std::result::Result<Channel, Errno> {
         let socket = Socket::new(protocol).map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
-        Ok(Channel(socket))
+        Ok(Channel(socket, Cell::default()))
     }
 
     /// Sends one datagram.
@@ -51,10 +52,21 @@ impl Channel {
         &self,
         take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
     ) -> std::result::Result<T, Errno> {
-        let mut buffer = vec![0u8; DATAGRAM];
+        let mut buffer = self.1.take();
+        buffer.resize(DATAGRAM, 0);
+        let outcome = self.receive_into(&mut buffer, take);
+        self.1.set(buffer);
+        outcome
+    }
+
+    fn receive_into<T>(
+        &self,
+        buffer: &mut [u8],
+        take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
+    ) -> std::result::Result<T, Errno> {
         let mut interrupted = false;
         loop {
-            let len = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let len = match recv(self.0.as_raw_fd(), buffer, MsgFlags::empty()) {
                 Ok(len) => len,
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),

@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -97,8 +96,8 @@ pub struct Answer {
     pub success: bool,
 }
 
-/// The whole program: environment and stdin in, stdout and exit code out.
-pub fn run<P: Plugin>() -> ExitCode {
+/// The whole program: environment and stdin in, stdout and exit code out; gives whether the verb succeeded.
+pub fn run<P: Plugin>() -> bool {
     crate::logging::init(P::NAME);
     print_panics_as_errors();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -106,12 +105,12 @@ pub fn run<P: Plugin>() -> ExitCode {
     let wants_banner = arguments.iter().any(|a| matches!(a.as_str(), "--help" | "-h" | "--version" | "-V"));
     if wants_banner || lookup("CNI_COMMAND").is_none_or(|c| c.is_empty()) {
         print_banner(P::NAME);
-        return ExitCode::SUCCESS;
+        return true;
     }
     let answer = answer::<P>(&lookup, &mut read_stdin);
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush());
-    if answer.success && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    answer.success && written.is_ok()
 }
 
 /// Answers one call; `stdin` is asked at most once.

@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -359,8 +359,21 @@ fn number(text: &str) -> Option<i128> {
     i128::from_str_radix(digits, base).ok().filter(|_| plain).map(|n| sign * n)
 }
 
-/// Opens the file step by step, so that a symlink anywhere below `/proc/sys` is refused (ELOOP or ENOTDIR).
+/// Opens the file and refuses a symlink anywhere on the way (ELOOP or ENOTDIR).
 fn open_file(name: &Name, access: OFlag) -> nix::Result<OwnedFd> {
+    let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let file = match openat2(AT_FDCWD, format!("{ROOT}/{name}").as_str(), how) {
+        // Linux before 5.6.
+        Err(Errno::ENOSYS) => open_stepwise(name, flags),
+        outcome => outcome,
+    }?;
+    // Something mounted over the file would be anything but a sysctl.
+    if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::EXDEV) }
+}
+
+/// The same without openat2(2).
+fn open_stepwise(name: &Name, flags: OFlag) -> nix::Result<OwnedFd> {
     let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut directory = open(ROOT, step, Mode::empty())?;
     let mut parts = name.0.split('/').peekable();
@@ -369,10 +382,7 @@ fn open_file(name: &Name, access: OFlag) -> nix::Result<OwnedFd> {
             directory = openat(&directory, part, step, Mode::empty())?;
             continue;
         }
-        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = openat(&directory, part, flags, Mode::empty())?;
-        // Something mounted over the file would be anything but a sysctl.
-        return if fstatfs(&file)?.filesystem_type() == PROC_SUPER_MAGIC { Ok(file) } else { Err(Errno::EXDEV) };
+        return openat(&directory, part, flags, Mode::empty());
     }
     Err(Errno::ENOENT)
 }

@@ -1,4 +1,5 @@
 //! The bandwidth plugin.
-fn main() -> std::process::ExitCode {
-    common::run::<bandwidth::Bandwidth>()
-}
+
+#![no_main]
+
+common::program!(bandwidth::Bandwidth);

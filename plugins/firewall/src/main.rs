@@ -1,5 +1,5 @@
 //! The firewall plugin.
 
-fn main() -> std::process::ExitCode {
-    common::run::<firewall::Firewall>()
-}
+#![no_main]
+
+common::program!(firewall::Firewall);

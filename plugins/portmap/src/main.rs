@@ -1,5 +1,5 @@
 //! The portmap plugin: see the crate `portmap`.
 
-fn main() -> std::process::ExitCode {
-    common::run::<portmap::Portmap>()
-}
+#![no_main]
+
+common::program!(portmap::Portmap);

@@ -1,5 +1,5 @@
 //! The `tuning` plugin: sysctls and link attributes inside a container's network namespace.
 
-fn main() -> std::process::ExitCode {
-    common::run::<tuning::Tuning>()
-}
+#![no_main]
+
+common::program!(tuning::Tuning);

@@ -151,6 +151,12 @@ impl Lines {
         Ok(Lines { added })
     }
 
+    /// Only those of IPv4.
+    pub fn of_ipv4(mut self) -> Lines {
+        self.added.retain(|(restore, _, _)| *restore == SAVERS[0].1);
+        self
+    }
+
     /// Puts in the same for these members; the first is there already.
     pub fn put(&self, site: &Site, members: std::ops::Range<usize>) -> Result<()> {
         for (restore, table, lines) in self.added.iter().filter(|(_, _, lines)| !lines.is_empty()) {

@@ -1,6 +1,6 @@
 //! Running a program as a runtime runs a plugin, and taking the time from before fork to after wait.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -27,6 +27,19 @@ pub fn timed(command: &mut Command, stdin: &[u8]) -> std::io::Result<Run> {
     let begun = Instant::now();
     let status = command.spawn()?.wait()?;
     Ok(Run { micros: begun.elapsed().as_secs_f64() * 1e6, success: status.success() })
+}
+
+/// The same, with what it wrote.
+pub fn timed_with_output(command: &mut Command, stdin: &[u8]) -> std::io::Result<(Run, Vec<u8>)> {
+    let mut stdout = tempfile::tempfile()?;
+    command.stdin(stdin_of(stdin)?).stdout(stdout.try_clone()?).stderr(Stdio::null());
+    let begun = Instant::now();
+    let status = command.spawn()?.wait()?;
+    let run = Run { micros: begun.elapsed().as_secs_f64() * 1e6, success: status.success() };
+    let mut written = Vec::new();
+    stdout.seek(SeekFrom::Start(0))?;
+    stdout.read_to_end(&mut written)?;
+    Ok((run, written))
 }
 
 /// Runs programs all at the same time; gives the time until the last has ended and how many failed.

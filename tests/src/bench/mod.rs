@@ -3,7 +3,7 @@
 //! Reading order: [`Case`] and [`Bench`] below, [`report`] (what a case hands back: plain data, which is printed, stored
 //! and drawn in one place), [`site`] (a contender's laboratory), [`launch`] (running a program and taking the time),
 //! [`trace`] (counting what it does), [`floor`] (the least
-//! that it could do), [`instructions`] (the gate of CI), then the cases: [`calls`], [`scaling`] (with
+//! that it could do), [`instructions`] (the gate of CI), then the cases: [`pod`], [`calls`], [`packets`], [`scaling`] (with
 //! a [`crowd`]).
 //!
 //! # To add a case
@@ -55,6 +55,8 @@ pub mod crowd;
 pub mod floor;
 pub mod instructions;
 pub mod launch;
+pub mod packets;
+pub mod pod;
 pub mod report;
 pub mod scaling;
 pub mod site;
@@ -62,7 +64,7 @@ pub mod trace;
 
 /// Everything that can be measured, in the order of the report.
 pub fn cases() -> Vec<Box<dyn Case>> {
-    vec![Box::new(calls::Calls), Box::new(scaling::Scaling)]
+    vec![Box::new(pod::Pod), Box::new(calls::Calls), Box::new(scaling::Scaling), Box::new(packets::Packets)]
 }
 
 /// One subject of measurement.
