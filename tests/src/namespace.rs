@@ -18,8 +18,8 @@ use crate::process::{self, Finished};
 /// Longest run of a network tool.
 const TOOL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Longest wait for a state that must come about by itself.
-pub const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+/// Longest wait for a state that must come about by itself: against hanging, not a measure; a machine may be very busy.
+pub const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A network namespace, with or without a mount namespace beside it.
 #[derive(Debug)]

@@ -2,16 +2,14 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::ops::Deref;
 use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
 use super::cri::{Cri, PodConfig, PodMetadata, PortMapping};
-use super::recorder::{self, Recorder};
-use super::{Running, Runtime, Subject, await_end, state};
-use crate::lab::Lab;
+use super::{Running, Runtime, Site, Subject, recorder};
 use crate::namespace::{Netns, must};
-use crate::sandbox::Sandbox;
 use crate::traffic::Proto;
 
 const PRIVATE: [&str; 3] = ["/sys/fs/cgroup", "/var/lib/containerd", "/etc/containerd"];
@@ -66,12 +64,7 @@ rm -r $d
 /// A host with containerd on it, and a client outside.
 #[derive(Debug)]
 pub struct Containerd {
-    /// The host and the client.
-    pub lab: Lab,
-    /// What the plugins were called with.
-    pub recorder: Recorder,
-    /// Where its processes are.
-    pub sandbox: Sandbox,
+    site: Site,
     /// Its socket.
     pub cri: Cri,
     daemon: RefCell<Option<Child>>,
@@ -81,15 +74,14 @@ impl Containerd {
     /// A running containerd with this conflist.
     #[track_caller]
     pub fn new(subject: &Subject, conflist: &Value) -> Containerd {
-        let lab = Lab::without_bridge();
-        let sandbox = Sandbox::new(&lab.host, &PRIVATE);
-        let recorder = Recorder::new(&lab.host, &subject.plugins, &subject.scenario);
+        let site = Site::new(subject, &PRIVATE);
+        let sandbox = &site.sandbox;
         sandbox.write("/etc/containerd/config.toml", &CONFIG.replace("BIN", recorder::BIN));
         sandbox.write("/etc/cni/net.d/10-pods.conflist", &conflist.to_string());
         sandbox.write("/etc/containerd/crun", CRUN);
         sandbox.run(&["chmod", "+x", "/etc/containerd/crun"]);
         let cri = Cri::at(sandbox.path(SOCKET));
-        let containerd = Containerd { lab, recorder, sandbox, cri, daemon: RefCell::new(None) };
+        let containerd = Containerd { site, cri, daemon: RefCell::new(None) };
         containerd.start();
         containerd.sandbox.run(&["sh", "-c", PAUSE]);
         containerd
@@ -175,35 +167,18 @@ impl Containerd {
         must(self.cri.stop_pod(id).and_then(|()| self.cri.remove_pod(id)));
     }
 
-    /// What this host holds.
-    pub fn state(&self) -> String {
-        state(&self.lab, &self.sandbox)
-    }
-
     /// What this host holds once a first pod has come and gone: the bridge and shared chains stay.
     #[track_caller]
     pub fn state_after_a_first(&self) -> String {
         let first = self.run_pod(&Pod::named("first").port(Proto::Tcp, 8080, 80, ""));
         self.remove(&first);
         // A shim ends behind the answer to RemovePodSandbox.
-        await_end(&self.lab, &self.sandbox, "containerd-shim");
+        self.await_end("containerd-shim");
         self.state()
     }
 }
 
 impl Runtime for Containerd {
-    fn lab(&self) -> &Lab {
-        &self.lab
-    }
-
-    fn sandbox(&self) -> &Sandbox {
-        &self.sandbox
-    }
-
-    fn recorder(&self) -> &Recorder {
-        &self.recorder
-    }
-
     fn run(&self, name: &str, port: u16) -> Running {
         let id = self.run_pod(&Pod::named(name).port(Proto::Tcp, port, 80, ""));
         Running { netns: self.netns(&id), address: self.addresses(&id).remove(0), id }
@@ -214,9 +189,16 @@ impl Runtime for Containerd {
     }
 }
 
+impl Deref for Containerd {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
-        self.recorder.save();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.sandbox.path(LOG)).unwrap_or_default();
             log.lines().filter(|line| !line.contains("level=info")).for_each(|line| eprintln!("containerd: {line}"));

@@ -5,6 +5,7 @@
 //! [`scenarios`] (what is done, in terms of claims). The tests run every scenario with our plugins and expect every claim
 //! to hold; `make runtimes` runs them with any plugins and prints which do.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 pub mod claims;
@@ -42,13 +43,7 @@ impl Subject {
 }
 
 /// A runtime for scenarios that are the same for all.
-pub trait Runtime {
-    /// Its host and a client.
-    fn lab(&self) -> &Lab;
-    /// Its processes.
-    fn sandbox(&self) -> &Sandbox;
-    /// Its calls.
-    fn recorder(&self) -> &Recorder;
+pub trait Runtime: Deref<Target = Site> {
     /// Starts a container that does nothing, whose port 80 is published over TCP.
     fn run(&self, name: &str, port: u16) -> Running;
     /// Removes it.
@@ -63,7 +58,7 @@ pub trait Runtime {
     fn traces_of(&self, address: &str) -> Option<String> {
         let listings =
             ["nft --stateless list ruleset", "iptables-legacy-save", "find /run/cni /run/cni-chain /var/lib/cni"];
-        let lines = listings.map(|listing| self.lab().host.try_run(listing).unwrap_or_default()).concat();
+        let lines = listings.map(|listing| self.lab.host.try_run(listing).unwrap_or_default()).concat();
         let is_trace =
             |line: &&str| line.split(|c: char| !(c.is_ascii_digit() || c == '.')).any(|word| word == address);
         let found: Vec<&str> = lines.lines().filter(is_trace).collect();
@@ -82,11 +77,51 @@ pub struct Running {
     pub address: String,
 }
 
+/// A host that a runtime is on, and a client outside.
+#[derive(Debug)]
+pub struct Site {
+    /// The host and the client.
+    pub lab: Lab,
+    /// What the plugins were called with.
+    pub recorder: Recorder,
+    /// Where the processes are.
+    pub sandbox: Sandbox,
+}
+
+impl Site {
+    /// A host for `subject` with an own tmpfs on each of `private`.
+    #[track_caller]
+    pub fn new(subject: &Subject, private: &[&str]) -> Site {
+        let lab = Lab::without_bridge();
+        let sandbox = Sandbox::new(&lab.host, private);
+        let recorder = Recorder::new(&lab.host, &subject.plugins, &subject.scenario);
+        Site { lab, recorder, sandbox }
+    }
+
+    /// What this host holds of all that is to go with a container.
+    pub fn state(&self) -> String {
+        state(&self.lab, &self.sandbox)
+    }
+
+    /// Waits until no process of this name is left: some end behind the answer that they have.
+    #[track_caller]
+    fn await_end(&self, name: &str) {
+        let runs = || processes(&self.sandbox).iter().any(|comm| comm == name);
+        self.lab.host.wait_until(&format!("every {name} has ended"), || !runs());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.recorder.save();
+    }
+}
+
 /// What plugins and runtimes may leave on a host: rules, qdiscs, links, routes, namespaces, files, mounts and processes.
 ///
 /// A bridge and what all containers share stay when a container goes, so this is compared with what was there after a
 /// first container.
-pub fn state(lab: &Lab, sandbox: &Sandbox) -> String {
+fn state(lab: &Lab, sandbox: &Sandbox) -> String {
     const LISTINGS: [&str; 11] = [
         "nft --stateless list ruleset",
         "iptables-nft-save",
@@ -120,12 +155,6 @@ fn processes(sandbox: &Sandbox) -> Vec<String> {
         std::fs::read_to_string(entry.path().join("comm")).ok().map(|comm| comm.trim().to_owned())
     };
     std::fs::read_dir(sandbox.path("/proc")).into_iter().flatten().flatten().filter_map(comm).collect()
-}
-
-/// Waits until no process of this name is left: some end behind the answer that they have.
-#[track_caller]
-fn await_end(lab: &Lab, sandbox: &Sandbox, name: &str) {
-    lab.host.wait_until(&format!("every {name} has ended"), || !processes(sandbox).iter().any(|comm| comm == name));
 }
 
 /// iptables-save says when it ran, and counts; a bridge without a running port has no carrier, a moment later; a bridge

@@ -1,22 +1,16 @@
 //! podman with its CNI backend, on a host of its own, with an image that needs no registry.
 
+use std::ops::Deref;
+
 use serde_json::{Value, json};
 
-use super::recorder::{self, Recorder};
-use super::{Running, Runtime, Subject, await_end, state};
-use crate::lab::Lab;
+use super::{Running, Runtime, Site, Subject, recorder};
 use crate::namespace::Netns;
-use crate::sandbox::Sandbox;
 
 /// A host with podman on it, and a client outside.
 #[derive(Debug)]
 pub struct Podman {
-    /// The host and the client.
-    pub lab: Lab,
-    /// What the plugins were called with.
-    pub recorder: Recorder,
-    /// Where its processes are.
-    pub sandbox: Sandbox,
+    site: Site,
 }
 
 const PRIVATE: [&str; 5] = ["/sys/fs/cgroup", "/etc/containers", "/var/lib/containers", "/var/tmp", "/run/lock"];
@@ -44,9 +38,8 @@ impl Podman {
     /// podman with these networks.
     #[track_caller]
     pub fn new(subject: &Subject, networks: &[Value]) -> Podman {
-        let lab = Lab::without_bridge();
-        let sandbox = Sandbox::new(&lab.host, &PRIVATE);
-        let recorder = Recorder::new(&lab.host, &subject.plugins, &subject.scenario);
+        let site = Site::new(subject, &PRIVATE);
+        let sandbox = &site.sandbox;
         sandbox.write("/etc/containers/containers.conf", &CONTAINERS_CONF.replace("BIN", recorder::BIN));
         sandbox.write("/etc/containers/storage.conf", STORAGE_CONF);
         sandbox.write("/etc/containers/policy.json", r#"{"default": [{"type": "insecureAcceptAnything"}]}"#);
@@ -54,7 +47,7 @@ impl Podman {
             let name = network["name"].as_str().unwrap_or_default();
             sandbox.write(&format!("/etc/cni/net.d/{name}.conflist"), &network.to_string());
         }
-        let podman = Podman { lab, recorder, sandbox };
+        let podman = Podman { site };
         podman.import_image();
         podman
     }
@@ -115,34 +108,17 @@ impl Podman {
         self.sandbox.run(&["kill", "-9", &pid]);
     }
 
-    /// What this host holds.
-    pub fn state(&self) -> String {
-        state(&self.lab, &self.sandbox)
-    }
-
     /// What this host holds once a first container on `network` has come and gone: bridges and shared chains stay.
     #[track_caller]
     pub fn state_after_a_first(&self, network: &str) -> String {
         self.start("first", &format!("--network {network} -p 8080:80"));
         self.remove("first");
-        await_end(&self.lab, &self.sandbox, "conmon");
+        self.await_end("conmon");
         self.state()
     }
 }
 
 impl Runtime for Podman {
-    fn lab(&self) -> &Lab {
-        &self.lab
-    }
-
-    fn sandbox(&self) -> &Sandbox {
-        &self.sandbox
-    }
-
-    fn recorder(&self) -> &Recorder {
-        &self.recorder
-    }
-
     fn run(&self, name: &str, port: u16) -> Running {
         let netns = self.start(name, &format!("-p {port}:80"));
         Running { id: name.into(), netns, address: self.address(name) }
@@ -158,9 +134,11 @@ impl Runtime for Podman {
     }
 }
 
-impl Drop for Podman {
-    fn drop(&mut self) {
-        self.recorder.save();
+impl Deref for Podman {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
     }
 }
 

@@ -190,7 +190,7 @@ fn containerd_in(subject: &Subject, claims: &mut Claims, surroundings: Surroundi
 
 /// Containers that come before and after a host's filter changes.
 fn live_in(runtime: &dyn Runtime, claims: &mut Claims, surroundings: Surroundings) {
-    let (lab, sandbox) = (runtime.lab(), runtime.sandbox());
+    let (lab, sandbox) = (&runtime.lab, &runtime.sandbox);
     let mut guests = surroundings.prepare(lab, sandbox);
     let _outside = serve(&lab.client, 80, "outside");
     let first = runtime.run("first", 8080);
@@ -216,7 +216,7 @@ fn live_in(runtime: &dyn Runtime, claims: &mut Claims, surroundings: Surrounding
     claims.is_silent("when it is gone nobody answers", tcp("192.0.2.1:8080"), &lab.client);
     let traces = runtime.traces_of(&first.address);
     claims.note("when it is gone no rule, source or file has its address", traces.map_or(Ok(()), Err));
-    claims.no_call_failed(runtime.recorder());
+    claims.no_call_failed(&runtime.recorder);
 }
 
 fn reaches_and_is_reached(
@@ -227,7 +227,7 @@ fn reaches_and_is_reached(
     port: u16,
     token: &str,
 ) {
-    let (lab, published) = (runtime.lab(), tcp(&format!("192.0.2.1:{port}")));
+    let (lab, published) = (&runtime.lab, tcp(&format!("192.0.2.1:{port}")));
     let mut answers = |what: &str, fetch: &Fetch, from: &Netns, token: &str| {
         claims.answers(&format!("{when}{what}"), fetch.clone(), from, token);
     };
