@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod device;
+pub mod ipv6;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -37,6 +38,19 @@ impl Netns {
             return Err(refuse("it is not a network namespace".into()));
         }
         Ok(Netns { file, path: text })
+    }
+
+    /// Device and inode of the namespace's file in nsfs. Once the namespace is gone the kernel gives them to another.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+    }
+
+    /// Since when the namespace's file exists without a break. As long as anything holds the namespace by its file (a bind
+    /// mount, a descriptor), that is since somebody held it first.
+    pub fn held_since(&self) -> Option<SystemTime> {
+        let meta = self.file.metadata().ok()?;
+        let since_1970 = Duration::new(u64::try_from(meta.ctime()).ok()?, u32::try_from(meta.ctime_nsec()).ok()?);
+        SystemTime::UNIX_EPOCH.checked_add(since_1970)
     }
 
     /// The namespace of the calling thread.
@@ -95,6 +109,11 @@ nix::getsockopt_impl!(
 pub fn cookie() -> Option<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
     NetnsCookie.get(&socket).ok()
+}
+
+/// The index of the calling thread's namespace's interface of this name; `None` if there is none.
+pub fn ifindex(ifname: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(ifname).ok()
 }
 
 /// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for

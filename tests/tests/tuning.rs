@@ -724,6 +724,376 @@ fn containers_that_come_and_go_at_once_do_not_meet() {
     bench.host.assert_same_as(&before);
 }
 
+/// IPv6 state that the kernel drops with `disable_ipv6` and with an MTU below 1280: a second address, routes over a gateway
+/// and over two links, and settings of the interface's own.
+fn with_routes_of_its_own(bench: &Bench) {
+    bench.host.address("veth0", "fd00::1/64");
+    let container = &bench.container;
+    container.run("ip link add eth9 type veth peer name peer9");
+    container.run("ip link set eth9 up");
+    container.run("ip link set peer9 up");
+    container.address("eth9", "fd09::2/64");
+    container.address("eth0", "fd00::3/64");
+    container.route("default", "fd00::1");
+    container.run("ip -6 route add fd01::/64 via fd00::9 metric 7");
+    container.run("ip -6 route add fd02::/64 dev eth0 table 100");
+    container.run("ip -6 route add fd03::/64 nexthop via fd00::9 weight 3 nexthop via fd09::9 weight 2");
+    container.set_sysctl("net/ipv6/conf/eth0/accept_ra", "0");
+    container.set_sysctl("net/ipv6/conf/eth0/hop_limit", "33");
+    container.set_sysctl("net/ipv6/neigh/eth0/delay_first_probe_time", "7");
+    container.settle();
+    container.run("ping -6 -c 1 -W 5 fd00::1");
+}
+
+/// The container's namespace holds the same lines as before; the kernel lists routes by age.
+#[track_caller]
+fn assert_same_in_any_order(container: &Netns, before: &Snapshot) {
+    let after = container.snapshot();
+    for ((name, before), (_, after)) in before.sections().zip(after.sections()) {
+        let sorted = |text: &str| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(after), sorted(before), "{name}");
+    }
+}
+
+#[test]
+fn ipv6_addresses_and_routes_come_back_with_del_and_after_a_failed_add() {
+    let bench = Bench::new();
+    with_routes_of_its_own(&bench);
+    let before = bench.container.snapshot();
+    for keys in [
+        json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}),
+        json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": true}}),
+        json!({"mtu": 1000}),
+        json!({"mtu": 1200, "mac": "02:aa:00:00:00:01", "sysctl": {"net.core.somaxconn": "777"}}),
+    ] {
+        let outcome = bench.call(Verb::Add, &keys);
+        outcome.succeeds();
+        assert!(outcome.stderr.contains("fd00::2/64"), "{}", outcome.stderr);
+        assert!(!bench.container.run("ip -6 address show dev eth0").contains("fd00::2"));
+        bench.check(&keys);
+        bench.add(&keys);
+        bench.del(&keys);
+        bench.container.settle();
+        assert_same_in_any_order(&bench.container, &before);
+        bench.container.run("ping -6 -c 1 -W 5 fd00::1");
+    }
+    let fails = json!({"mtu": 1000, "sysctl": {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.conf.all.tag": "abc"}});
+    bench.call(Verb::Add, &fails).fails();
+    bench.container.settle();
+    assert_same_in_any_order(&bench.container, &before);
+    bench.container.run("ping -6 -c 1 -W 5 fd00::1");
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn ipv6_that_the_interface_keeps_while_all_others_lose_it_works_on() {
+    let bench = Bench::new();
+    with_routes_of_its_own(&bench);
+    let before = bench.container.snapshot();
+    let keys = json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "0", "net.ipv6.conf.all.disable_ipv6": "1"}});
+    bench.add(&keys);
+    bench.check(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/disable_ipv6"), "0");
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth9/disable_ipv6"), "1");
+    bench.container.run("ping -6 -c 1 -W 5 fd00::1");
+    assert!(bench.container.run("ip -6 route show").contains("fd01::/64 via fd00::9"));
+    bench.del(&keys);
+    bench.container.settle();
+    assert_same_in_any_order(&bench.container, &before);
+}
+
+#[test]
+fn a_key_of_the_interface_holds_beside_one_of_all_in_any_order() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for (all, own) in [
+        ("net.ipv4.conf.all.forwarding", "net.ipv4.conf.IFNAME.forwarding"),
+        ("net.ipv4.ip_forward", "net.ipv4.conf.IFNAME.forwarding"),
+        ("net.ipv6.conf.all.forwarding", "net.ipv6.conf.IFNAME.forwarding"),
+        ("net.ipv6.conf.all.addr_gen_mode", "net.ipv6.conf.IFNAME.addr_gen_mode"),
+        ("net.ipv6.conf.all.disable_policy", "net.ipv6.conf.default.disable_policy"),
+    ] {
+        for keys in [json!({"sysctl": {(all): "1", (own): "0"}}), json!({"sysctl": {(own): "0", (all): "1"}})] {
+            bench.add(&keys);
+            bench.check(&keys);
+            bench.del(&keys);
+            bench.assert_same_as(&before);
+        }
+    }
+}
+
+#[test]
+fn what_another_key_overwrites_is_written_again() {
+    let bench = Bench::new();
+    // The secret switches the mode to 2; libcni's order puts it last.
+    let keys = json!({"sysctl": {
+        "net.ipv6.conf.IFNAME.addr_gen_mode": "1", "net.ipv6.conf.IFNAME.stable_secret": "2001:db8::1",
+    }});
+    bench.add(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/addr_gen_mode"), "1");
+    bench.check(&keys);
+    bench.del(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/addr_gen_mode"), "0");
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn keys_that_can_not_both_hold_are_both_named_and_undone() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for (one, other) in [
+        (("net.ipv4.ip_forward", "1"), ("net.ipv4.conf.all.forwarding", "0")),
+        (("net.ipv4.neigh.IFNAME.unres_qlen", "50"), ("net.ipv4.neigh.IFNAME.unres_qlen_bytes", "400000")),
+        (("net.ipv6.neigh.IFNAME.retrans_time_ms", "5000"), ("net.ipv6.neigh.IFNAME.retrans_time", "700")),
+    ] {
+        for [(first, x), (second, y)] in [[one, other], [other, one]] {
+            let keys = json!({"mtu": 1400, "sysctl": {(first): x, "net.core.somaxconn": "777", (second): y}});
+            let error = bench.call(Verb::Add, &keys).fails_with(2);
+            for key in [first, second] {
+                let path = key.replace("IFNAME", "eth0").replace('.', "/");
+                assert!(error.msg.contains(&path), "{path} is missing in {error:?}");
+            }
+            bench.assert_same_as(&before);
+        }
+    }
+    let agreed = json!({"sysctl": {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.forwarding": "1"}});
+    bench.add(&agreed);
+    bench.check(&agreed);
+    bench.del(&agreed);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn a_value_whose_bound_comes_later_is_written_after_it() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let keys = json!({"sysctl": {
+        "net.ipv4.ip_local_port_range": "80 60999", "net.ipv4.ip_unprivileged_port_start": "0",
+    }});
+    bench.add(&keys);
+    bench.check(&keys);
+    bench.del(&keys);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn settings_in_two_units_come_back_in_both() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for key in ["unres_qlen", "base_reachable_time", "retrans_time"] {
+        let keys = json!({"sysctl": {(format!("net.ipv4.neigh.IFNAME.{key}")): "50"}});
+        bench.add(&keys);
+        bench.check(&keys);
+        bench.del(&keys);
+        bench.assert_same_as(&before);
+    }
+    let keys = json!({"sysctl": {"net.ipv4.conf.default.rp_filter": "2"}});
+    bench.container.run("ip link add bare0 type veth peer name bare1");
+    let before = bench.snapshot();
+    bench.add(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/bare0/rp_filter"), "2");
+    bench.del(&keys);
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn ipv6_settings_are_set_together_with_the_mtu_that_makes_them_possible() {
+    let bench = Bench::new();
+    bench.container.run("ip link set eth0 mtu 1200");
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 1500, "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "0", "net.ipv6.conf.IFNAME.mtu": "1400",
+        "net.ipv6.neigh.IFNAME.app_solicit": "4"}});
+    bench.add(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/accept_ra"), "0");
+    bench.check(&keys);
+    bench.del(&keys);
+    bench.assert_same_as(&before);
+    let error =
+        bench.call(Verb::Add, &json!({"mtu": 1500, "sysctl": {"net.ipv6.conf.IFNAME.no_such": "0"}})).fails_with(2);
+    assert!(error.msg.contains("no such sysctl"), "{error:?}");
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn an_ipv6_mtu_that_was_lower_than_the_links_comes_back() {
+    let bench = Bench::new();
+    bench.container.set_sysctl("net/ipv6/conf/eth0/mtu", "1300");
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 9000});
+    bench.add(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/mtu"), "9000");
+    bench.del(&keys);
+    bench.assert_same_as(&before);
+}
+
+/// A second interface of the container, as a runtime attaches another network to it.
+fn second_attachment(bench: &Bench) -> Target {
+    connect(End::new(&bench.host, "veth1", &[]), End::new(&bench.container, "eth1", &["10.1.0.2/24"]));
+    Target::new("c1", &bench.container.path(), "eth1")
+}
+
+#[test]
+fn attachments_that_set_the_same_end_at_the_original_in_any_order_and_never_break_the_other() {
+    let bench = Bench::new();
+    let second_target = second_attachment(&bench);
+    let before = bench.snapshot();
+    let first = json!({"sysctl": {"net.core.somaxconn": "100", "net.ipv4.conf.all.forwarding": "1",
+        "net.ipv4.conf.IFNAME.forwarding": "0"}});
+    let second = json!({"name": "second", "sysctl": {"net.core.somaxconn": "200", "net.ipv4.ip_forward": "1",
+        "net.ipv4.conf.IFNAME.forwarding": "0"}});
+    let call = |verb, keys: &Value, target: &Target| {
+        Plugin::ours("tuning").call(&bench.host, verb, &bench.config(keys.clone()), target).succeeds()
+    };
+    for forward in [true, false] {
+        call(Verb::Add, &first, &bench.target);
+        call(Verb::Add, &second, &second_target);
+        call(Verb::Add, &second, &second_target);
+        call(Verb::Check, &second, &second_target);
+        let (gone, gone_target, stays, stays_target) = if forward {
+            (&first, &bench.target, &second, &second_target)
+        } else {
+            (&second, &second_target, &first, &bench.target)
+        };
+        call(Verb::Del, gone, gone_target);
+        call(Verb::Check, stays, stays_target);
+        assert_eq!(bench.container.sysctl("net/ipv4/ip_forward"), "1");
+        call(Verb::Del, gone, gone_target);
+        call(Verb::Check, stays, stays_target);
+        call(Verb::Del, stays, stays_target);
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn ipv6_stays_off_while_another_attachment_wants_it_off_and_comes_back_with_the_last() {
+    let bench = Bench::new();
+    let second_target = second_attachment(&bench);
+    with_routes_of_its_own(&bench);
+    let before = bench.container.snapshot();
+    let keys = json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": "1"}});
+    let call = |verb, name: &str, target: &Target| {
+        let mut config = bench.config(keys.clone());
+        config["name"] = name.into();
+        Plugin::ours("tuning").call(&bench.host, verb, &config, target).succeeds()
+    };
+    call(Verb::Add, "first", &bench.target);
+    call(Verb::Add, "second", &second_target);
+    call(Verb::Del, "first", &bench.target);
+    assert!(!bench.container.run("ip -6 address show dev eth0").contains("fd00::2"));
+    call(Verb::Check, "second", &second_target);
+    call(Verb::Del, "second", &second_target);
+    bench.container.settle();
+    assert_same_in_any_order(&bench.container, &before);
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn a_new_interface_of_the_name_gets_none_of_the_old_ones_values_and_the_namespace_gets_its_own() {
+    let bench = Bench::new();
+    let before = bench.container.sysctl("net/core/somaxconn");
+    let keys = json!({"sysctl": {"net.core.somaxconn": "777", "net.ipv4.conf.IFNAME.arp_announce": "2"}});
+    let again = |bench: &Bench| {
+        bench.container.run("ip link del eth0");
+        connect(End::new(&bench.host, "veth0", &[]), End::new(&bench.container, "eth0", &["10.0.0.2/24"]));
+        bench.container.set_sysctl("net/ipv4/conf/eth0/arp_announce", "1");
+    };
+    bench.add(&keys);
+    again(&bench);
+    bench.del(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/eth0/arp_announce"), "1");
+    assert_eq!(bench.container.sysctl("net/core/somaxconn"), before);
+
+    // An ADD in between keeps the namespace's original and takes the new interface's.
+    bench.add(&keys);
+    again(&bench);
+    bench.add(&keys);
+    bench.del(&keys);
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/eth0/arp_announce"), "1");
+    assert_eq!(bench.container.sysctl("net/core/somaxconn"), before);
+}
+
+#[test]
+fn a_namespace_that_got_anothers_number_is_another_one() {
+    let bench = Bench::new();
+    let keys = json!({"mtu": 1400});
+    bench.add(&keys);
+    let file = format!("{DATA_DIR}/c1_eth0.json");
+    let mut record: Value = serde_json::from_str(&bench.host.read(&file)).unwrap();
+    let cookie = record["place"]["cookie"].as_u64().expect("the kernel has cookies since Linux 5.14");
+    record["place"]["cookie"] = (cookie + 1).into();
+    bench.host.write(&file, record.to_string());
+    bench.del(&keys);
+    assert!(bench.link().contains("mtu 1400"), "{}", bench.link());
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn an_add_behind_the_references_keeps_the_references_original() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let mut config = bench.config(json!({"mac": "02:aa:00:00:00:01", "mtu": 1400}));
+    config["cniVersion"] = "1.0.0".into();
+    config["prevResult"]["cniVersion"] = "1.0.0".into();
+    Plugin::reference("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+    Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+    bench.del(&json!({}));
+    bench.assert_same_as(&before);
+
+    // One that an earlier container of this name has left behind says nothing about this one.
+    bench.host.write(&format!("{DATA_DIR}/c1_eth0.json"), "{\"mtu\": 1333}");
+    bench.host.run(&format!("touch -d 2001-01-01 {DATA_DIR}/c1_eth0.json"));
+    Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+    bench.del(&json!({}));
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn an_interface_that_goes_back_to_the_host_is_as_it_came() {
+    let bench = Bench::new();
+    bench.container.set_sysctl("net/core/somaxconn", "300");
+    let (link, sysctls) = (bench.link(), bench.container.snapshot());
+    bench.add(&everything());
+    bench.add(&json!({"mtu": 1300, "promisc": true}));
+    bench.del(&json!({"mtu": 1300}));
+    bench.del(&everything());
+    assert_eq!(bench.link(), link);
+    bench.container.assert_same_as(&sysctls);
+    // As host-device does it.
+    bench.container.run(&format!("ip link set eth0 netns {}", bench.host.path()));
+    let moved = bench.host.run("ip -d link show eth0");
+    let mac = link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(moved.contains("mtu 1500") && moved.contains("qlen 1000") && moved.contains(mac), "{moved}");
+    assert!(!moved.contains("PROMISC") && !moved.contains("ALLMULTI"), "{moved}");
+}
+
+#[test]
+fn gc_puts_back_what_the_dead_have_changed_in_a_living_namespace() {
+    let bench = Bench::new();
+    let second_target = second_attachment(&bench);
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "100"}});
+    let add = |target: &Target, value: &str| {
+        let config = bench.config(json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": value}}));
+        Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, target).succeeds();
+    };
+    let gc = |living: Value| {
+        let config = bench.config(json!({"cni.dev/valid-attachments": living}));
+        Plugin::ours("tuning").call(&bench.host, Verb::Gc, &config, &bench.target).succeeds()
+    };
+    add(&bench.target, "100");
+    add(&second_target, "200");
+    gc(json!([{"containerID": "c1", "ifname": "eth0"}]));
+    bench.check(&keys);
+    assert!(bench.container.run("ip link show eth1").contains("mtu 1500"));
+    add(&second_target, "200");
+    gc(json!([]));
+    bench.assert_same_as(&before);
+}
+
 fn mac_of(netns: &Netns, ifname: &str) -> String {
     let link = netns.run(&format!("ip link show {ifname}"));
     link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()

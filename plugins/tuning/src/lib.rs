@@ -2,7 +2,8 @@
 //! back as they were when the container goes.
 //!
 //! Reading order: [`config`] (what may be written and what is meant), [`plan`] (what to write, in which order),
-//! [`record`] (what was there before), [`state`] (the namespace and the state files), [`allowlist`].
+//! [`record`] (what was there before), [`container`] (the namespace), [`state`] (the state files), [`allowlist`] and
+//! [`re2`].
 
 use std::collections::BTreeSet;
 
@@ -12,14 +13,16 @@ use common::{Attachment, Call, Plugin, Result};
 
 pub mod allowlist;
 pub mod config;
+pub mod container;
 pub mod plan;
 pub mod re2;
 pub mod record;
 pub mod state;
 
 use config::{Config, Written};
+use container::Container;
 use plan::Facts;
-use state::{Adjustment, Container};
+use state::Adjustment;
 
 /// The plugin.
 #[derive(Debug)]
@@ -41,18 +44,17 @@ impl Plugin for Tuning {
     }
 
     fn observe(config: &Config, call: &Call, _prev: &CniResult) -> Result<Self::Facts> {
-        let container = Container::open(call, !config.link.is_empty())?;
-        let facts = container.observe(config, call)?;
+        let container = Container::of_call(call)?;
+        let mut facts = container.observe(config, call)?;
+        if call.verb != Verb::Add {
+            facts.record = state::saved_record(config, &call.attachment)?;
+        }
         Ok((container, facts))
     }
 
-    fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Self::Facts) -> Result<Adjustment> {
+    fn plan(config: &Config, call: &Call, _prev: &CniResult, facts: Self::Facts) -> Result<Adjustment> {
         let (container, facts) = facts;
         let ifname = &call.attachment.ifname;
-        let has_v6 = prev.ips.iter().any(|ip| ip.address.addr().is_ipv6() && prev.is_on(ip, ifname));
-        if has_v6 && config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU) {
-            log::warn!("mtu below {}: {ifname} loses its IPv6 addresses", plan::IPV6_MIN_MTU);
-        }
         // CHECK wants to name everything that is wrong, not to fail at the first.
         let steps = if call.verb == Verb::Add { plan::steps(config, ifname, &facts)? } else { Vec::new() };
         Ok(Adjustment { config: config.clone(), facts, steps, container })

@@ -3,14 +3,17 @@
 //! The order of writing:
 //!
 //! 1. the MTU, because `net.ipv6.conf.IFNAME.mtu` can't be greater and follows it when it changes;
-//! 2. the sysctls, in the order of the configuration;
+//! 2. the sysctls: those that change every interface's first, then those that change new interfaces', then the others;
+//!    within each of these, in the order of the configuration (libcni sorts keys before a plugin sees them);
 //! 3. the other link attributes, so that `arp_notify` and `ndisc_notify` announce the new hardware address.
 //!
 //! Without sysctls, 1 and 3 are one message.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use common::link::attributes::{LinkAttributes, LinkFacts};
+use common::link::ipv6::Entry;
 use common::sysctl::{Content, Name, same_value};
 use common::{Difference, Error, Result};
 
@@ -29,6 +32,14 @@ pub struct Facts {
     pub allowlist: Option<Allowlist>,
     /// What an ADD has written down; CHECK only.
     pub record: Option<Record>,
+    /// The index of each interface whose sysctls are concerned.
+    pub indexes: BTreeMap<String, u32>,
+    /// What the kernel changes along with the interface's MTU, and what that holds.
+    pub along_with_mtu: Vec<(Name, String)>,
+    /// The interfaces that lose IPv6 on the way.
+    pub loses_ipv6: BTreeSet<String>,
+    /// The IPv6 addresses and routes of those.
+    pub ipv6: Vec<Entry>,
 }
 
 /// What a configured sysctl is in the container's namespace.
@@ -50,6 +61,11 @@ pub enum Found {
         /// The kernel's word.
         reason: String,
     },
+    /// It will be there when the MTU has been raised.
+    Awaited {
+        /// Its name.
+        name: Name,
+    },
     /// It is not there.
     Missing {
         /// Its name on the host, if the host has it.
@@ -66,6 +82,8 @@ pub enum Step {
         before: LinkAttributes,
         /// What they shall be.
         after: LinkAttributes,
+        /// What the kernel will write too, and what that holds.
+        followers: Vec<(Name, String)>,
     },
     /// One sysctl.
     Sysctl {
@@ -80,16 +98,34 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// What the kernel will write too, and what that holds.
+    pub fn followers(&self) -> &[(Name, String)] {
+        match self {
+            Step::Link { followers, .. } | Step::Sysctl { followers, .. } => followers,
+        }
+    }
+
+    /// The sysctls that change, and what they hold.
+    pub fn changed(&self) -> impl Iterator<Item = (&Name, Option<&String>)> {
+        let own = match self {
+            Step::Link { .. } => None,
+            Step::Sysctl { name, before, .. } => Some((name, before.as_ref())),
+        };
+        self.followers().iter().map(|(name, before)| (name, Some(before))).chain(own)
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Link { before, after } => write!(f, "link: {after} (was {before})"),
-            Step::Sysctl { name, before, after, followers } => {
+            Step::Link { before, after, .. } => write!(f, "link: {after} (was {before})")?,
+            Step::Sysctl { name, before, after, .. } => {
                 let was = before.as_ref().map_or("can't be put back".to_owned(), |b| format!("was {b}"));
                 write!(f, "sysctl {name}: {after} ({was})")?;
-                followers.iter().try_for_each(|(name, before)| write!(f, "; changes {name} (was {before})"))
             }
         }
+        self.followers().iter().try_for_each(|(name, before)| write!(f, "; changes {name} (was {before})"))
     }
 }
 
@@ -98,14 +134,19 @@ pub fn steps(config: &Config, ifname: &str, facts: &Facts) -> Result<Vec<Step>> 
     if let Some(list) = &facts.allowlist {
         config.sysctls.iter().try_for_each(|s| admit(list, s))?;
     }
-    let sysctls: Vec<Step> =
+    let mut sysctls: Vec<Step> =
         config.sysctls.iter().zip(&facts.sysctls).map(|(s, found)| sysctl_step(s, found)).collect::<Result<_>>()?;
+    sysctls.sort_by_key(|step| match step {
+        Step::Sysctl { name, .. } => name.rank(),
+        Step::Link { .. } => 0,
+    });
     let missing = missing_attributes(config, ifname, facts)?;
     keep_ipv6(&missing, &sysctls, ifname)?;
     let before =
         |after: &LinkAttributes| facts.link.as_ref().map(|link| after.values_in(&link.attributes)).unwrap_or_default();
     let link_step = |after: LinkAttributes| {
-        Some(after).filter(|a| !a.is_empty()).map(|after| Step::Link { before: before(&after), after })
+        let followers = if after.mtu.is_some() { facts.along_with_mtu.clone() } else { Vec::new() };
+        Some(after).filter(|a| !a.is_empty()).map(|after| Step::Link { before: before(&after), after, followers })
     };
     let (mtu, others) = if sysctls.is_empty() { (LinkAttributes::default(), missing) } else { missing.split_mtu() };
     Ok(link_step(mtu).into_iter().chain(sysctls).chain(link_step(others)).collect())
@@ -135,6 +176,9 @@ fn sysctl_step(setting: &Setting, found: &Found) -> Result<Step> {
             after: setting.value.clone(),
             followers: followers.clone(),
         }),
+        Found::Awaited { name } => {
+            Ok(Step::Sysctl { name: name.clone(), before: None, after: setting.value.clone(), followers: Vec::new() })
+        }
         Found::Locked { name, reason } => Err(unsupported(
             setting,
             format!(
@@ -189,6 +233,30 @@ fn missing_attributes(config: &Config, ifname: &str, facts: &Facts) -> Result<Li
 /// Bytes that a link must carry for IPv6 (RFC 8200, section 5).
 pub const IPV6_MIN_MTU: u32 = 1280;
 
+/// The interfaces that lose IPv6, with their addresses and routes, when this is written: whose MTU falls below 1280, and on
+/// which it is switched off, if only for a moment.
+pub fn losing_ipv6(config: &Config, ifname: &str, link: Option<&LinkFacts>, sysctls: &[Found]) -> BTreeSet<String> {
+    let below = |mtu: Option<u32>| mtu.is_some_and(|mtu| mtu < IPV6_MIN_MTU);
+    let by_mtu = below(config.link.mtu) && !below(link.and_then(|l| l.attributes.mtu));
+    let mut losing: BTreeSet<String> = by_mtu.then(|| ifname.to_owned()).into_iter().collect();
+    for (setting, found) in config.sysctls.iter().zip(sysctls) {
+        let Found::There { name, content, followers } = found else { continue };
+        if !name.as_str().ends_with("/disable_ipv6") || same_value(&setting.value, "0") {
+            continue;
+        }
+        let own = content.value().map(|value| (name, value));
+        let on = own.into_iter().chain(followers.iter().map(|(n, v)| (n, v.as_str()))).filter(|(_, v)| *v == "0");
+        losing.extend(on.filter_map(|(name, _)| name.interface().map(str::to_owned)));
+    }
+    losing
+}
+
+/// Whether the interface gets IPv6, and with it sysctls, from the MTU that is asked for.
+pub fn gains_ipv6(config: &Config, link: Option<&LinkFacts>) -> bool {
+    let now = link.and_then(|l| l.attributes.mtu);
+    config.link.mtu.is_some_and(|mtu| mtu >= IPV6_MIN_MTU) && now.is_some_and(|mtu| mtu < IPV6_MIN_MTU)
+}
+
 /// Below 1280 bytes the kernel takes IPv6 from a link, with its addresses and its sysctls (`addrconf_notify` in
 /// net/ipv6/addrconf.c), so those can't be set as well.
 fn keep_ipv6(missing: &LinkAttributes, sysctls: &[Step], ifname: &str) -> Result<()> {
@@ -237,6 +305,8 @@ fn sysctl_difference(setting: &Setting, found: &Found, facts: &Facts) -> Option<
         // It did what it does when it was written; there is nothing to compare.
         Found::There { content: Content::WriteOnly, .. } => None,
         Found::Locked { name, reason } => other(name, reason.clone()),
-        Found::Missing { .. } => Some(Difference::missing(format!("sysctl {}", setting.key), expected)),
+        Found::Missing { .. } | Found::Awaited { .. } => {
+            Some(Difference::missing(format!("sysctl {}", setting.key), expected))
+        }
     }
 }

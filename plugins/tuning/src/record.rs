@@ -1,20 +1,27 @@
 //! What was there before ADD, as it stands in a state file.
 //!
 //! The file is the reference's, `<dataDir>/<containerID>_<ifname>.json`, with its keys `mac`, `promisc`, `mtu`,
-//! `allmulti` and `txQLen`, so either plugin restores what the other saved; ours adds keys that the reference ignores:
-//! whose file it is, which interface was meant, and the sysctls.
+//! `allmulti` and `txQLen`, so either plugin restores what the other saved; ours adds keys that the reference ignores.
 //!
 //! What was saved first stays: a repeated ADD and a second tuning in the same chain find values that are ours already.
 //! Whichever of them is deleted first puts back the original, and the others find nothing left to do.
+//!
+//! Several attachments of one container may set the same thing. Each of their records then has the same original, taken
+//! over from the one before, and what each has written, in the order of their ADDs. Whoever goes leaves (or puts back)
+//! what the last of those that stay has written; the last one to go puts back the original. So the order of going does
+//! not matter, and no record is ever changed by another attachment.
+
+use std::collections::BTreeMap;
 
 use common::cni::Json;
 use common::link::attributes::{LinkAttributes, mac_text};
+use common::link::ipv6::Entry;
 use common::sysctl::{Name, same_value};
 use common::{Attachment, store};
 use serde::{Deserialize, Serialize};
 
 use crate::config::parse_mac;
-use crate::plan::Step;
+use crate::plan::{Facts, IPV6_MIN_MTU, Step};
 
 /// The content of a state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -36,8 +43,16 @@ pub struct Record {
     /// Where the values were found; the reference does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<Place>,
+    /// Which of the records of a container was written last: the greater.
+    order: u64,
+    /// What the link's attributes were set to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set: Option<Attributes>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sysctls: Vec<Saved>,
+    /// IPv6 addresses and routes that the kernel drops with what was written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ipv6: Vec<Dropped>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -54,9 +69,67 @@ struct Owner {
 pub struct Place {
     /// Device and inode of the namespace's file in nsfs, as `4:4026532001`.
     pub netns: String,
-    /// The interface's index; absent while no attribute of it has been changed.
+    /// The kernel's number of the namespace, which no other gets; absent where the kernel has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<u64>,
+    /// Where the namespace was found, for GC.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// The interface's index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ifindex: Option<u32>,
+}
+
+impl Place {
+    /// Whether both are in one namespace.
+    pub fn is_same_netns(&self, other: &Place) -> bool {
+        self.netns == other.netns && (self.cookie.is_none() || other.cookie.is_none() || self.cookie == other.cookie)
+    }
+
+    fn may_be_same_link(&self, other: &Place) -> bool {
+        self.ifindex.is_none() || other.ifindex.is_none() || self.ifindex == other.ifindex
+    }
+}
+
+/// Link attributes as they stand in a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Attributes {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    promisc: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allmulti: Option<bool>,
+    #[serde(rename = "txQLen", skip_serializing_if = "Option::is_none")]
+    tx_queue_len: Option<u32>,
+}
+
+impl From<&Attributes> for LinkAttributes {
+    /// Values that can't be ones are left out.
+    fn from(written: &Attributes) -> LinkAttributes {
+        LinkAttributes {
+            mac: written.mac.as_deref().and_then(|text| parse_mac(text).ok()),
+            mtu: written.mtu.filter(|mtu| *mtu != 0),
+            promisc: written.promisc,
+            allmulti: written.allmulti,
+            tx_queue_len: written.tx_queue_len,
+        }
+    }
+}
+
+impl From<&LinkAttributes> for Attributes {
+    fn from(link: &LinkAttributes) -> Attributes {
+        Attributes {
+            mac: link.mac.as_deref().map(mac_text),
+            promisc: link.promisc,
+            mtu: link.mtu,
+            allmulti: link.allmulti,
+            tx_queue_len: link.tx_queue_len,
+        }
+    }
 }
 
 /// One sysctl.
@@ -64,6 +137,9 @@ pub struct Place {
 #[serde(default)]
 struct Saved {
     name: String,
+    /// The index of the interface whose sysctl it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ifindex: Option<u32>,
     /// What it held; absent if it held nothing that could be put back.
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<String>,
@@ -75,29 +151,71 @@ struct Saved {
     kept: Option<String>,
 }
 
+impl Saved {
+    /// What ADD left there.
+    fn held(&self) -> Option<&String> {
+        self.kept.as_ref().or(self.written.as_ref())
+    }
+}
+
+/// An address or a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Dropped {
+    /// For the reader.
+    what: String,
+    /// The kernel's message in hexadecimal digits.
+    message: String,
+}
+
+impl From<&Entry> for Dropped {
+    fn from(entry: &Entry) -> Dropped {
+        let message = entry.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        Dropped { what: entry.to_string(), message }
+    }
+}
+
+impl Dropped {
+    fn entry(&self) -> Option<Entry> {
+        let digits = self.message.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
+        let bytes: Option<Vec<u8>> = digits.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect();
+        Entry::from_bytes(&bytes?)
+    }
+}
+
+/// One sysctl to put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// Which.
+    pub name: Name,
+    /// To what.
+    pub value: String,
+    /// The index of the interface whose sysctl was meant, if it is known.
+    pub ifindex: Option<u32>,
+}
+
 /// The values to put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Original {
     /// Of the link.
     pub link: LinkAttributes,
     /// Of the sysctls, in the order in which they were changed.
-    pub sysctls: Vec<(Name, String)>,
+    pub sysctls: Vec<Former>,
+    /// Addresses and routes.
+    pub ipv6: Vec<Entry>,
 }
 
 impl Original {
     /// What these steps would change.
-    pub fn of(steps: &[Step]) -> Original {
-        let mut original = Original::default();
+    pub fn of(steps: &[Step], facts: &Facts) -> Original {
+        let mut original = Original { ipv6: facts.ipv6.clone(), ..Original::default() };
         for step in steps {
-            match step {
-                Step::Link { before, .. } => original.link = original.link.or(before.clone()),
-                Step::Sysctl { name, before, followers, .. } => {
-                    let own = before.as_ref().map(|b| (name, b));
-                    for (name, before) in own.into_iter().chain(followers.iter().map(|(n, b)| (n, b))) {
-                        if original.sysctls.iter().all(|(known, _)| known != name) {
-                            original.sysctls.push((name.clone(), before.clone()));
-                        }
-                    }
+            if let Step::Link { before, .. } = step {
+                original.link = original.link.or(before.clone());
+            }
+            for (name, before) in step.changed() {
+                if let Some(value) = before.filter(|_| original.sysctls.iter().all(|known| known.name != *name)) {
+                    original.sysctls.push(Former { name: name.clone(), value: value.clone(), ifindex: None });
                 }
             }
         }
@@ -108,8 +226,14 @@ impl Original {
 impl Record {
     /// The record of the first ADD of an attachment.
     pub fn new(owner: &Attachment, place: Place) -> Record {
+        let mut record = Record { place: Some(place), ..Record::default() };
+        record.own(owner);
+        record
+    }
+
+    fn own(&mut self, owner: &Attachment) {
         let Attachment { network, container, ifname } = owner.clone();
-        Record { owner: Some(Owner { network, container, ifname }), place: Some(place), ..Record::default() }
+        self.owner = Some(Owner { network, container, ifname });
     }
 
     /// Reads a file; keys match in any case and unknown ones are ignored, as the reference would.
@@ -137,9 +261,19 @@ impl Record {
         self.owner.as_ref().map(|o| Attachment::new(o.network.clone(), o.container.clone(), o.ifname.clone()))
     }
 
-    /// Whether the values were found in this namespace; the reference does not say.
-    pub fn is_of_netns(&self, netns: &str) -> bool {
-        self.place.as_ref().is_none_or(|place| place.netns == netns)
+    /// Where the values were found; the reference does not say.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    /// Where it stands among the records of its container: the greater was written later.
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+
+    /// Whether the values may have been found in this namespace.
+    pub fn is_of_netns(&self, place: &Place) -> bool {
+        self.place.as_ref().is_none_or(|p| p.is_same_netns(place))
     }
 
     /// The index of the interface whose attributes were changed, if it is known.
@@ -147,43 +281,115 @@ impl Record {
         self.place.as_ref().and_then(|place| place.ifindex)
     }
 
-    /// Adds what `steps` will change; what was saved before stays.
-    pub fn remember(&mut self, steps: &[Step], ifindex: Option<u32>) {
-        let original = Original::of(steps);
-        let link = self.original().link.or(original.link);
-        self.mac = link.mac.as_deref().map(mac_text);
-        self.promisc = link.promisc;
-        self.mtu = link.mtu;
-        self.allmulti = link.allmulti;
-        self.tx_queue_len = link.tx_queue_len;
-        if let Some(place) = &mut self.place {
-            place.ifindex = place.ifindex.or(ifindex);
+    /// A record of the reference, found to be of this attachment and this place.
+    pub fn adopted(mut self, owner: &Attachment, place: Place) -> Record {
+        self.own(owner);
+        self.place = Some(place);
+        self
+    }
+
+    /// The record as of now, in the same namespace: of interfaces that are not the same any more there is nothing to keep.
+    pub fn renewed(mut self, place: Place, indexes: &BTreeMap<String, u32>) -> Record {
+        let same_link = self.place.as_ref().is_none_or(|old| old.may_be_same_link(&place));
+        if !same_link {
+            self.set_link_original(&LinkAttributes::default());
+            self.set = None;
+            let old = self.ifindex();
+            self.ipv6.retain(|d| d.entry().is_some_and(|e| Some(e.link) != old));
         }
+        self.sysctls.retain(|s| {
+            let now = Name::new(&s.name).and_then(|n| n.interface().and_then(|i| indexes.get(i)).copied());
+            s.ifindex.is_none() || now.is_none() || s.ifindex == now
+        });
+        let ifindex = place.ifindex.or(self.ifindex());
+        self.place = Some(Place { ifindex, ..place });
+        self
+    }
+
+    /// Adds what `steps` will change, and what `claimed` link attributes are asked for; what was saved before stays, here or
+    /// in the records of the container's `others`, the oldest first.
+    pub fn remember(&mut self, steps: &[Step], claimed: &LinkAttributes, facts: &Facts, others: &[Record]) {
+        let found = Original::of(steps, facts).link;
+        let now = facts.link.as_ref().map(|l| claimed.values_in(&l.attributes)).unwrap_or_default();
+        let theirs = self.on_this_link(others).map(|r| r.link_original());
+        let inherited = theirs.fold(LinkAttributes::default(), LinkAttributes::or);
+        let mut written = LinkAttributes::default();
         for step in steps {
-            let Step::Sysctl { name, before, after, followers } = step else { continue };
-            self.save(name, before.as_ref(), Some(after));
-            followers.iter().for_each(|(name, before)| self.save(name, Some(before), None));
+            if let Step::Link { after, .. } = step {
+                written = written.or(after.clone());
+            }
+        }
+        if !others.is_empty() {
+            written = written.or(claimed.clone());
+        }
+        let first = written.values_in(&inherited).or(found).or(written.values_in(&now));
+        self.set_link_original(&self.link_original().or(first));
+        let set = written.or(self.set.as_ref().map(LinkAttributes::from).unwrap_or_default());
+        self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
+        self.order = others.iter().map(Record::order).max().map_or(self.order, |o| self.order.max(o + 1));
+        for step in steps {
+            self.remember_sysctls(step, facts, others);
+        }
+        // Where IPv6 is off already, only the one who switched it off knows what there was.
+        let switches = |(name, _): (&Name, _)| name.as_str().ends_with("/disable_ipv6");
+        let holds_off =
+            claimed.mtu.is_some_and(|mtu| mtu < IPV6_MIN_MTU) || steps.iter().flat_map(Step::changed).any(switches);
+        let theirs = others.iter().filter(|_| holds_off).flat_map(|r| r.ipv6.clone());
+        for dropped in facts.ipv6.iter().map(Dropped::from).chain(theirs) {
+            if !self.ipv6.contains(&dropped) {
+                self.ipv6.push(dropped);
+            }
         }
     }
 
-    /// What a sysctl held first, and what was written last.
-    fn save(&mut self, name: &Name, before: Option<&String>, written: Option<&String>) {
-        match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
-            Some(saved) => saved.written = written.cloned().or(saved.written.take()),
-            None => self.sysctls.push(Saved {
-                name: name.as_str().to_owned(),
-                before: before.cloned(),
-                written: written.cloned(),
-                kept: None,
-            }),
+    fn remember_sysctls(&mut self, step: &Step, facts: &Facts, others: &[Record]) {
+        for (name, before) in step.changed() {
+            let ifindex = name.interface().and_then(|i| facts.indexes.get(i)).copied();
+            let inherited = others.iter().find_map(|r| r.saved(name, ifindex)).and_then(|s| s.before.clone());
+            let (written, kept) = match step {
+                Step::Sysctl { name: own, after, .. } if own == name => (Some(after.clone()), None),
+                Step::Sysctl { after, .. } => (None, Some(after.clone())),
+                Step::Link { after, .. } => (None, after.mtu.map(|mtu| mtu.to_string())),
+            };
+            match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
+                Some(saved) if written.is_some() => (saved.written, saved.kept) = (written, None),
+                Some(saved) => saved.kept = kept,
+                None => self.sysctls.push(Saved {
+                    name: name.as_str().to_owned(),
+                    ifindex,
+                    before: inherited.or(before.cloned()),
+                    written,
+                    kept,
+                }),
+            }
         }
     }
 
-    /// Notes what the kernel made of what was written; says whether that is another value.
+    fn on_this_link<'a>(&'a self, others: &'a [Record]) -> impl DoubleEndedIterator<Item = &'a Record> {
+        let same = |r: &&Record| r.ifindex().is_some() && r.ifindex() == self.ifindex();
+        others.iter().filter(same)
+    }
+
+    fn saved(&self, name: &Name, ifindex: Option<u32>) -> Option<&Saved> {
+        self.sysctls.iter().find(|s| s.name == name.as_str() && s.ifindex == ifindex)
+    }
+
+    fn set_link_original(&mut self, link: &LinkAttributes) {
+        let Attributes { mac, promisc, mtu, allmulti, tx_queue_len } = Attributes::from(link);
+        (self.mac, self.promisc, self.mtu) = (mac, promisc, mtu);
+        (self.allmulti, self.tx_queue_len) = (allmulti, tx_queue_len);
+    }
+
+    fn link_original(&self) -> LinkAttributes {
+        let Record { mac, promisc, mtu, allmulti, tx_queue_len, .. } = self.clone();
+        LinkAttributes::from(&Attributes { mac, promisc, mtu, allmulti, tx_queue_len })
+    }
+
+    /// Notes what a sysctl holds after ADD; says whether that is news.
     pub fn note_kept(&mut self, name: &Name, kernels: &str) -> bool {
         let Some(saved) = self.sysctls.iter_mut().find(|s| s.name == name.as_str()) else { return false };
-        let written = saved.written.as_deref().unwrap_or_default();
-        let new = (!same_value(written, kernels)).then(|| kernels.to_owned());
+        let as_written = saved.written.as_deref().is_some_and(|written| same_value(written, kernels));
+        let new = (!as_written).then(|| kernels.to_owned());
         let changed = saved.kept != new;
         saved.kept = new;
         changed
@@ -195,20 +401,43 @@ impl Record {
         saved.is_some_and(|s| s.written.as_deref() == Some(written) && s.kept.as_deref() == Some(value))
     }
 
-    /// What there is to put back; values that can't be ones are left out.
-    pub fn original(&self) -> Original {
-        let sysctl = |s: &Saved| Name::new(&s.name).zip(s.before.clone());
+    /// Which sysctls it has.
+    pub fn names(&self) -> Vec<Name> {
+        self.sysctls.iter().filter_map(|s| Name::new(&s.name)).collect()
+    }
+
+    /// What there is to put back when this attachment goes and `others`, the oldest first, stay. `along`: what the kernel
+    /// changes along with this record's sysctls, by now.
+    ///
+    /// Values that can't be ones are left out.
+    pub fn original(&self, others: &[Record], along: &[Name]) -> Original {
+        let theirs = self.on_this_link(others).rev().filter_map(|r| r.set.as_ref().map(LinkAttributes::from));
+        let theirs = theirs.fold(LinkAttributes::default(), LinkAttributes::or);
+        let link = self.link_original();
+        let held = |name: &str, ifindex: Option<u32>| {
+            let same = |s: &&Saved| s.name == name && (s.ifindex == ifindex || ifindex.is_none());
+            others.iter().rev().find_map(|r| r.sysctls.iter().find(same).and_then(Saved::held)).cloned()
+        };
+        let own = self.sysctls.iter().filter_map(|s| {
+            let value = held(&s.name, s.ifindex).or(s.before.clone())?;
+            Some(Former { name: Name::new(&s.name)?, value, ifindex: s.ifindex })
+        });
+        let foreign = along.iter().filter(|n| self.sysctls.iter().all(|s| s.name != n.as_str()));
+        let foreign = foreign
+            .filter_map(|name| Some(Former { name: name.clone(), value: held(name.as_str(), None)?, ifindex: None }));
         Original {
-            link: LinkAttributes {
-                mac: self.mac.as_deref().and_then(|text| parse_mac(text).ok()),
-                mtu: self.mtu.filter(|mtu| *mtu != 0),
-                promisc: self.promisc,
-                allmulti: self.allmulti,
-                tx_queue_len: self.tx_queue_len,
-            },
-            sysctls: self.sysctls.iter().filter_map(sysctl).collect(),
+            link: link.values_in(&theirs).or(link),
+            sysctls: foreign.chain(own).collect(),
+            ipv6: self.ipv6.iter().filter_map(Dropped::entry).collect(),
         }
     }
+}
+
+/// Whether a file of this name may be of an attachment of `container`.
+pub fn may_be_of(container: &str, file: &str) -> bool {
+    let by_key = |name: &str| name.len() == 41 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    let by_name = file.strip_prefix(container).is_some_and(|rest| rest.starts_with('_'));
+    file.strip_suffix(".json").is_some_and(|name| by_name || by_key(name))
 }
 
 /// The names under which an attachment's file may stand: the reference's, and one of its own in case another attachment
@@ -233,12 +462,29 @@ mod tests {
 
     fn mtu(before: u32, after: u32) -> Step {
         let mtu = |mtu| LinkAttributes { mtu: Some(mtu), ..LinkAttributes::default() };
-        Step::Link { before: mtu(before), after: mtu(after) }
+        Step::Link { before: mtu(before), after: mtu(after), followers: Vec::new() }
+    }
+
+    fn place(netns: &str, cookie: Option<u64>) -> Place {
+        Place { netns: netns.into(), cookie, path: String::new(), ifindex: Some(3) }
     }
 
     fn record() -> Record {
-        let place = Place { netns: "4:1".into(), ifindex: None };
-        Record::new(&Attachment::new("net", "c1", "eth0"), place)
+        Record::new(&Attachment::new("net", "c1", "eth0"), place("4:1", Some(7)))
+    }
+
+    fn remembering(steps: &[Step], others: &[Record]) -> Record {
+        let mut record = record();
+        record.remember(steps, &LinkAttributes::default(), &Facts::default(), others);
+        record
+    }
+
+    fn remember(record: &mut Record, steps: &[Step]) {
+        record.remember(steps, &LinkAttributes::default(), &Facts::default(), &[]);
+    }
+
+    fn value(original: &Original, key: &str) -> Option<String> {
+        original.sysctls.iter().find(|s| s.name.as_str() == key).map(|s| s.value.clone())
     }
 
     #[test]
@@ -252,28 +498,28 @@ mod tests {
             allmulti: Some(false),
             tx_queue_len: Some(0),
         };
-        assert_eq!(record.original(), Original { link, sysctls: Vec::new() });
-        assert!(record.belongs_to(&Attachment::new("any", "c", "e")) && record.is_of_netns("4:1"));
+        assert_eq!(record.original(&[], &[]), Original { link, ..Original::default() });
+        assert!(record.belongs_to(&Attachment::new("any", "c", "e")) && record.is_of_netns(&place("4:1", None)));
     }
 
     #[test]
     fn a_file_of_ours_comes_back() {
-        let mut record = record();
-        record.remember(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], Some(3));
+        let mut record = remembering(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], &[]);
         assert!(record.note_kept(&name("net/core/somaxconn"), "01x"));
         assert_eq!(Record::parse(&record.to_bytes()), Ok(record.clone()));
         assert!(!record.belongs_to(&Attachment::new("other", "c1", "eth0")));
-        assert!(!record.is_of_netns("4:2"));
+        assert!(!record.is_of_netns(&place("4:2", Some(7))));
+        assert!(!record.is_of_netns(&place("4:1", Some(8))), "the inode has been given to another namespace");
+        assert!(record.is_of_netns(&place("4:1", None)));
         assert_eq!(record.ifindex(), Some(3));
     }
 
     #[test]
     fn what_was_saved_first_stays() {
-        let mut record = record();
-        record.remember(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], Some(3));
-        let first = record.original();
-        record.remember(&[mtu(1400, 1300), sysctl("net/core/somaxconn", "1", "2")], Some(3));
-        assert_eq!(record.original(), first);
+        let mut record = remembering(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], &[]);
+        let first = record.original(&[], &[]);
+        remember(&mut record, &[mtu(1400, 1300), sysctl("net/core/somaxconn", "1", "2")]);
+        assert_eq!(record.original(&[], &[]), first);
     }
 
     #[test]
@@ -286,30 +532,83 @@ mod tests {
             followers,
         };
         let steps = [all, sysctl("net/ipv4/conf/eth0/forwarding", "1", "0")];
-        let mut record = record();
-        record.remember(&steps, None);
-        assert_eq!(record.original(), Original::of(&steps));
-        assert_eq!(record.original().sysctls.len(), 2);
+        let record = remembering(&steps, &[]);
+        assert_eq!(record.original(&[], &[]), Original::of(&steps, &Facts::default()));
+        assert_eq!(record.original(&[], &[]).sysctls.len(), 2);
     }
 
     #[test]
     fn what_the_kernel_made_of_a_value_is_known_for_that_value_only() {
         let mut record = record();
         let ports = name("net/ipv4/ip_local_reserved_ports");
-        record.remember(&[sysctl(ports.as_str(), "", "8080,8081")], None);
+        remember(&mut record, &[sysctl(ports.as_str(), "", "8080,8081")]);
         assert!(record.note_kept(&ports, "8080-8081"));
         assert!(record.kept_as(&ports, "8080,8081", "8080-8081"));
         assert!(!record.kept_as(&ports, "8080,8082", "8080-8081"));
         assert!(!record.kept_as(&ports, "8080,8081", "8080"));
-        record.remember(&[sysctl(ports.as_str(), "8080-8081", "9000")], None);
-        assert!(record.note_kept(&ports, "9000"), "what was kept of the old value is forgotten");
+        remember(&mut record, &[sysctl(ports.as_str(), "8080-8081", "9000")]);
+        assert!(!record.note_kept(&ports, "9000"), "what was kept of the old value is forgotten");
         assert!(!record.kept_as(&ports, "9000", "8080-8081"));
+    }
+
+    #[test]
+    fn whoever_goes_first_leaves_what_the_other_has_set_and_the_last_puts_back_the_original() {
+        let key = "net/core/somaxconn";
+        let first = remembering(&[mtu(1500, 1400), sysctl(key, "4096", "1")], &[]);
+        let second = remembering(&[mtu(1400, 1300), sysctl(key, "1", "2")], std::slice::from_ref(&first));
+        assert!(second.order() > first.order());
+        let gone = |record: &Record, others: &[&Record]| {
+            let others: Vec<Record> = others.iter().map(|r| (*r).clone()).collect();
+            let original = record.original(&others, &[]);
+            (value(&original, key).unwrap(), original.link.mtu.unwrap())
+        };
+        assert_eq!(gone(&first, &[&second]), ("2".into(), 1300));
+        assert_eq!(gone(&second, &[&first]), ("1".into(), 1400));
+        assert_eq!(gone(&first, &[]), ("4096".into(), 1500));
+        assert_eq!(gone(&second, &[]), ("4096".into(), 1500));
+    }
+
+    #[test]
+    fn what_another_holds_is_kept_when_the_kernel_changes_it_along() {
+        let of_eth1 = name("net/ipv4/conf/eth1/forwarding");
+        let other = remembering(&[sysctl(of_eth1.as_str(), "0", "1")], &[]);
+        let record = remembering(&[sysctl("net/ipv4/ip_forward", "0", "1")], &[]);
+        let original = record.original(&[other], std::slice::from_ref(&of_eth1));
+        assert_eq!(value(&original, of_eth1.as_str()), Some("1".into()));
+    }
+
+    #[test]
+    fn of_another_interface_only_the_namespaces_own_is_kept() {
+        let mut facts = Facts::default();
+        facts.indexes.insert("eth0".into(), 3);
+        let mut record = record();
+        let steps =
+            [mtu(1500, 1400), sysctl("net/core/somaxconn", "9", "1"), sysctl("net/ipv4/conf/eth0/tag", "0", "1")];
+        record.remember(&steps, &LinkAttributes::default(), &facts, &[]);
+        let now = Place { ifindex: Some(8), ..place("4:1", Some(7)) };
+        let renewed = record.renewed(now, &BTreeMap::from([("eth0".to_owned(), 8)]));
+        let original = renewed.original(&[], &[]);
+        assert!(original.link.is_empty());
+        assert_eq!(original.sysctls.len(), 1, "{original:?}");
+        assert_eq!(renewed.ifindex(), Some(8));
+    }
+
+    #[test]
+    fn files_of_a_container_are_known_by_their_names() {
+        for (file, is_one) in [
+            ("c1_eth0.json", true),
+            ("0123456789abcdef-0123456789abcdef01234567.json", true),
+            ("c12_eth0.json", false),
+            ("c1_eth0.txt", false),
+        ] {
+            assert_eq!(may_be_of("c1", file), is_one, "{file}");
+        }
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            let _ = Record::parse(&bytes).map(|record| record.original());
+            let _ = Record::parse(&bytes).map(|record| record.original(&[], &[]));
         }
     }
 }

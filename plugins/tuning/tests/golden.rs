@@ -2,7 +2,7 @@
 //!
 //! * `stdin.json`: what the runtime writes;
 //! * `facts.json`: the call (`verb`, `ifname`, `args`), and what is found in the namespace (`link`, `sysctls`, `host`,
-//!   `locked`, `followers`), the administrator's `allowlist` and the `record` of an earlier ADD;
+//!   `locked`, `awaited`, `followers`), the administrator's `allowlist` and the `record` of an earlier ADD;
 //! * `plan.txt`: what ADD writes, line by line, or what CHECK finds, or the error.
 //!
 //! `UPDATE_GOLDEN=1` writes `plan.txt` anew; look at the difference before believing it.
@@ -87,6 +87,7 @@ fn facts_of(config: &Config, facts: &Value) -> Facts {
         sysctls: config.sysctls.iter().map(|s| found(&s.key, facts)).collect(),
         allowlist: facts["allowlist"].as_str().map(|text| Allowlist::parse(text.as_bytes())),
         record: facts.get("record").map(|record| Record::parse(record.to_string().as_bytes()).unwrap()),
+        ..Facts::default()
     }
 }
 
@@ -112,6 +113,9 @@ fn found(key: &Key, facts: &Value) -> Found {
     if let Some(name) = first_in("locked") {
         let reason = facts["locked"][name.as_str()].as_str().unwrap().to_owned();
         return Found::Locked { name, reason };
+    }
+    if let Some(name) = first_in("awaited") {
+        return Found::Awaited { name };
     }
     let Some(name) = first_in("sysctls") else { return Found::Missing { on_host: first_in("host") } };
     let content = match &facts["sysctls"][name.as_str()] {

@@ -1,0 +1,384 @@
+//! The container's namespace: looking, writing, and putting back.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use common::cni::env::Verb;
+use common::link::RouteSocket;
+use common::link::attributes::{LinkAttributes, LinkFacts, mac_text};
+use common::link::ipv6::Entry;
+use common::netns::{self, Netns};
+use common::sysctl::{self, Content, Key, Name};
+use common::{Attachment, Call, Error, Result};
+
+use crate::allowlist::{self, Allowlist};
+use crate::config::Config;
+use crate::plan::{self, Facts, Found, Step};
+use crate::record::{Former, Original, Place};
+
+/// An open container: its namespace, and which of its interfaces is concerned.
+pub struct Container {
+    netns: Netns,
+    /// Where it is.
+    pub place: Place,
+    ifname: String,
+    socket: OnceCell<RouteSocket>,
+}
+
+impl Container {
+    /// Opens the namespace of a call.
+    pub fn of_call(call: &Call) -> Result<Container> {
+        let path = call.netns.as_deref().unwrap_or(Path::new(""));
+        Container::inside(Netns::open(path)?, path, &call.attachment)
+    }
+
+    /// The container of an attachment in an open namespace.
+    pub fn inside(netns: Netns, path: &Path, attachment: &Attachment) -> Result<Container> {
+        let ifname = attachment.ifname.clone();
+        let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie(), netns::ifindex(&ifname))))?;
+        let (device, inode) = netns.identity().unwrap_or_default();
+        let place = Place { netns: format!("{device}:{inode}"), cookie, path: path.display().to_string(), ifindex };
+        Ok(Container { netns, place, ifname, socket: OnceCell::new() })
+    }
+
+    /// Since when the namespace's file has been held.
+    pub fn held_since(&self) -> Option<std::time::SystemTime> {
+        self.netns.held_since()
+    }
+
+    fn socket(&self) -> Result<&RouteSocket> {
+        if self.socket.get().is_none() {
+            let _ = self.socket.set(RouteSocket::open_in(&self.netns)?);
+        }
+        self.socket.get().ok_or_else(|| Error::Internal { what: "a socket that was opened is gone".into() })
+    }
+
+    /// Looks up whatever the plan depends on, but for the record. Changes nothing.
+    pub fn observe(&self, config: &Config, call: &Call) -> Result<Facts> {
+        let adding = call.verb == Verb::Add;
+        let link = if config.link.is_empty() { None } else { self.link()? };
+        let awaits = adding && plan::gains_ipv6(config, link.as_ref());
+        let mut facts = self.netns.enter(|| self.sysctls(config, adding, awaits))?;
+        for (setting, found) in config.sysctls.iter().zip(&mut facts.sysctls) {
+            if let Found::Missing { on_host } = found {
+                *on_host = first_existing(&setting.key)?.map(|(name, _)| name);
+            }
+        }
+        facts.link = link;
+        if !adding {
+            return Ok(facts);
+        }
+        if !config.sysctls.is_empty() {
+            facts.allowlist = read_allowlist()?;
+        }
+        facts.loses_ipv6 = plan::losing_ipv6(config, &self.ifname, facts.link.as_ref(), &facts.sysctls);
+        let mtu = facts.link.as_ref().and_then(|l| l.attributes.mtu);
+        self.netns.enter(|| {
+            if config.link.mtu.is_some() && config.link.mtu != mtu {
+                let all = sysctl::of_ipv6(&self.ifname);
+                let vanish = config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU);
+                let own_mtu = |n: &Name| n.as_str().starts_with("net/ipv6/conf/") && n.as_str().ends_with("/mtu");
+                facts.along_with_mtu = values(all.into_iter().filter(|n| vanish || own_mtu(n)))?;
+            }
+            facts.indexes = indexes(&facts, &self.ifname);
+            Ok(())
+        })?;
+        if !facts.loses_ipv6.is_empty() {
+            let links: Vec<u32> = facts.loses_ipv6.iter().filter_map(|i| facts.indexes.get(i)).copied().collect();
+            facts.ipv6 = self.socket()?.ipv6_of(&links)?;
+        }
+        Ok(facts)
+    }
+
+    fn sysctls(&self, config: &Config, adding: bool, awaits: bool) -> Result<Facts> {
+        let mut sysctls = Vec::with_capacity(config.sysctls.len());
+        for setting in &config.sysctls {
+            let found = find(&setting.key, adding)?;
+            let awaited = match found {
+                Found::Missing { .. } if awaits => self.awaited(&setting.key)?,
+                _ => None,
+            };
+            sysctls.push(awaited.map_or(found, |name| Found::Awaited { name }));
+        }
+        Ok(Facts { sysctls, ..Facts::default() })
+    }
+
+    /// A sysctl that the interface will have with IPv6: the loopback interface has it.
+    fn awaited(&self, key: &Key) -> Result<Option<Name>> {
+        for name in key.names() {
+            let of_link = name.interface() == Some(&self.ifname) && name.as_str().starts_with("net/ipv6/");
+            if of_link
+                && let Some(model) = name.of("lo")
+                && sysctl::read(&model)?.is_some()
+                && sysctl::writable(&model).is_ok()
+            {
+                return Ok(Some(name.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn link(&self) -> Result<Option<LinkFacts>> {
+        self.socket()?.link_facts(&self.ifname)
+    }
+
+    fn set_link(&self, index: u32, wanted: &LinkAttributes) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.socket()?.set_link_attributes(index, &self.ifname, wanted).map_err(|error| match (&error, &wanted.mac) {
+            // eth_prepare_mac_addr_change (net/ethernet/eth.c): a driver without IFF_LIVE_ADDR_CHANGE.
+            (Error::Kernel { errno: nix::errno::Errno::EBUSY, .. }, Some(mac)) => Error::Link {
+                link: self.ifname.clone(),
+                reason: format!(
+                    "its hardware address can't become {} while it is up: give the address to the plugin that makes \
+                     the interface, before it brings it up",
+                    mac_text(mac)
+                ),
+            },
+            _ => error,
+        })
+    }
+
+    /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way. What the
+    /// sysctls hold then, and those of the interfaces' addresses that are lost.
+    pub fn write(&self, steps: &[Step], facts: &Facts) -> Result<(Vec<(Name, String)>, Vec<Entry>)> {
+        let index = facts.link.as_ref().map_or(0, |l| l.index);
+        for group in steps.chunk_by(|a, b| matches!((a, b), (Step::Sysctl { .. }, Step::Sysctl { .. }))) {
+            match group {
+                [Step::Link { after, .. }] => self.set_link(index, after)?,
+                sysctls => self.netns.enter(|| write_together(sysctls))?,
+            }
+        }
+        let lost = self.put_back_ipv6(&facts.ipv6)?;
+        let changed = steps.iter().flat_map(Step::changed).map(|(name, _)| name.clone());
+        Ok((self.netns.enter(|| values(changed))?, lost))
+    }
+
+    /// Puts everything back: the link, then the sysctls from the last to the first; then once more those that the handler of
+    /// another one has changed again (`conf.all.forwarding` writes every interface's); then IPv6 addresses and routes.
+    ///
+    /// What is gone needs nothing put back. `ifindex`: the interface that was meant, if that is known.
+    pub fn put_back(&self, original: &Original, ifindex: Option<u32>) -> Vec<Error> {
+        let mut errors =
+            if original.link.is_empty() { Vec::new() } else { self.put_back_link(&original.link, ifindex) };
+        if !original.sysctls.is_empty() {
+            let _ = self.put_back_sysctls(original.sysctls.iter().rev());
+            errors.extend(self.put_back_sysctls(original.sysctls.iter()));
+        }
+        errors.extend(self.put_back_ipv6(&original.ipv6).err());
+        errors
+    }
+
+    /// With one message; attribute by attribute if the kernel refuses that, because it stops at the first it refuses.
+    fn put_back_link(&self, original: &LinkAttributes, ifindex: Option<u32>) -> Vec<Error> {
+        let link = match self.link() {
+            Ok(link) => link.filter(|l| ifindex.is_none_or(|meant| meant == l.index)),
+            Err(error) => return vec![error],
+        };
+        let Some(link) = link else { return Vec::new() };
+        let missing = original.missing_in(&link.attributes);
+        match self.set_link(link.index, &missing) {
+            Ok(()) => Vec::new(),
+            Err(_) => missing.one_by_one().iter().filter_map(|one| self.set_link(link.index, one).err()).collect(),
+        }
+    }
+
+    fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Vec<Error> {
+        let put_back = |former: &Former| {
+            let of_another =
+                former.ifindex.is_some() && former.name.interface().and_then(netns::ifindex) != former.ifindex;
+            match sysctl::read(&former.name)? {
+                Some(Content::Value(value)) if value == former.value => Ok(()),
+                None => Ok(()),
+                Some(_) if of_another => Ok(()),
+                Some(_) => sysctl::write(&former.name, &former.value),
+            }
+        };
+        let all = || Ok(sysctls.filter_map(|s| put_back(s).err()).collect());
+        self.netns.enter(all).unwrap_or_else(|error| vec![error])
+    }
+
+    /// Puts addresses and routes back on the links that have IPv6; those of the others are returned.
+    fn put_back_ipv6(&self, entries: &[Entry]) -> Result<Vec<Entry>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut has_ipv6: BTreeMap<u32, bool> = BTreeMap::new();
+        for entry in entries {
+            if has_ipv6.contains_key(&entry.link) {
+                continue;
+            }
+            let name = self.socket()?.device_at(entry.link)?.map(|d| d.name).unwrap_or_default();
+            let switch = Name::new(&format!("net/ipv6/conf/{name}/disable_ipv6"));
+            let off = |name: &Name| sysctl::read(name);
+            let value = switch.map_or(Ok(None), |name| self.netns.enter(|| off(&name)))?;
+            has_ipv6.insert(entry.link, value.as_ref().and_then(Content::value) == Some("0"));
+        }
+        let (there, lost): (Vec<&Entry>, Vec<&Entry>) =
+            entries.iter().partition(|e| has_ipv6.get(&e.link).copied().unwrap_or_default());
+        Error::gather(self.socket()?.put_back_ipv6(&there))?;
+        Ok(lost.into_iter().cloned().collect())
+    }
+
+    /// What the kernel changes along with these sysctls, by now.
+    pub fn along_with(&self, names: &[Name]) -> Result<Vec<Name>> {
+        self.netns.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
+    }
+}
+
+/// The values of those sysctls that have one.
+fn values(names: impl Iterator<Item = Name>) -> Result<Vec<(Name, String)>> {
+    let mut values = Vec::new();
+    for name in names {
+        if let Some(Content::Value(value)) = sysctl::read(&name)? {
+            values.push((name, value));
+        }
+    }
+    Ok(values)
+}
+
+/// The indexes of the interfaces whose sysctls change.
+fn indexes(facts: &Facts, ifname: &str) -> BTreeMap<String, u32> {
+    let mut indexes = BTreeMap::new();
+    let followed = facts.sysctls.iter().flat_map(|found| match found {
+        Found::There { name, followers, .. } => std::iter::once(name).chain(followers.iter().map(|(n, _)| n)).collect(),
+        _ => Vec::new(),
+    });
+    let concerned = followed.filter_map(Name::interface).chain([ifname]);
+    for interface in concerned.chain(facts.loses_ipv6.iter().map(String::as_str)) {
+        if !indexes.contains_key(interface)
+            && let Some(index) = netns::ifindex(interface)
+        {
+            indexes.insert(interface.to_owned(), index);
+        }
+    }
+    indexes
+}
+
+/// The first name of a key that exists in the calling thread's namespace.
+fn first_existing(key: &Key) -> Result<Option<(Name, Content)>> {
+    for name in key.names() {
+        if let Some(content) = sysctl::read(name)? {
+            return Ok(Some((name.clone(), content)));
+        }
+    }
+    Ok(None)
+}
+
+fn find(key: &Key, to_write: bool) -> Result<Found> {
+    let Some((name, content)) = first_existing(key)? else { return Ok(Found::Missing { on_host: None }) };
+    if !to_write {
+        return Ok(Found::There { name, content, followers: Vec::new() });
+    }
+    match sysctl::writable(&name) {
+        Ok(()) => {}
+        Err(Error::Kernel { errno, .. }) => return Ok(Found::Locked { name, reason: errno.to_string() }),
+        Err(error) => return Err(error),
+    }
+    let followers = values(sysctl::followers(&name).into_iter())?;
+    Ok(Found::There { name, content, followers })
+}
+
+/// A sysctl that was written: what was meant, and what the kernel made of it.
+struct Written<'a> {
+    name: &'a Name,
+    value: &'a str,
+    held: Option<String>,
+}
+
+/// Writes sysctls in order. One that the kernel refuses is tried again behind the others, because its bounds may be among
+/// them; one that a later one has changed is written again. All hold in the end, or it is an error.
+fn write_together(steps: &[Step]) -> Result<()> {
+    let mut waiting: Vec<(&Name, &str)> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Sysctl { name, after, .. } => Some((name, after.as_str())),
+            Step::Link { .. } => None,
+        })
+        .collect();
+    let mut written = Vec::with_capacity(waiting.len());
+    while !waiting.is_empty() {
+        let number = waiting.len();
+        let mut refusals = Vec::new();
+        let mut refused = Vec::new();
+        for (name, value) in waiting {
+            match write_sysctl(name, value) {
+                Ok(()) => written.push(Written { name, value, held: held(name)? }),
+                Err(error @ Error::UnsupportedField { .. }) => {
+                    refusals.push(error);
+                    refused.push((name, value));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if refused.len() == number {
+            return Err(refusals.swap_remove(0));
+        }
+        waiting = refused;
+    }
+    agree(&written)
+}
+
+fn held(name: &Name) -> Result<Option<String>> {
+    Ok(sysctl::read(name)?.as_ref().and_then(Content::value).map(str::to_owned))
+}
+
+/// Writes again what another one's handler has overwritten, until all hold what they held when they were written.
+fn agree(written: &[Written<'_>]) -> Result<()> {
+    let overwritten = || -> Result<Vec<&Written<'_>>> {
+        let mut lost = Vec::new();
+        for one in written {
+            if held(one.name)? != one.held {
+                lost.push(one);
+            }
+        }
+        Ok(lost)
+    };
+    if written.len() < 2 {
+        return Ok(());
+    }
+    for _ in written {
+        let lost = overwritten()?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+        lost.iter().try_for_each(|one| write_sysctl(one.name, one.value))?;
+    }
+    let Some(one) = overwritten()?.first().copied() else { return Ok(()) };
+    write_sysctl(one.name, one.value)?;
+    let Some(other) = overwritten()?.first().copied() else { return Ok(()) };
+    Err(Error::UnsupportedField {
+        key: format!("sysctl {}", one.name),
+        value: format!("\"{}\"", one.value),
+        reason: format!("it can't hold beside {} = \"{}\": writing either changes the other", other.name, other.value),
+    })
+}
+
+/// Writes a sysctl; a value that the kernel does not take is the configuration's fault.
+fn write_sysctl(name: &Name, value: &str) -> Result<()> {
+    use nix::errno::Errno::{EEXIST, EINVAL, ENOENT, ERANGE};
+    sysctl::write(name, value).map_err(|error| match error {
+        Error::Kernel { errno: errno @ (EINVAL | ERANGE | ENOENT | EEXIST), .. } => Error::UnsupportedField {
+            key: format!("sysctl {name}"),
+            value: format!("\"{value}\""),
+            reason: format!("the kernel refuses the value: {errno}"),
+        },
+        other => other,
+    })
+}
+
+/// The administrator's list, if there is one.
+pub fn read_allowlist() -> Result<Option<Allowlist>> {
+    match std::fs::read(allowlist::PATH) {
+        Ok(content) => {
+            let list = Allowlist::parse(&content);
+            list.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+            Ok(Some(list))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", allowlist::PATH, &error)),
+    }
+}
