@@ -27,6 +27,14 @@ pub struct Container {
     socket: OnceCell<RouteSocket>,
 }
 
+/// What has come of writing.
+pub struct Outcome {
+    /// What the sysctls hold then, and those that the kernel changed along with them.
+    pub kept: Vec<(Name, String)>,
+    /// The IPv6 addresses and routes of interfaces that have no IPv6 any more.
+    pub lost: Vec<Entry>,
+}
+
 impl Container {
     /// Opens the namespace of a call.
     pub fn of_call(call: &Call) -> Result<Container> {
@@ -77,10 +85,10 @@ impl Container {
         let mtu = facts.link.as_ref().and_then(|l| l.attributes.mtu);
         self.netns.enter(|| {
             if config.link.mtu.is_some() && config.link.mtu != mtu {
-                let all = sysctl::of_ipv6(&self.ifname);
                 let vanish = config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU);
-                let own_mtu = |n: &Name| n.as_str().starts_with("net/ipv6/conf/") && n.as_str().ends_with("/mtu");
-                facts.along_with_mtu = values(all.into_iter().filter(|n| vanish || own_mtu(n)))?;
+                let own_mtu = || Name::new(&format!("net/ipv6/conf/{}/mtu", self.ifname)).into_iter().collect();
+                let along = if vanish { sysctl::of_ipv6(&self.ifname) } else { own_mtu() };
+                facts.along_with_mtu = values(along.into_iter())?;
             }
             facts.indexes = indexes(&facts, &self.ifname);
             Ok(())
@@ -142,19 +150,23 @@ impl Container {
         })
     }
 
-    /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way. What the
-    /// sysctls hold then, and those of the interfaces' addresses that are lost.
-    pub fn write(&self, steps: &[Step], facts: &Facts) -> Result<(Vec<(Name, String)>, Vec<Entry>)> {
+    /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way.
+    pub fn write(&self, steps: &[Step], facts: &Facts) -> Result<Outcome> {
         let index = facts.link.as_ref().map_or(0, |l| l.index);
+        let mut kept = Vec::new();
         for group in steps.chunk_by(|a, b| matches!((a, b), (Step::Sysctl { .. }, Step::Sysctl { .. }))) {
             match group {
                 [Step::Link { after, .. }] => self.set_link(index, after)?,
-                sysctls => self.netns.enter(|| write_together(sysctls))?,
+                sysctls => kept.extend(self.netns.enter(|| write_together(sysctls))?),
             }
         }
         let lost = self.put_back_ipv6(&facts.ipv6)?;
-        let changed = steps.iter().flat_map(Step::changed).map(|(name, _)| name.clone());
-        Ok((self.netns.enter(|| values(changed))?, lost))
+        let mut followers: Vec<Name> = steps.iter().flat_map(Step::followers).map(|(name, _)| name.clone()).collect();
+        followers.retain(|name| kept.iter().all(|(known, _)| known != name));
+        if !followers.is_empty() {
+            kept.extend(self.netns.enter(|| values(followers.into_iter()))?);
+        }
+        Ok(Outcome { kept, lost })
     }
 
     /// Puts everything back: the link, then the sysctls from the last to the first; then once more those that the handler of
@@ -290,8 +302,9 @@ struct Written<'a> {
 }
 
 /// Writes sysctls in order. One that the kernel refuses is tried again behind the others, because its bounds may be among
-/// them; one that a later one has changed is written again. All hold in the end, or it is an error.
-fn write_together(steps: &[Step]) -> Result<()> {
+/// them; one that a later one has changed is written again. All hold in the end, and what the kernel made of them is returned,
+/// or it is an error.
+fn write_together(steps: &[Step]) -> Result<Vec<(Name, String)>> {
     let mut waiting: Vec<(&Name, &str)> = steps
         .iter()
         .filter_map(|step| match step {
@@ -319,7 +332,8 @@ fn write_together(steps: &[Step]) -> Result<()> {
         }
         waiting = refused;
     }
-    agree(&written)
+    agree(&written)?;
+    Ok(written.into_iter().filter_map(|w| w.held.map(|held| (w.name.clone(), held))).collect())
 }
 
 fn held(name: &Name) -> Result<Option<String>> {

@@ -349,7 +349,8 @@ impl Record {
             let (written, kept) = match step {
                 Step::Sysctl { name: own, after, .. } if own == name => (Some(after.clone()), None),
                 Step::Sysctl { after, .. } => (None, Some(after.clone())),
-                Step::Link { after, .. } => (None, after.mtu.map(|mtu| mtu.to_string())),
+                // Below that there are none left.
+                Step::Link { after, .. } => (None, after.mtu.filter(|m| *m >= IPV6_MIN_MTU).map(|mtu| mtu.to_string())),
             };
             match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
                 Some(saved) if written.is_some() => (saved.written, saved.kept) = (written, None),

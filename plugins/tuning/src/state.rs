@@ -13,7 +13,7 @@ use common::{Attachment, Call, Difference, Error, Result, State};
 
 use crate::allowlist;
 use crate::config::{Config, DEFAULT_DATA_DIR};
-use crate::container::{Container, read_allowlist};
+use crate::container::{Container, Outcome, read_allowlist};
 use crate::plan::{self, Facts, Step};
 use crate::record::{Original, Place, Record, file_names, may_be_of};
 
@@ -42,19 +42,8 @@ impl State for Adjustment {
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
         directory.write(&slot.name, &record.to_bytes())?;
         match self.container.write(&self.steps, &self.facts) {
-            Ok((kept, lost)) => {
-                let lost: Vec<String> =
-                    lost.iter().filter(|e| e.is_global_address()).map(ToString::to_string).collect();
-                if !lost.is_empty() {
-                    log::warn!("without IPv6, {} is lost until DEL", lost.join(", "));
-                }
-                let news = kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
-                // A failure here costs CHECK its knowledge, not ADD its success.
-                if news > 0
-                    && let Err(error) = directory.write(&slot.name, &record.to_bytes())
-                {
-                    log::warn!("{error}; CHECK will compare with the configuration's values only");
-                }
+            Ok(outcome) => {
+                self.note(&outcome, record, &directory, &slot.name);
                 Ok(())
             }
             Err(error) => {
@@ -90,6 +79,22 @@ impl State for Adjustment {
 }
 
 impl Adjustment {
+    /// The kernel rounds and rewrites some values; CHECK must not take that for a difference. A failure here costs CHECK its
+    /// knowledge, not ADD its success.
+    fn note(&self, outcome: &Outcome, mut record: Record, directory: &Directory, file: &str) {
+        let addresses = outcome.lost.iter().filter(|e| e.is_global_address());
+        let lost: Vec<String> = addresses.map(ToString::to_string).collect();
+        if !lost.is_empty() {
+            log::warn!("without IPv6, {} is lost until DEL", lost.join(", "));
+        }
+        let news = outcome.kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
+        if news > 0
+            && let Err(error) = directory.write(file, &record.to_bytes())
+        {
+            log::warn!("{error}; CHECK will compare with the configuration's values only");
+        }
+    }
+
     fn others(&self, call: &Call) -> Result<Vec<Record>> {
         match Directory::open(&self.config.data_dir)? {
             Some(directory) => records_beside(&directory, &call.attachment, &self.container.place),
