@@ -759,6 +759,40 @@ fn a_udp_client_that_was_there_before_reaches_the_container_and_then_the_next() 
     ask_v6().expect(&lab.client, "second");
 }
 
+/// The kernel is asked to delete by filter for few ports, and looked through once for many.
+#[test]
+fn flows_to_a_container_that_is_gone_are_forgotten_for_few_ports_and_for_many() {
+    for count in [2, 200] {
+        let lab = Lab::new();
+        lab.host.keep_conntrack();
+        let (first, second) = (lab.container(2), lab.container(3));
+        let _servers = [serve(&first.netns, 53, "first"), serve(&second.netns, 53, "second")];
+        let ports_from = |from: u16| {
+            let one = |n| json!({"hostPort": from + n, "containerPort": 53, "protocol": "udp"});
+            ports((0..count).map(one).collect())
+        };
+        add(&lab, &first, &ports_from(5000));
+        add(&lab, &second, &ports_from(6000));
+        let ask = |address: &str, port: u16, token| {
+            let source = if address.starts_with('[') { "[2001:db8:2::2]:4444" } else { "192.0.2.2:4444" };
+            Fetch::new(Proto::Udp, &format!("{address}:{port}")).source(source).expect(&lab.client, token);
+        };
+        for address in ["192.0.2.1", "[2001:db8:2::1]"] {
+            ask(address, 5000, "first");
+            ask(address, 5000 + count - 1, "first");
+            ask(address, 6000, "second");
+        }
+        let flows = |family: &str, source: &str| {
+            lab.host.run(&format!("conntrack -L -f {family} -p udp")).matches(&format!(" src={source} ")).count()
+        };
+        assert_eq!([flows("ipv4", "10.88.0.2"), flows("ipv4", "10.88.0.3")], [2, 1]);
+        assert_eq!([flows("ipv6", "fd00:88::2"), flows("ipv6", "fd00:88::3")], [2, 1]);
+        del(&lab, &first, &ports_from(5000));
+        assert_eq!([flows("ipv4", "10.88.0.2"), flows("ipv4", "10.88.0.3")], [0, 1], "{count} ports");
+        assert_eq!([flows("ipv6", "fd00:88::2"), flows("ipv6", "fd00:88::3")], [0, 1], "{count} ports");
+    }
+}
+
 #[test]
 fn a_flow_to_somebody_s_port_at_one_address_survives_the_same_port_at_all() {
     let lab = Lab::new();

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use common::Result;
-use common::conntrack::{self, Flow, Interest};
+use common::conntrack::{self, Flow, Interest, Led};
 use common::link::RouteSocket;
-use common::nft::NftSocket;
+use common::nft::{IpVersion, NftSocket};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
@@ -20,77 +20,62 @@ use crate::rules::{Claim, TABLE};
 /// What a flow was sent to, of all this host's addresses or of one.
 type Key = (Option<IpAddr>, u16);
 
-/// The UDP claims by what is sent to, apart for both versions because a wildcard of one isn't the other's.
-fn udp(claims: &[Claim]) -> BTreeMap<(bool, Key), Claim> {
-    let udp = claims.iter().filter(|c| c.protocol == Protocol::Udp);
-    udp.map(|c| ((c.target.is_ipv4(), (c.address, c.port)), *c)).collect()
+/// The UDP claims of one version of IP.
+fn udp(claims: impl IntoIterator<Item = Claim>, version: IpVersion) -> Vec<Claim> {
+    claims.into_iter().filter(|c| c.protocol == Protocol::Udp && c.version() == version).collect()
 }
 
-fn interest(claims: &BTreeMap<(bool, Key), Claim>) -> Interest {
-    let ports: BTreeSet<u16> = claims.values().map(|c| c.port).collect();
-    // The kernel can look for one port; several take one look through all of UDP.
-    let port = if ports.len() == 1 { ports.first().copied() } else { None };
-    Interest { protocol: Protocol::Udp.number(), port }
+fn led(claim: &Claim) -> Led {
+    let Claim { address, protocol, port, target, target_port } = *claim;
+    Led { protocol: protocol.number(), address, port, target, target_port }
 }
 
 /// After ADD: flows to a port that is published now, and that don't lead to the container.
 pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], before: Option<&Recorded>) {
-    let now = udp(claims);
-    let mut locals = None;
     let kept: BTreeSet<&Claim> = claims.iter().collect();
-    let gone = before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c));
-    let gone: Vec<Claim> = gone.copied().collect();
-    let gone = udp(&gone);
-    if now.is_empty() && gone.is_empty() {
-        return;
+    let gone = before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c)).copied();
+    forget_gone(gone.collect());
+    for version in IpVersion::ALL {
+        let now: BTreeMap<Key, Claim> =
+            udp(claims.iter().copied(), version).into_iter().map(|c| ((c.address, c.port), c)).collect();
+        let mut ports = now.values().map(|c| c.port);
+        let Some(first) = ports.next() else { continue };
+        // The kernel can look for one port; several take one look through all of UDP.
+        let port = ports.all(|port| port == first).then_some(first);
+        let interest = Interest { version, protocol: Protocol::Udp.number(), port };
+        let mut locals = None;
+        let forgotten = conntrack::forget(interest, &mut |flow| bypasses(socket, &now, &mut locals, flow));
+        tell(forgotten.map(drop), "bypass a new host port");
     }
-    let all = now.iter().chain(&gone).map(|(key, claim)| (*key, *claim)).collect();
-    let forgotten = conntrack::forget(interest(&all), &mut |flow| {
-        Ok(leads_to_one_of(&gone, flow) || bypasses(socket, &now, &mut locals, flow)?)
-    });
-    tell(forgotten, "bypassed a new host port");
 }
 
 /// After DEL: flows to a container that is gone.
 pub fn forget_after_del(removed: &[Recorded]) {
-    let claims: Vec<Claim> = removed.iter().flat_map(|r| r.record.claims.iter().copied()).collect();
-    let gone = udp(&claims);
-    if gone.is_empty() {
-        return;
-    }
-    tell(
-        conntrack::forget(interest(&gone), &mut |flow| Ok(leads_to_one_of(&gone, flow))),
-        "led to a removed host port",
-    );
+    forget_gone(removed.iter().flat_map(|r| r.record.claims.iter().copied()).collect());
 }
 
-fn tell(forgotten: Result<usize>, what: &str) {
-    match forgotten {
-        Ok(0) => {}
-        Ok(number) => log::info!("forgot {number} UDP flows that {what}"),
-        Err(error) => log::warn!("UDP flows that {what} could not be forgotten: {error}"),
+fn forget_gone(claims: Vec<Claim>) {
+    for version in IpVersion::ALL {
+        let gone: Vec<Led> = udp(claims.iter().copied(), version).iter().map(led).collect();
+        tell(conntrack::forget_led(&gone), "lead to a removed host port");
     }
 }
 
-/// Whether the flow was led to a container by one of these claims.
-fn leads_to_one_of(claims: &BTreeMap<(bool, Key), Claim>, flow: &Flow) -> bool {
-    let leads = |key: Key| {
-        let claim = claims.get(&(flow.original.dst.is_ipv4(), key));
-        claim.is_some_and(|c| (c.target, c.target_port) == (flow.reply.src, flow.reply.src_port))
-    };
-    leads((Some(flow.original.dst), flow.original.dst_port)) || leads((None, flow.original.dst_port))
+fn tell(forgotten: Result<()>, what: &str) {
+    if let Err(error) = forgotten {
+        log::warn!("UDP flows that {what} could not be forgotten: {error}");
+    }
 }
 
 /// Whether the flow would lead to a container of these claims, were it to begin now, and doesn't.
 fn bypasses(
     socket: &mut NftSocket,
-    claims: &BTreeMap<(bool, Key), Claim>,
+    claims: &BTreeMap<Key, Claim>,
     locals: &mut Option<BTreeSet<IpAddr>>,
     flow: &Flow,
 ) -> Result<bool> {
     let (dst, port) = (flow.original.dst, flow.original.dst_port);
-    let found = |key: Key| claims.get(&(dst.is_ipv4(), key));
-    let (claim, everywhere) = match (found((Some(dst), port)), found((None, port))) {
+    let (claim, everywhere) = match (claims.get(&(Some(dst), port)), claims.get(&(None, port))) {
         (Some(specific), _) => (specific, false),
         (None, Some(wildcard)) => (wildcard, true),
         (None, None) => return Ok(false),
