@@ -4,7 +4,7 @@
 //! and drawn in one place), [`site`] (a contender's laboratory), [`launch`] (running a program and taking the time),
 //! [`trace`] (counting what it does), [`floor`] (the least
 //! that it could do), [`instructions`] (the gate of CI), then the cases: [`pod`], [`calls`], [`packets`], [`scaling`] (with
-//! a [`crowd`]).
+//! a [`crowd`]), [`shaping`].
 //!
 //! # To add a case
 //!
@@ -48,6 +48,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::plugin::{Plugin, directory};
+use crate::traffic::Proto;
 use report::Report;
 
 pub mod calls;
@@ -59,12 +60,22 @@ pub mod packets;
 pub mod pod;
 pub mod report;
 pub mod scaling;
+pub mod shaping;
 pub mod site;
 pub mod trace;
 
 /// Everything that can be measured, in the order of the report.
 pub fn cases() -> Vec<Box<dyn Case>> {
-    vec![Box::new(pod::Pod), Box::new(calls::Calls), Box::new(scaling::Scaling), Box::new(packets::Packets)]
+    vec![
+        Box::new(pod::Pod),
+        Box::new(calls::Calls),
+        Box::new(scaling::Scaling),
+        Box::new(packets::Packets),
+        Box::new(shaping::Picture),
+        Box::new(shaping::Accuracy(Proto::Tcp)),
+        Box::new(shaping::Accuracy(Proto::Udp)),
+        Box::new(shaping::Wait),
+    ]
 }
 
 /// One subject of measurement.

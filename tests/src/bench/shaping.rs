@@ -1,0 +1,240 @@
+//! Whether a limit limits: accuracy from the first second on, the wait in a full queue, and the picture of it.
+//!
+//! All with the burst that containerd fills in where nobody has set one, in both directions, each measurement with a host
+//! and a container of its own.
+
+use std::io::{Error, Result};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::report::{Cell, Chart, Column, Report, Series, Table};
+use super::site::{Site, Subject};
+use super::{Bench, Case, Contender, quantile};
+use crate::traffic::Proto;
+use crate::traffic::throughput::{BUCKET, Measured, throughput};
+
+/// Accuracy with TCP, or with UDP.
+#[derive(Debug)]
+pub struct Accuracy(pub Proto);
+
+/// The wait in a full queue.
+#[derive(Debug)]
+pub struct Wait;
+
+/// The first seconds of a limited container, as a picture.
+#[derive(Debug)]
+pub struct Picture;
+
+/// containerd's filler, in bits.
+const FILLER: u64 = u32::MAX as u64;
+
+/// What is measured: bits per second.
+const RATES: [(&str, u64); 4] = [("1M", 1_000_000), ("10M", 10_000_000), ("100M", 100_000_000), ("1G", 1_000_000_000)];
+
+/// Of a measurement of accuracy.
+const SECONDS: u32 = 5;
+
+/// Towards the container, or from it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+}
+
+/// A container whose traffic is limited by one contender.
+struct Limited(Site);
+
+impl Limited {
+    fn new(bin: &Path, rate: u64) -> Result<Limited> {
+        let site = Site::new();
+        let subject = Subject { plugin: "bandwidth", keys: both(rate) };
+        let config = site.config(&subject).to_string();
+        let run = site.call(bin, subject.plugin, "ADD", config.as_bytes())?;
+        if !run.success {
+            return Err(Error::other(format!("ADD of {} failed", bin.display())));
+        }
+        Ok(Limited(site))
+    }
+
+    /// The lab's throughput panics where it can't go on; here that is an error like any other.
+    fn flow(&self, proto: Proto, direction: Direction, seconds: u32) -> Measured {
+        let (outside, inside) = (&self.0.lab.client, &self.0.container.netns);
+        match direction {
+            Direction::Ingress => {
+                let address = format!("{}:5001", self.0.container.addresses[0]);
+                throughput(outside, inside, proto, &address, seconds)
+            }
+            Direction::Egress => throughput(inside, outside, proto, "192.0.2.2:5002", seconds),
+        }
+    }
+
+    /// Round-trip times from the machine outside to the container, in milliseconds, ascending; those that were lost count
+    /// as the time after which that was known.
+    fn round_trips(&self, count: u32) -> Result<Vec<f64>> {
+        let line = format!("ping -n -i 0.05 -c {count} -W 10 {}", self.0.container.addresses[0]);
+        let shown = self.0.lab.client.try_run(&line).map_err(Error::other)?;
+        let time = |line: &str| line.split_once("time=")?.1.split_whitespace().next()?.parse::<f64>().ok();
+        let mut times: Vec<f64> = shown.lines().filter_map(time).collect();
+        times.sort_by(f64::total_cmp);
+        Ok(times)
+    }
+}
+
+fn both(rate: u64) -> Value {
+    json!({"ingressRate": rate, "ingressBurst": FILLER, "egressRate": rate, "egressBurst": FILLER})
+}
+
+/// Payload over frames: of full TCP segments with timestamps, and of the datagrams of the harness.
+fn payload_share(proto: Proto) -> f64 {
+    match proto {
+        Proto::Tcp => 1448.0 / 1514.0,
+        Proto::Udp => 1400.0 / 1442.0,
+    }
+}
+
+/// Of the wire rate, in per cent: the mean, the fullest second, the first second.
+fn shares(measured: &Measured, rate: u64, proto: Proto) -> [f64; 3] {
+    let of_rate = |bits_per_second: f64| bits_per_second / payload_share(proto) / rate as f64 * 100.0;
+    let second = (1000 / BUCKET.as_millis()) as usize;
+    let fullest = measured.buckets.windows(second).map(|window| window.iter().sum::<u64>()).max().unwrap_or_default();
+    [measured.bits_per_second(), fullest as f64 * 8.0, measured.first_second()].map(of_rate)
+}
+
+impl Case for Accuracy {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Proto::Tcp => "shaping-tcp",
+            Proto::Udp => "shaping-udp",
+        }
+    }
+
+    fn run(&self, bench: &Bench) -> Result<Report> {
+        let mut report = Report::new(self.name(), &format!("Accuracy of a limit over {}", self.0));
+        report.notes.push(format!(
+            "One flow for {SECONDS} s, first second included, with containerd's filler of 4294967295 bits for the burst. \
+             Per cent of the configured rate on the wire: payload that arrived, plus the headers it came with."
+        ));
+        let mut columns = vec![Column::text("limit")];
+        for contender in &bench.contenders {
+            let column = |what: &str| Column::number(&format!("{}: {what}", contender.name), "%", 1);
+            columns.extend(["mean", "fullest second", "first second"].map(column));
+        }
+        let mut table = Table::new("Throughput", columns);
+        let items: Vec<(String, u64, Direction)> = RATES
+            .iter()
+            .flat_map(|(name, rate)| {
+                [Direction::Ingress, Direction::Egress]
+                    .map(|direction| (format!("{name} {}", direction.name()), *rate, direction))
+            })
+            .collect();
+        let chosen = bench.chosen(self, &items, |item| item.0.as_str());
+        let bar = bench.progress(self.name(), chosen.len() * bench.contenders.len());
+        for (name, rate, direction) in chosen {
+            let mut row: Vec<Cell> = vec![name.as_str().into()];
+            for contender in &bench.contenders {
+                let measured = Limited::new(&contender.bin, *rate)?.flow(self.0, *direction, SECONDS);
+                row.extend(shares(&measured, *rate, self.0).map(Cell::from));
+                bar.inc(1);
+            }
+            table.row(row);
+        }
+        report.tables.push(table);
+        Ok(report)
+    }
+}
+
+/// Of the limit under which the wait is measured.
+const WAIT_RATE: u64 = 100_000_000;
+
+/// Round trips while the queue is full.
+const PINGS: u32 = 40;
+
+impl Case for Wait {
+    fn name(&self) -> &'static str {
+        "shaping-latency"
+    }
+
+    fn run(&self, bench: &Bench) -> Result<Report> {
+        let mut report = Report::new(self.name(), "The wait in a full queue of 100 Mbit/s");
+        report.notes.push(
+            "Round trips of ping(8) from outside, idle and behind a TCP flow that fills the queue. The configured latency \
+             is 25 ms; with the burst that is chosen here, 10 ms at the rate, a packet may wait 35 ms. The flow has run for \
+             3 s before."
+                .into(),
+        );
+        let times = ["median", "95 %", "longest"].map(|what| Column::number(what, "ms", 2));
+        let head = [Column::text("flow"), Column::text("plugin")].into_iter().chain(times);
+        let mut table = Table::new("Round trips", head.collect());
+        let items = ["idle", "ingress", "egress"];
+        for item in bench.chosen(self, &items, |item| item) {
+            for contender in &bench.contenders {
+                let limited = Limited::new(&contender.bin, WAIT_RATE)?;
+                let times = match *item {
+                    "ingress" => loaded(&limited, Direction::Ingress)?,
+                    "egress" => loaded(&limited, Direction::Egress)?,
+                    _ => limited.round_trips(PINGS)?,
+                };
+                let quantiles = [0.5, 0.95, 1.0].map(|part| Cell::from(quantile(&times, part)));
+                let head = [Cell::from(*item), contender.name.as_str().into()];
+                table.row(head.into_iter().chain(quantiles).collect::<Vec<_>>());
+            }
+        }
+        report.tables.push(table);
+        Ok(report)
+    }
+}
+
+fn loaded(limited: &Limited, direction: Direction) -> Result<Vec<f64>> {
+    thread::scope(|scope| {
+        let flow = scope.spawn(|| limited.flow(Proto::Tcp, direction, 8));
+        thread::sleep(Duration::from_secs(3));
+        let times = limited.round_trips(PINGS);
+        drop(flow.join());
+        times
+    })
+}
+
+/// Seconds that the picture shows.
+const PICTURED: u32 = 8;
+
+impl Case for Picture {
+    fn name(&self) -> &'static str {
+        "shaping-picture"
+    }
+
+    fn run(&self, bench: &Bench) -> Result<Report> {
+        let mut report = Report::new(self.name(), "The first seconds of a 10 Mbit/s pod");
+        report.notes.push(
+            "A TCP flow into a container that is limited to 10 Mbit/s as containerd asks for it, each 100 ms. Taken \
+             literally, containerd's filler lets half a gigabyte pass before the limit begins."
+                .into(),
+        );
+        let series = bench.contenders.iter().map(pictured).collect::<Result<Vec<Series>>>()?;
+        let axes = (("time", "s"), ("payload received", "Mbit/s"));
+        let title = "A pod limited to 10 Mbit/s: what it receives in each 100 ms";
+        let mut chart = Chart::lines("shaping-10M", title, axes.0, axes.1, series);
+        chart.y.logarithmic = true;
+        report.charts.push(chart);
+        Ok(report)
+    }
+}
+
+fn pictured(contender: &Contender) -> Result<Series> {
+    let measured = Limited::new(&contender.bin, 10_000_000)?.flow(Proto::Tcp, Direction::Ingress, PICTURED);
+    let width = BUCKET.as_secs_f64();
+    let megabits = |bytes: u64| bytes as f64 * 8.0 / width / 1e6;
+    let points = measured.buckets.iter().enumerate().map(|(at, bytes)| (at as f64 * width, megabits(*bytes)));
+    Ok(Series::new(&contender.name, points.collect()))
+}
