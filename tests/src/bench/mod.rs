@@ -50,6 +50,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::plugin::{Plugin, directory};
 use crate::traffic::Proto;
 use report::Report;
+use shaping::Direction;
 
 pub mod calls;
 pub mod crowd;
@@ -72,8 +73,10 @@ pub fn cases() -> Vec<Box<dyn Case>> {
         Box::new(scaling::Scaling),
         Box::new(packets::Packets),
         Box::new(shaping::Picture),
-        Box::new(shaping::Accuracy(Proto::Tcp)),
-        Box::new(shaping::Accuracy(Proto::Udp)),
+        Box::new(shaping::Accuracy(Proto::Tcp, Direction::Ingress)),
+        Box::new(shaping::Accuracy(Proto::Tcp, Direction::Egress)),
+        Box::new(shaping::Accuracy(Proto::Udp, Direction::Ingress)),
+        Box::new(shaping::Accuracy(Proto::Udp, Direction::Egress)),
         Box::new(shaping::Wait),
     ]
 }

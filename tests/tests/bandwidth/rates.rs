@@ -40,3 +40,24 @@ fn a_limit_that_is_lowered_under_load_lets_traffic_through_at_its_rate() {
         }
     }
 }
+
+#[test]
+fn limits_from_64_kilobits_to_a_gigabit_hold_from_the_first_second() {
+    for (rate, proto, share, seconds) in [
+        (64_000, Proto::Udp, UDP_SHARE, 5),
+        (1_000_000, Proto::Udp, UDP_SHARE, 3),
+        (100_000_000, Proto::Tcp, TCP_SHARE, 2),
+        (1_000_000_000, Proto::Tcp, TCP_SHARE, 2),
+    ] {
+        let case = Case::both(rate, SENTINEL);
+        case.call(Verb::Add).succeeds();
+        for measured in [case.ingress(proto, seconds), case.egress(proto, seconds)] {
+            let of_rate = |bits: f64| bits / (rate as f64 * share);
+            let (mean, first) = (of_rate(measured.bits_per_second()), of_rate(measured.first_second()));
+            // Two frames of burst are more than a hundredth of a slow second; and the receiver's clock begins with the first.
+            let room = 3.0 * 1514.0 * 8.0 / rate as f64;
+            assert!((0.5..1.03 + room / f64::from(seconds)).contains(&mean), "{rate}: {mean:.3}: {measured:?}");
+            assert!(first <= 1.10 + room, "{rate}: the first second has {first:.3}: {measured:?}");
+        }
+    }
+}
