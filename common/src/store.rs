@@ -1,21 +1,23 @@
 //! State files: what must outlive a call and has no place in the kernel.
 //!
-//! Files are 0600 in a 0700 directory and change as a whole: a temporary file, fsync, rename, fsync of the directory.
+//! Files are 0600 in a 0700 directory and change as a whole: a nameless file (`O_TMPFILE`, open(2)), fsync, a temporary
+//! name, rename, fsync of the directory. So what has a temporary name is whole, too, unless the file system knows no
+//! nameless files; a program that is killed in between leaves it there, and whoever removes the file removes it as well.
 //! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
 //! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
-use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, linkat, unlinkat};
 
 use crate::cni::error::{Error, Result};
 
@@ -100,8 +102,17 @@ impl Directory {
 
     /// Reads a file.
     pub fn read(&self, name: &str) -> Result<Stored> {
+        self.read_at(checked(name)?)
+    }
+
+    /// Reads what a program that was killed has left of its change to a file.
+    pub fn read_unfinished(&self, name: &str) -> Result<Stored> {
+        self.read_at(&temporary(name)?)
+    }
+
+    fn read_at(&self, name: &str) -> Result<Stored> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let file = match openat(&self.handle, checked(name)?, flags, Mode::empty()) {
+        let file = match openat(&self.handle, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(Errno::ENOENT | Errno::ENAMETOOLONG) => return Ok(Stored::Absent),
             Err(Errno::ELOOP) => return Ok(Stored::Spoilt("it is a symbolic link".into())),
@@ -137,7 +148,7 @@ impl Directory {
 
     /// Replaces a file as a whole: a reader, or a machine that loses power, sees the old content or the new.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let temporary = format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1);
+        let temporary = temporary(name)?;
         if bytes.len() as u64 > FILE_MAX {
             return Err(unusable(&self.path_of(name), format!("it would be larger than {FILE_MAX} bytes")));
         }
@@ -152,17 +163,39 @@ impl Directory {
     }
 
     fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
-        // What a crash left behind; O_EXCL then makes sure that the file is new and no symlink.
+        // What a crash left behind; the name must then be new and no symlink.
         let _ = unlinkat(&self.handle, temporary, UnlinkatFlags::NoRemoveDir);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(openat(&self.handle, temporary, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of)
+        let write = |file: OwnedFd| {
+            let mut file = File::from(file);
+            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of).map(|()| file)
+        };
+        let (flags, mode) = (OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR);
+        match openat(&self.handle, ".", flags | OFlag::O_TMPFILE, mode) {
+            Ok(nameless) => {
+                let file = write(nameless)?;
+                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(AT_FDCWD, open.as_str(), &self.handle, temporary, AtFlags::AT_SYMLINK_FOLLOW)
+            }
+            // A file system, or a kernel, that knows no nameless files.
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+                let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+                write(openat(&self.handle, temporary, flags, mode)?).map(drop)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Removes what a program that was killed has left of its change to a file.
+    pub fn remove_unfinished(&self, name: &str) -> Result<()> {
+        match unlinkat(&self.handle, temporary(name)?.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(()),
+            Err(errno) => Err(self.failed(name, "its temporary file can't be removed", errno)),
+        }
     }
 
     /// Removes a file, or whatever stands under its name; says whether there was one.
     pub fn remove(&self, name: &str) -> Result<bool> {
-        let temporary = format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1);
-        let _ = unlinkat(&self.handle, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        self.remove_unfinished(name)?;
         match unlinkat(&self.handle, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(false),
@@ -172,15 +205,24 @@ impl Directory {
 
     /// The names of the files that there are, in no order; temporary and hidden ones are left out.
     pub fn names(&self) -> Result<Vec<String>> {
+        Ok(self.entries()?.into_iter().filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// The names of the files of whose change something was left by a program that was killed.
+    pub fn unfinished(&self) -> Result<Vec<String>> {
+        let unfinished = |entry: &String| {
+            let name = entry.strip_prefix(TEMPORARY.0)?.strip_suffix(TEMPORARY.1)?;
+            checked(name).ok().map(str::to_owned)
+        };
+        Ok(self.entries()?.iter().filter_map(unfinished).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
         let refuse = |error: std::io::Error| unusable(&self.path, format!("the directory can't be listed: {error}"));
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(refuse)? {
             // A name that isn't UTF-8 was never written by us.
-            if let Ok(name) = entry.map_err(refuse)?.file_name().into_string()
-                && !name.starts_with('.')
-            {
-                names.push(name);
-            }
+            names.extend(entry.map_err(refuse)?.file_name().into_string());
         }
         Ok(names)
     }
@@ -196,6 +238,10 @@ fn checked(name: &str) -> Result<&str> {
         return Err(unusable(Path::new(name), "this can't be the name of a state file".into()));
     }
     Ok(name)
+}
+
+fn temporary(name: &str) -> Result<String> {
+    Ok(format!("{}{}{}", TEMPORARY.0, checked(name)?, TEMPORARY.1))
 }
 
 fn unusable(path: &Path, reason: String) -> Error {
@@ -310,6 +356,24 @@ mod tests {
         directory.write("a.json", b"x").unwrap();
         let age = directory.modified("a.json").unwrap().unwrap().elapsed().unwrap();
         assert!(age.as_secs() < 3600, "{age:?}");
+    }
+
+    #[test]
+    fn what_was_left_of_a_change_can_be_judged_and_removed() {
+        let (_outer, directory) = directory();
+        directory.write("b.json", b"whole").unwrap();
+        for (name, content) in [("a.json", "left"), ("b.json", "left, too")] {
+            std::fs::write(directory.path_of(&format!(".{name}.new")), content).unwrap();
+        }
+        let mut unfinished = directory.unfinished().unwrap();
+        unfinished.sort();
+        assert_eq!(unfinished, ["a.json", "b.json"]);
+        assert_eq!(directory.read_unfinished("a.json").unwrap(), Stored::Bytes(b"left".to_vec()));
+        assert_eq!(directory.names().unwrap(), ["b.json"]);
+        directory.remove_unfinished("a.json").unwrap();
+        directory.remove_unfinished("a.json").unwrap();
+        directory.remove("b.json").unwrap();
+        assert!(directory.unfinished().unwrap().is_empty());
     }
 
     #[test]

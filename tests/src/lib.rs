@@ -4,9 +4,10 @@
 //! `/etc/cni` and `/var/lib/cni`), [`lab`] (a host with a client and containers, ready to use), [`traffic`] (servers
 //! that answer with a token, throughput), [`plugin`] (running a plugin as a runtime does), [`chain`] (running a whole
 //! conflist), [`recorded`] (what real runtimes have called), [`mutation`] (configurations that are nearly real ones),
-//! [`snapshot`] (what a namespace holds, and what has changed in it), [`sandbox`] and [`firewalld`] (daemons on a test
-//! host), [`runtime`] (real container runtimes), [`schema`] (the JSON Schemas of the configurations), [`conformance`] and
-//! [`mod@bench`] (the specification's table and the times beside the reference).
+//! [`snapshot`] (what a namespace holds, and what has changed in it), [`scene`] (a plugin with a configuration that makes
+//! it do all that it can), [`faults`] (a plugin killed or deceived at any of its system calls), [`sandbox`] and
+//! [`firewalld`] (daemons on a test host), [`runtime`] (real container runtimes), [`schema`] (the JSON Schemas of the
+//! configurations), [`conformance`] and [`mod@bench`] (the specification's table and the times beside the reference).
 //!
 //! ```no_run
 //! use netns_tests::{Lab, Plugin, Proto, Verb, fetch, serve};
@@ -37,6 +38,8 @@
 pub mod bench;
 pub mod chain;
 pub mod conformance;
+#[cfg(target_arch = "x86_64")]
+pub mod faults;
 pub mod firewalld;
 pub mod host;
 pub mod lab;
@@ -46,6 +49,7 @@ pub mod plugin;
 pub mod recorded;
 pub mod runtime;
 pub mod sandbox;
+pub mod scene;
 pub mod schema;
 pub mod snapshot;
 pub mod traffic;

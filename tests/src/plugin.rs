@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -38,6 +39,18 @@ impl Target {
     /// The same without its namespace, as runtimes send DEL when it is gone.
     pub fn without_netns(&self) -> Target {
         Target { netns: String::new(), ..self.clone() }
+    }
+
+    /// The CNI variables of a call.
+    pub(crate) fn environment(&self, command: &str) -> [(&'static str, String); 6] {
+        [
+            ("CNI_COMMAND", command.to_owned()),
+            ("CNI_CONTAINERID", self.container.clone()),
+            ("CNI_NETNS", self.netns.clone()),
+            ("CNI_IFNAME", self.ifname.clone()),
+            ("CNI_ARGS", self.args.clone()),
+            ("CNI_PATH", cni_path()),
+        ]
     }
 
     /// The same with CNI_ARGS.
@@ -100,27 +113,48 @@ impl Plugin {
     /// Calls it on `host` with anything at all for verb and stdin.
     #[track_caller]
     pub fn call_raw(&self, host: &Netns, command: &str, stdin: &[u8], target: &Target) -> Outcome {
-        let env: [(&str, &str); 6] = [
-            ("CNI_COMMAND", command),
-            ("CNI_CONTAINERID", &target.container),
-            ("CNI_NETNS", &target.netns),
-            ("CNI_IFNAME", &target.ifname),
-            ("CNI_ARGS", &target.args),
-            ("CNI_PATH", &cni_path()),
-        ];
-        self.call_with_env(host, &env, stdin)
+        self.call_with_env(host, &target.environment(command), stdin)
+    }
+
+    /// Calls it on `host` by a program that gives it less than it would have: `prlimit`, `setpriv`, `unshare`, …
+    #[track_caller]
+    pub fn call_under(&self, wrapper: &[&str], host: &Netns, verb: Verb, config: &Value, target: &Target) -> Outcome {
+        let (env, stdin) = (target.environment(verb.as_str()), config.to_string());
+        let mut command = self.command(host, &env);
+        if let [program, arguments @ ..] = wrapper {
+            let plain = std::mem::replace(&mut command, host.command(program));
+            command.args(arguments).arg(plain.get_program());
+            for (name, value) in plain.get_envs() {
+                match value {
+                    Some(value) => command.env(name, value),
+                    None => command.env_remove(name),
+                };
+            }
+        }
+        self.outcome(must(process::run(&mut command, stdin.as_bytes(), LIMIT)), &env, stdin.as_bytes())
     }
 
     /// Calls it on `host` with exactly these CNI variables.
     #[track_caller]
     pub fn call_with_env(&self, host: &Netns, env: &[(&str, impl AsRef<OsStr>)], stdin: &[u8]) -> Outcome {
+        let done = must(process::run(&mut self.command(host, env), stdin, LIMIT));
+        self.outcome(done, env, stdin)
+    }
+
+    /// It, ready to run on `host` with exactly these CNI variables.
+    pub(crate) fn command(&self, host: &Netns, env: &[(&str, impl AsRef<OsStr>)]) -> Command {
         let mut command = host.command(&self.path);
         let inherited = std::env::vars_os().map(|(name, _)| name);
         for name in inherited.filter(|name| name.to_string_lossy().starts_with("CNI_")) {
             command.env_remove(name);
         }
         command.envs(env.iter().map(|(name, value)| (name, value)));
-        let done = must(process::run(&mut command, stdin, LIMIT));
+        command
+    }
+
+    /// What came of a run, held to the protocol.
+    #[track_caller]
+    pub(crate) fn outcome(&self, done: process::Finished, env: &[(&str, impl AsRef<OsStr>)], stdin: &[u8]) -> Outcome {
         let call = format!(
             "{} with {}\nstdin: {}\n{}",
             self.path.display(),

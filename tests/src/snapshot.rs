@@ -35,6 +35,32 @@ const VOLATILE: [&str; 6] =
 /// Files that network tools write in /run whatever they are asked.
 const PASSING: [&str; 2] = ["/run/xtables.lock", crate::firewalld::LOG];
 
+/// A part of the state, for a glance at it: a whole snapshot takes a tenth of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What nf_tables holds, that of iptables-nft included.
+    Rules,
+    /// What iptables-legacy holds.
+    LegacyRules,
+    /// Links, qdiscs and filters.
+    Links,
+    /// The sysctls of the network.
+    Sysctls,
+    /// Files in the private directories; directories are no state.
+    Files,
+}
+
+impl Part {
+    fn listings(self) -> &'static [&'static str] {
+        match self {
+            Part::Rules => &["nft --stateless list ruleset"],
+            Part::LegacyRules => &["iptables-legacy-save", "ip6tables-legacy-save"],
+            Part::Links => &["ip -d link show", "tc qdisc show"],
+            Part::Sysctls | Part::Files => &[],
+        }
+    }
+}
+
 /// The state of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -118,6 +144,28 @@ impl Netns {
         }
         sections.insert("tc filter show".into(), self.filters());
         sections.insert("sysctl net".into(), self.inside(sysctls));
+        Snapshot { sections }
+    }
+
+    /// These parts of the state of this namespace.
+    #[track_caller]
+    pub fn glance(&self, parts: &[Part]) -> Snapshot {
+        let mut sections = BTreeMap::new();
+        for listing in parts.iter().flat_map(|part| part.listings()) {
+            let text = self.try_run(listing).unwrap_or_else(|e| absent(listing, e));
+            sections.insert((*listing).to_owned(), without_noise(listing, &text));
+        }
+        if parts.contains(&Part::Links) {
+            sections.insert("tc filter show".into(), self.filters());
+        }
+        if parts.contains(&Part::Sysctls) {
+            sections.insert("sysctl net".into(), self.inside(sysctls));
+        }
+        if parts.contains(&Part::Files) {
+            let is_file = |line: &&str| line.split(' ').nth(1).is_some_and(|mode| !mode.starts_with("40"));
+            let files = self.inside(files);
+            sections.insert("files".into(), files.lines().filter(is_file).map(|line| format!("{line}\n")).collect());
+        }
         Snapshot { sections }
     }
 

@@ -179,6 +179,13 @@ impl Request {
         Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of link {}", device.name))
     }
 
+    /// Gives a link an alias, naming the link: for one that is made by an earlier request of the same datagram.
+    pub fn set_alias_of(name: &str, alias: &str) -> Request {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+        Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of link {name}"))
+    }
+
     /// Sets a link up, with an alias and an MTU.
     pub fn set_up(device: &Device, alias: &str, mtu: u32) -> Request {
         let mut message = LinkMessage::default();

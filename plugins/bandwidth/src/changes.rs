@@ -371,7 +371,7 @@ pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool
 
 /// Makes the changes, or, if one fails, takes back those that were made.
 pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Result<()> {
-    let mut hands = Hands::new(socket, present, mark);
+    let mut hands = Hands::new(socket, present, mark, changes);
     let mut done = Vec::new();
     for together in together(changes) {
         let mut failed = None;
@@ -393,7 +393,7 @@ pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Chan
 
 /// Makes all the changes, whichever fail.
 pub fn make_all(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Vec<Error> {
-    let mut hands = Hands::new(socket, present, mark);
+    let mut hands = Hands::new(socket, present, mark, changes);
     hands.make(changes).into_iter().filter_map(Result::err).collect()
 }
 
@@ -411,12 +411,19 @@ struct Hands<'a> {
     link: &'a Device,
     ifbs: Vec<Device>,
     mark: u32,
+    /// The aliases that the changes will give.
+    labels: Vec<(&'a Name, &'a str)>,
 }
 
 impl<'a> Hands<'a> {
-    fn new(socket: &'a RouteSocket, present: &'a Present, mark: Mark) -> Hands<'a> {
+    fn new(socket: &'a RouteSocket, present: &'a Present, mark: Mark, changes: &'a [Change]) -> Hands<'a> {
+        let label = |change: &'a Change| match change {
+            Change::RaiseIfb(name, label, _) => Some((name, label.as_str())),
+            _ => None,
+        };
+        let labels = changes.iter().filter_map(label).collect();
         let ifbs = present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
-        Hands { socket, link: &present.link, ifbs, mark: mark.number() }
+        Hands { socket, link: &present.link, ifbs, mark: mark.number(), labels }
     }
 
     fn device(&self, name: &str) -> Result<&Device> {
@@ -428,12 +435,21 @@ impl<'a> Hands<'a> {
     /// Makes changes that go together; nothing is sent if one of them can't be.
     fn make(&mut self, together: &[Change]) -> Vec<Result<()>> {
         together.iter().for_each(|change| log::debug!("{change}"));
-        let requests = match together.iter().map(|change| self.request(change)).collect::<Result<Vec<Request>>>() {
+        let mut requests = match together.iter().map(|change| self.request(change)).collect::<Result<Vec<Request>>>() {
             Ok(requests) => requests,
             Err(error) => return vec![Err(error)],
         };
+        requests.extend(together.iter().filter_map(|change| self.early_label(change)));
         let outcomes = self.socket.change_all(&requests);
         together.iter().zip(outcomes).map(|(change, outcome)| self.note(change, outcome)).collect()
+    }
+
+    /// An ifb gets its alias with the datagram that makes it, or GC would not know whose it is if this process were killed
+    /// behind. Whether that succeeds doesn't matter: it is given again with the rest.
+    fn early_label(&self, change: &Change) -> Option<Request> {
+        let Change::MakeIfb(made, ..) = change else { return None };
+        let (name, label) = self.labels.iter().find(|(name, _)| *name == made)?;
+        Some(Request::set_alias_of(name, label))
     }
 
     fn request(&self, change: &Change) -> Result<Request> {

@@ -51,7 +51,10 @@ impl State for Placed {
         if let Err(error) = Shelf::put(share) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
-        self.name_guards(&mut socket, mended)
+        if let Err(error) = self.name_guards(&mut socket, mended) {
+            log::warn!("{error}; who else drops what is admitted now could not be looked up");
+        }
+        Ok(())
     }
 
     fn differences(&self, _call: &Call) -> Result<Vec<Difference>> {

@@ -45,18 +45,18 @@ impl Dead {
     }
 }
 
-/// After a refused transaction: the dead in the way, or the error that names the living.
+/// After a refused transaction: the dead in the way, if any are left, or the error that names the living.
 ///
 /// Only here are the maps asked who has a port: in the way of an ADD that succeeds there is no such question.
 pub fn who_is_in_the_way(
     socket: &mut NftSocket,
     share: &Share,
-    refused: CommitError,
+    refused: &CommitError,
     evicted: &[Dead],
 ) -> Result<Vec<Dead>> {
     // Kernels before 5.? answer EBUSY for a key with other data.
     if !matches!(refused.errno(), Some(Errno::EEXIST | Errno::EBUSY)) {
-        return Err(refused.into());
+        return Err(refused.clone().into());
     }
     let mut dead: Vec<Dead> = Vec::new();
     for (map, claims) in rules::by_map(&share.claims) {
@@ -70,7 +70,7 @@ pub fn who_is_in_the_way(
             dead.push(owner(socket, share, claim, (&map, element), label)?);
         }
     }
-    if dead.is_empty() { Err(refused.into()) } else { Ok(dead) }
+    Ok(dead)
 }
 
 /// The owner of an element if it is dead; the living's is the error.

@@ -190,8 +190,11 @@ pub fn read_loopback(link: &str) -> Result<Option<String>> {
 /// Sets the sysctl on a link; whether there is such a link.
 pub fn write_loopback(link: &str, value: &str) -> Result<bool> {
     let Some(name) = loopback_name(link) else { return Ok(false) };
-    if sysctl::read(&name)?.is_none() {
-        return Ok(false);
+    match sysctl::read(&name)? {
+        None => return Ok(false),
+        // Where nothing can be written nothing has been, so undoing must not fail for that.
+        Some(content) if content.value() == Some(value) => return Ok(true),
+        Some(_) => {}
     }
     sysctl::write(&name, value).map(|()| true)
 }

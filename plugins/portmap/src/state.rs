@@ -79,9 +79,12 @@ impl Share {
             };
             removal.open_loopback_again()?;
             if !came_too_late(&error) {
-                let known = evicted.len();
-                evicted.extend(who_is_in_the_way(socket, self, error, &evicted)?);
-                debug_assert!(evicted.len() > known, "an attempt that changes nothing is not repeated");
+                let dead = who_is_in_the_way(socket, self, &error, &evicted)?;
+                // Nobody is: then somebody was, and has gone since; or it is something else.
+                if dead.is_empty() && socket.generation()? == generation {
+                    return Err(error.into());
+                }
+                evicted.extend(dead);
             }
             Ok(ControlFlow::Continue(()))
         })
@@ -117,11 +120,14 @@ impl Share {
         Ok(())
     }
 
-    /// The record, with the time of the first ADD.
+    /// The record, with the time of the first ADD; the boot may have been unknown then.
     fn record_since(&self, before: Option<&Recorded>) -> Record {
         let mut record = self.record();
         if let (Some(first), Some(origin)) = (before.and_then(|b| b.record.origin.as_ref()), &mut record.origin) {
             origin.since = first.since;
+            if first.boot.is_empty() {
+                origin.boot.clear();
+            }
         }
         record
     }

@@ -218,6 +218,8 @@ fn data_dir(config: Option<&Config>) -> &Path {
 /// container goes in any case, and a DEL that fails for good would keep it from going.
 pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
+    let is_ours = |owner: Option<Attachment>| owner.is_none_or(|owner| owner == call.attachment);
+    remove_unfinished(&directory, file_names(&call.attachment), &is_ours)?;
     let Some((name, record)) = find_record(&directory, &call.attachment, true)? else { return Ok(()) };
     let found = find_container(&record, call.netns.as_deref(), &call.attachment)?;
     let errors = match found {
@@ -237,6 +239,22 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
         log::warn!("{error}; {} is kept for the next DEL", directory.path_of(&name).display());
     }
     Ok(())
+}
+
+/// Removes what killed calls have left of their changes to these files, as far as `is_due` says so by the owner; what isn't
+/// whole names none. Such a call has changed nothing in the container yet: the file comes first.
+fn remove_unfinished(
+    directory: &Directory,
+    names: impl IntoIterator<Item = String>,
+    is_due: &dyn Fn(Option<Attachment>) -> bool,
+) -> Result<()> {
+    let is_left = |name: &String| match directory.read_unfinished(name) {
+        Ok(Stored::Bytes(bytes)) => is_due(Record::parse(&bytes).ok().and_then(|record| record.owner())),
+        Ok(Stored::Spoilt(_)) => is_due(None),
+        Ok(Stored::Absent) | Err(_) => false,
+    };
+    let left = names.into_iter().filter(is_left);
+    Error::gather(left.filter_map(|name| directory.remove_unfinished(&name).err()).collect())
 }
 
 /// Puts back what was saved, or what those that stay have written.
@@ -269,9 +287,13 @@ fn find_container(
 /// removes their files, and no other file.
 pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
-    let mut records = Vec::new();
+    let (mut records, mut errors) = (Vec::new(), Vec::new());
     for name in directory.names()?.into_iter().filter(|name| name.ends_with(".json")) {
-        if let Ok(Stored::Bytes(bytes)) = directory.read(&name)
+        let content = directory.read(&name).unwrap_or_else(|error| {
+            errors.push(error);
+            Stored::Absent
+        });
+        if let Stored::Bytes(bytes) = content
             && let Ok(record) = Record::parse(&bytes)
             && let Some(owner) = record.owner()
         {
@@ -280,7 +302,8 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
     }
     records.sort_by_key(|(_, _, record)| record.order());
     let is_dead = |owner: &Attachment| owner.network == network && !live.contains(owner);
-    let mut errors = Vec::new();
+    let is_left = |owner: Option<Attachment>| owner.is_some_and(|owner| is_dead(&owner));
+    errors.extend(remove_unfinished(&directory, directory.unfinished()?, &is_left).err());
     while let Some(at) = records.iter().rposition(|(_, owner, _)| is_dead(owner)) {
         let (name, owner, record) = records.remove(at);
         match find_container(&record, None, &owner) {

@@ -1,0 +1,231 @@
+//! Many at once, by processes: no failure that isn't a true conflict, no duplicate, nothing left.
+//!
+//! `CNI_CHAIN_ATTACHMENTS` is their number (default 50).
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::scope;
+
+use netns_tests::{Container, Lab, Outcome, Plugin, Target, Verb};
+use serde_json::{Value, json};
+
+fn attachments() -> u8 {
+    std::env::var("CNI_CHAIN_ATTACHMENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(50)
+}
+
+/// Two networks, turn and turn about.
+fn network(n: usize) -> &'static str {
+    ["one", "two"][n % 2]
+}
+
+/// Each attachment's own port, and one that it has to share with its neighbour.
+fn mappings(n: usize) -> Value {
+    let mapping = |host: usize, protocol: &str| json!({"hostPort": host, "containerPort": 80, "protocol": protocol});
+    json!([mapping(20_000 + n, "tcp"), mapping(20_000 + n, "udp"), mapping(30_000 + n / 2, "tcp")])
+}
+
+fn config(plugin: &str, n: usize, container: &Container) -> Value {
+    let mut config = match plugin {
+        "portmap" => json!({"runtimeConfig": {"portMappings": mappings(n)}}),
+        "bandwidth" => json!({
+            "ingressRate": 10_000_000, "ingressBurst": 1_000_000, "egressRate": 10_000_000, "egressBurst": 1_000_000,
+        }),
+        "firewall" => json!({"ingressPolicy": "same-bridge"}),
+        _ => json!({"sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400}),
+    };
+    config["cniVersion"] = "1.1.0".into();
+    config["name"] = network(n).into();
+    config["type"] = plugin.into();
+    config["prevResult"] = container.prev_result("1.1.0");
+    config
+}
+
+fn call(lab: &Lab, plugin: &str, verb: Verb, n: usize, container: &Container) -> Outcome {
+    Plugin::ours(plugin).call(&lab.host, verb, &config(plugin, n, container), &container.target())
+}
+
+/// Calls of all of them at once; their outcomes in order.
+fn all_at_once(lab: &Lab, plugin: &str, verb: Verb, containers: &[Container], whom: &[usize]) -> Vec<Outcome> {
+    scope(|scope| {
+        let call = |n: usize| scope.spawn(move || call(lab, plugin, verb, n, &containers[n]));
+        let calls: Vec<_> = whom.iter().map(|n| call(*n)).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    })
+}
+
+/// A program that does what it likes with tables of its own, until `inside` has ended.
+fn beside_a_stranger<T>(lab: &Lab, inside: impl FnOnce() -> T) -> (T, usize) {
+    let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                lab.host.nft("table ip stranger { chain c { type filter hook forward priority 10; ip saddr 203.0.113.9 drop; }; }");
+                lab.host.nft("flush table ip stranger");
+                lab.host.nft("delete table ip stranger");
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        // Also if it fails: the other thread must come to its end.
+        let value = catch_unwind(AssertUnwindSafe(inside));
+        done.store(true, Ordering::Relaxed);
+        let value = value.unwrap_or_else(|panic| resume_unwind(panic));
+        (value, rounds.load(Ordering::Relaxed))
+    })
+}
+
+fn fifty_at_once_each_get_their_own(plugin: &str) {
+    let lab = Lab::new();
+    let containers: Vec<Container> = (0..attachments()).map(|n| lab.container(n + 2)).collect();
+    let everybody: Vec<usize> = (0..containers.len()).collect();
+    // What stays once a host.
+    call(&lab, plugin, Verb::Add, 0, &containers[0]).succeeds();
+    call(&lab, plugin, Verb::Del, 0, &containers[0]).succeeds();
+    let before = [lab.host.snapshot(), containers[0].netns.snapshot()];
+    let (added, rounds) = beside_a_stranger(&lab, || {
+        let added = all_at_once(&lab, plugin, Verb::Add, &containers, &everybody);
+        let (admitted, refused): (Vec<usize>, Vec<usize>) = everybody.iter().partition(|n| added[**n].exit == 0);
+        for n in refused {
+            assert_eq!(plugin, "portmap", "{}", added[n].call());
+            added[n].fails_with(100);
+            assert_eq!(added[n ^ 1].exit, 0, "one of two that want the same port gets it: {}", added[n].call());
+        }
+        let both = admitted.iter().filter(|n| plugin == "portmap" && admitted.contains(&(**n ^ 1)));
+        assert_eq!(both.count(), 0, "two have the same port");
+        for outcome in all_at_once(&lab, plugin, Verb::Check, &containers, &admitted) {
+            outcome.succeeds();
+        }
+        admitted
+    });
+    // A runtime sends DEL for all, also for what failed.
+    for outcome in beside_a_stranger(&lab, || all_at_once(&lab, plugin, Verb::Del, &containers, &everybody)).0 {
+        outcome.succeeds();
+    }
+    lab.host.assert_same_as(&before[0]);
+    containers[0].netns.assert_same_as(&before[1]);
+    println!("{plugin}: {} of {} added beside {rounds} rounds of a stranger", added.len(), containers.len());
+}
+
+#[test]
+fn portmap_serves_fifty_at_once() {
+    fifty_at_once_each_get_their_own("portmap");
+}
+
+#[test]
+fn bandwidth_serves_fifty_at_once() {
+    fifty_at_once_each_get_their_own("bandwidth");
+}
+
+#[test]
+fn firewall_serves_fifty_at_once() {
+    fifty_at_once_each_get_their_own("firewall");
+}
+
+#[test]
+fn tuning_serves_fifty_at_once() {
+    fifty_at_once_each_get_their_own("tuning");
+}
+
+/// The old container's DEL comes while its address, and its port, are given to a new one.
+fn a_late_del_takes_nothing_from_the_new_owner_of_the_address(plugin: &str) {
+    let lab = Lab::new();
+    let old = lab.container(2);
+    call(&lab, plugin, Verb::Add, 0, &old).succeeds();
+    call(&lab, plugin, Verb::Del, 0, &old).succeeds();
+    let before = lab.host.snapshot();
+    let (mut conflicts, rounds) = (0, 30);
+    for round in 0..rounds {
+        let new = Target { container: format!("new-{round}"), ..old.target() };
+        let config = config(plugin, 0, &old);
+        let plugin = Plugin::ours(plugin);
+        plugin.call(&lab.host, Verb::Add, &config, &old.target()).succeeds();
+        let added = scope(|scope| {
+            let added = scope.spawn(|| plugin.call(&lab.host, Verb::Add, &config, &new));
+            let deleted = scope.spawn(|| plugin.call(&lab.host, Verb::Del, &config, &old.target()));
+            deleted.join().unwrap().succeeds();
+            added.join().unwrap()
+        });
+        if added.exit != 0 {
+            // It came first: the port was taken indeed.
+            added.fails_with(100);
+            conflicts += 1;
+            plugin.call(&lab.host, Verb::Add, &config, &new).succeeds();
+        }
+        plugin.call(&lab.host, Verb::Check, &config, &new).succeeds();
+        plugin.call(&lab.host, Verb::Del, &config, &old.target()).succeeds();
+        plugin.call(&lab.host, Verb::Check, &config, &new).succeeds();
+        plugin.call(&lab.host, Verb::Del, &config, &new).succeeds();
+    }
+    lab.host.assert_same_as(&before);
+    println!("{}: {conflicts} conflicts in {rounds} rounds", plugin);
+}
+
+#[test]
+fn portmaps_late_del_takes_nothing_from_the_new_owner_of_the_address() {
+    a_late_del_takes_nothing_from_the_new_owner_of_the_address("portmap");
+}
+
+#[test]
+fn firewalls_late_del_takes_nothing_from_the_new_owner_of_the_address() {
+    a_late_del_takes_nothing_from_the_new_owner_of_the_address("firewall");
+}
+
+/// GC of a network, again and again, while its living come, and another network's come and go.
+fn gc_beside_adds_touches_no_living(plugin: &str) {
+    let lab = Lab::new();
+    let containers: Vec<Container> = (0..16).map(|n| lab.container(n + 2)).collect();
+    // Without the port that neighbours share.
+    let of_one: Vec<usize> = (0..containers.len()).filter(|n| network(*n) == "one").collect();
+    let of_two: Vec<usize> = (0..containers.len()).filter(|n| network(*n) == "two" && plugin != "portmap").collect();
+    call(&lab, plugin, Verb::Add, 0, &containers[0]).succeeds();
+    call(&lab, plugin, Verb::Del, 0, &containers[0]).succeeds();
+    let before = lab.host.snapshot();
+    let live: BTreeSet<&str> = of_one.iter().map(|n| containers[*n].id.as_str()).collect();
+    let valid: Vec<Value> = live.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+    let gc = json!({"cniVersion": "1.1.0", "name": "one", "type": plugin, "cni.dev/valid-attachments": valid});
+    let done = AtomicBool::new(false);
+    scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                Plugin::ours(plugin).call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+            }
+        });
+        let outcomes: Vec<Outcome> = [&of_one, &of_two]
+            .into_iter()
+            .flat_map(|whom| [Verb::Add, Verb::Check].map(|verb| all_at_once(&lab, plugin, verb, &containers, whom)))
+            .flatten()
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        outcomes.iter().for_each(|outcome| drop(outcome.succeeds()));
+    });
+    for outcome in all_at_once(&lab, plugin, Verb::Check, &containers, &of_one) {
+        outcome.succeeds();
+    }
+    for whom in [&of_one, &of_two] {
+        for outcome in all_at_once(&lab, plugin, Verb::Del, &containers, whom) {
+            outcome.succeeds();
+        }
+    }
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn portmaps_gc_beside_adds_touches_no_living() {
+    gc_beside_adds_touches_no_living("portmap");
+}
+
+#[test]
+fn bandwidths_gc_beside_adds_touches_no_living() {
+    gc_beside_adds_touches_no_living("bandwidth");
+}
+
+#[test]
+fn firewalls_gc_beside_adds_touches_no_living() {
+    gc_beside_adds_touches_no_living("firewall");
+}
+
+#[test]
+fn tunings_gc_beside_adds_touches_no_living() {
+    gc_beside_adds_touches_no_living("tuning");
+}

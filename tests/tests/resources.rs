@@ -1,0 +1,188 @@
+//! With too little of something an error says of what, and nothing is left; with little of it all goes well.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use netns_tests::scene::{Glance, Play, Scene, same};
+use netns_tests::{CniError, Lab, Plugin, Verb};
+use serde_json::{Value, json};
+
+const PLAYS: [Play; 5] = [Play::Portmap, Play::Bandwidth, Play::BandwidthOfSubnets, Play::Firewall, Play::Tuning];
+
+#[track_caller]
+fn assert_same(before: &Glance, after: &Glance, what: &str) {
+    assert_eq!(same(before, after), Ok(()), "{what}");
+}
+
+/// ADD with less than it needs: it fails, nothing is left, and without the want it succeeds.
+#[track_caller]
+fn refused(scene: &Scene, wrapper: &[&str]) -> CniError {
+    let before = scene.glance();
+    let outcome = scene.plugin.call_under(wrapper, &scene.lab.host, Verb::Add, &scene.config, &scene.target);
+    let error = outcome.fails();
+    assert_same(&before, &scene.glance(), outcome.call());
+    scene.call(Verb::Add).succeeds();
+    scene.call(Verb::Check).succeeds();
+    scene.call(Verb::Del).succeeds();
+    error
+}
+
+#[track_caller]
+fn says(error: &CniError, words: &[&str]) {
+    let text = format!("{} {}", error.msg, error.details);
+    assert!(words.iter().any(|word| text.contains(word)), "none of {words:?} is in: {text}");
+}
+
+#[test]
+fn sixteen_descriptors_are_enough() {
+    for play in PLAYS {
+        let scene = Scene::set(play);
+        for verb in [Verb::Add, Verb::Check, Verb::Add, Verb::Del, Verb::Gc, Verb::Status] {
+            let (host, config) = (&scene.lab.host, scene.config_for(verb));
+            let outcome = scene.plugin.call_under(&["prlimit", "--nofile=16"], host, verb, config, &scene.target);
+            assert_eq!(outcome.exit, 0, "{play:?} {verb:?}: {}", outcome.call());
+        }
+    }
+}
+
+/// Those of stdin, stdout and stderr, and few more: enough, or an error that says so.
+#[test]
+fn too_few_descriptors_are_told() {
+    for play in PLAYS {
+        let scene = Scene::set(play);
+        let before = scene.glance();
+        let mut told = 0;
+        for most in 4..12 {
+            let limit = format!("--nofile={most}");
+            let wrapper = ["prlimit", limit.as_str()];
+            let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Add, &scene.config, &scene.target);
+            if outcome.exit == 0 {
+                scene.call(Verb::Check).succeeds();
+                scene.call(Verb::Del).succeeds();
+                continue;
+            }
+            told += 1;
+            says(&outcome.fails(), &["EMFILE", "Too many open files"]);
+            assert_same(&before, &scene.glance(), outcome.call());
+        }
+        assert!(told > 0 || play == Play::Firewall, "{play:?} needs no descriptors");
+    }
+}
+
+#[test]
+fn a_missing_capability_is_told() {
+    for play in PLAYS {
+        let error =
+            refused(&Scene::set(play), &["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+        says(&error, &["CAP_NET_ADMIN"]);
+    }
+}
+
+/// A shell that makes a directory read-only for the plugin alone.
+fn read_only(directory: &str) -> [String; 5] {
+    let script = format!(
+        "mkdir -p {directory} && mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && exec \"$0\""
+    );
+    ["unshare", "--mount", "sh", "-c", &script].map(str::to_owned)
+}
+
+#[test]
+fn a_read_only_proc_sys_is_told() {
+    let wrapper = read_only("/proc/sys");
+    let wrapper = wrapper.each_ref().map(String::as_str);
+    for play in [Play::Tuning, Play::Portmap] {
+        let error = refused(&Scene::set(play), &wrapper);
+        says(&error, &["read-only", "Read-only", "EROFS"]);
+    }
+}
+
+#[test]
+fn a_read_only_state_directory_is_told() {
+    let wrapper = read_only("/run/cni/tuning");
+    let wrapper = wrapper.each_ref().map(String::as_str);
+    let error = refused(&Scene::set(Play::Tuning), &wrapper);
+    assert_eq!(error.code, 106, "{error:?}");
+    says(&error, &["Read-only", "read-only"]);
+}
+
+fn ports(lab: &Lab, number: usize) -> (Value, netns_tests::Target) {
+    let container = lab.container(2);
+    let mapping = |n: usize| {
+        let port = n % 65_535 + 1;
+        json!({"hostPort": port, "containerPort": port, "protocol": "tcp", "hostIP": format!("127.0.0.{}", n / 65_535 + 1)})
+    };
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "net", "type": "portmap",
+        "runtimeConfig": {"portMappings": (0..number).map(mapping).collect::<Vec<_>>()},
+        "prevResult": container.prev_result("1.1.0"),
+    });
+    (config, container.target())
+}
+
+#[test]
+fn every_port_can_be_published_and_goes_with_del() {
+    let lab = Lab::new();
+    let (config, target) = ports(&lab, 65_535);
+    let before = lab.host.snapshot();
+    let portmap = Plugin::ours("portmap");
+    for verb in [Verb::Add, Verb::Check, Verb::Add, Verb::Del] {
+        portmap.call(&lab.host, verb, &config, &target).succeeds();
+    }
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn a_million_mappings_are_refused() {
+    let lab = Lab::new();
+    let (config, target) = ports(&lab, 1);
+    let before = lab.host.snapshot();
+    let one = config["runtimeConfig"]["portMappings"][0].to_string();
+    let config = config.to_string().replace(&one, &vec![one.as_str(); 1_000_000].join(","));
+    Plugin::ours("portmap").call_raw(&lab.host, "ADD", config.as_bytes(), &target).fails();
+    lab.host.assert_same_as(&before);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod memory {
+    use netns_tests::Verb;
+    use netns_tests::faults::{Run, peak_memory};
+    use netns_tests::scene::Scene;
+
+    use super::{PLAYS, ports};
+    use netns_tests::{Lab, Plugin};
+
+    /// In KiB: 6 MiB for what is released. An executable that isn't optimised maps more of itself.
+    fn most(plugin: &Plugin) -> u64 {
+        let is_released = plugin.path().metadata().unwrap().len() < 4 << 20;
+        if is_released { 6 << 10 } else { 16 << 10 }
+    }
+
+    #[test]
+    fn a_small_configuration_takes_little_memory() {
+        for play in PLAYS {
+            let scene = Scene::set(play);
+            for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status, Verb::Version] {
+                let (peak, outcome) = peak_memory(&scene.run(verb));
+                assert_eq!(outcome.exit, 0, "{}", outcome.call());
+                println!("{play:?} {verb:?}: {peak} KiB");
+                assert!(peak > 0 && peak <= most(&scene.plugin), "{play:?} {verb:?}: {peak} KiB");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_grows_with_the_configuration_and_no_faster() {
+        let peaks = [8_000, 16_000, 32_000].map(|number| {
+            let lab = Lab::new();
+            let (config, target) = ports(&lab, number);
+            let plugin = Plugin::ours("portmap");
+            let run = Run { plugin: &plugin, host: &lab.host, verb: Verb::Add, config: &config, target: &target };
+            let (peak, outcome) = peak_memory(&run);
+            outcome.succeeds();
+            plugin.call(&lab.host, Verb::Del, &config, &target).succeeds();
+            peak
+        });
+        println!("8, 16, 32 thousand mappings: {peaks:?} KiB");
+        let [first, second] = [peaks[1] - peaks[0], peaks[2] - peaks[1]];
+        // Twice the mappings, twice the memory; buffers that double make it uneven.
+        assert!(second < first * 3, "{peaks:?}");
+    }
+}
