@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use netns_tests::lab::{CLIENT, HOST};
+use netns_tests::traffic::BRIEFLY;
 use netns_tests::{
     Container, End, Fetch, Host, Lab, Netns, Outcome, Plugin, Proto, Server, Target, Verb, connect, serve,
 };
@@ -697,6 +698,182 @@ fn anti_spoof_works_without_a_bridge_and_leaves_no_hook_behind_for_others() {
     assert!(!plain.host.run("nft list ruleset").contains("hook prerouting"));
 }
 
+/// Whether a container learns a neighbour's hardware address.
+fn resolves(from: &Netns, address: &str) -> bool {
+    from.run("ip neigh flush all");
+    let to = if address.contains(':') { format!("[{address}]:80") } else { format!("{address}:80") };
+    let _ = Fetch::new(Proto::Tcp, &to).within(BRIEFLY).from(from);
+    from.run(&format!("ip neigh show {address}")).contains("lladdr")
+}
+
+#[test]
+fn a_container_with_anti_spoof_can_not_claim_anothers_address_by_arp_or_neighbour_discovery() {
+    let lab = Lab::new();
+    let liar = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let neighbour = Tenant::new(&lab, 3, json!({}));
+    let claimed = ["10.88.0.99", "fd00:88::99"];
+    liar.container.netns.address("eth0", "10.88.0.99/24");
+    liar.container.netns.address("eth0", "fd00:88::99/64");
+    for address in claimed {
+        assert!(resolves(&neighbour.container.netns, address), "{address}: nobody keeps it from lying yet");
+    }
+    liar.add(&lab);
+    liar.check(&lab);
+    for address in claimed {
+        assert!(!resolves(&neighbour.container.netns, address), "{address}");
+    }
+    for address in &liar.container.addresses {
+        assert!(resolves(&neighbour.container.netns, address), "{address} is its own");
+    }
+    // Its link-local address is its own, too.
+    let shown = liar.container.netns.run("ip -6 -o address show dev eth0 scope link");
+    let own = shown.split_whitespace().find_map(|word| word.strip_suffix("/64")).unwrap().to_owned();
+    neighbour.container.netns.run(&format!("ping -6 -c 1 -W 5 {own}%eth0"));
+    liar.del(&lab);
+    assert!(resolves(&neighbour.container.netns, claimed[0]));
+}
+
+/// Sends a router advertisement to all nodes on the link (RFC 4861, 4.2): a router for half an hour.
+fn advertise_as_router(from: &Netns) {
+    use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType};
+    from.inside(|| {
+        let raw =
+            nix::sys::socket::socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)
+                .unwrap();
+        let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+        let all_nodes = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+        let advert = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        nix::sys::socket::sendmsg(
+            std::os::fd::AsRawFd::as_raw_fd(&raw),
+            &[std::io::IoSlice::new(&advert)],
+            &[ControlMessage::Ipv6HopLimit(&255)],
+            MsgFlags::empty(),
+            Some(&nix::sys::socket::SockaddrIn6::from(all_nodes)),
+        )
+        .unwrap();
+    });
+}
+
+#[test]
+fn a_container_with_anti_spoof_can_not_pass_for_a_router() {
+    let lab = Lab::new();
+    let liar = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let (victim, other) = (Tenant::new(&lab, 3, json!({})), Tenant::new(&lab, 4, json!({})));
+    victim.container.netns.set_sysctl("net/ipv6/conf/eth0/accept_ra", "2");
+    let routers = || victim.container.netns.run("ip -6 route show default proto ra");
+    liar.container.netns.settle();
+    advertise_as_router(&liar.container.netns);
+    victim.container.netns.wait_until("it is believed", || !routers().is_empty());
+    victim.container.netns.run("ip -6 route flush proto ra");
+    liar.add(&lab);
+    advertise_as_router(&liar.container.netns);
+    // What comes later has come, so the first would have.
+    advertise_as_router(&other.container.netns);
+    victim.container.netns.wait_until("another router is believed", || !routers().is_empty());
+    let shown = liar.container.netns.run("ip -6 -o address show dev eth0 scope link");
+    let liars = shown.split_whitespace().find_map(|word| word.strip_suffix("/64")).unwrap();
+    assert!(!routers().contains(liars), "{}", routers());
+}
+
+#[test]
+fn after_a_flush_of_all_rules_the_next_add_of_anyone_brings_everybodys_share_back() {
+    let (lab, _server) = dropping_lab();
+    let plain = Tenant::new(&lab, 2, json!({}));
+    let keys = json!({"ingressPolicy": "isolated", "antiSpoof": true, "iptablesAdminChainName": "MINE"});
+    let guarded = Tenant::new(&lab, 3, keys);
+    let removed = Tenant::new(&lab, 4, json!({}));
+    let mut next = Tenant::new(&lab, 5, json!({}));
+    for tenant in [&plain, &guarded, &removed, &next] {
+        tenant.add(&lab);
+    }
+    next.del(&lab);
+    removed.del(&lab);
+    removed.add(&lab);
+    let with_removed = sorted_rules(&lab.host);
+    lab.host.run("nft flush ruleset");
+    lab.host.drop_forwarded();
+    is_cut_off(&plain.container.netns, &client(80));
+    // One that goes before anybody comes doesn't come back.
+    let mut bare = removed.config.clone();
+    bare.as_object_mut().unwrap().remove("prevResult");
+    call(&lab.host, Verb::Del, &bare, &removed.container.target().without_netns()).succeeds();
+    // A file that can't be read is no reason to fail.
+    lab.host.write("/run/cni/firewall/garbage", "{");
+    // Even if it needs neither the other version of IP nor the bridge's table.
+    next.config["prevResult"]["ips"].as_array_mut().unwrap().pop();
+    next.add(&lab);
+    plain.check(&lab);
+    guarded.check(&lab);
+    next.check(&lab);
+    reaches(&plain.container.netns, &client(80), "client");
+    reaches(&guarded.container.netns, &client(80), "client");
+    is_cut_off(&removed.container.netns, &client(80));
+    is_cut_off(&plain.container.netns, &guarded.at(80));
+    assert!(!lab.host.run("nft list ruleset").contains("container-4"));
+    removed.add(&lab);
+    next.del(&lab);
+    assert_eq!(sorted_rules(&lab.host), with_removed, "nothing is doubled or lost");
+}
+
+#[test]
+fn of_two_that_had_an_address_the_latest_has_it_after_a_flush() {
+    let (lab, _server) = dropping_lab();
+    let (new, next) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    let mut old = new.container.target();
+    old.container = "old-container".into();
+    call(&lab.host, Verb::Add, &new.config, &old).succeeds();
+    new.add(&lab);
+    lab.host.run("nft flush ruleset");
+    lab.host.drop_forwarded();
+    next.add(&lab);
+    new.check(&lab);
+    call(&lab.host, Verb::Del, &new.config, &old).succeeds();
+    new.check(&lab);
+    reaches(&new.container.netns, &client(80), "client");
+}
+
+#[test]
+fn del_knows_what_to_remove_even_if_its_record_was_flushed() {
+    let (lab, _server) = dropping_lab();
+    let (stays, goes) =
+        (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({"ingressPolicy": "same-bridge"})));
+    stays.add(&lab);
+    goes.add(&lab);
+    lab.host.run("nft flush table inet cni_chain_firewall");
+    let mut bare = goes.config.clone();
+    bare.as_object_mut().unwrap().remove("prevResult");
+    call(&lab.host, Verb::Del, &bare, &goes.container.target().without_netns()).succeeds();
+    let left = lab.host.run("nft list ruleset");
+    for gone in ["10.88.0.3", "fd00:88::3", "container-3", "cni0"] {
+        assert!(!left.contains(gone), "{gone} is left: {left}");
+    }
+    stays.add(&lab);
+    stays.check(&lab);
+    reaches(&stays.container.netns, &client(80), "client");
+}
+
+#[test]
+fn no_packet_and_no_transaction_meets_what_is_one_containers_own() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "isolated", "antiSpoof": true});
+    let tenants = [2, 3].map(|n| Tenant::new(&lab, n, keys.clone()));
+    let skeleton = |lab: &Lab| {
+        let rules = lab.host.run("nft --stateless list ruleset");
+        assert!(!rules.contains("vmap") && !rules.contains("map "), "no verdict hangs on an element: {rules}");
+        rules.split("chain ").filter(|c| !c.starts_with("record-")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    tenants[0].add(&lab);
+    let one = skeleton(&lab);
+    tenants[1].add(&lab);
+    let rules = lab.host.run("nft --stateless list ruleset");
+    assert_eq!(rules.matches("chain record-").count(), 2);
+    for verdict in ["jump", "goto"] {
+        assert!(!rules.contains(&format!("{verdict} record-")), "a record is reachable: {rules}");
+    }
+    let chains = |all: &[String]| all.iter().filter(|c| !c.contains("elements")).cloned().collect::<Vec<_>>();
+    assert_eq!(chains(&skeleton(&lab)), chains(&one), "a second container adds no rule that packets meet");
+}
+
 #[test]
 fn anti_spoof_never_takes_a_macvlans_parent_for_the_containers_own_end() {
     let lab = Lab::new();
@@ -889,4 +1066,58 @@ fn without_the_legacy_program_the_exact_commands_are_said() {
     }
     let error = tenant.call(&lab, Verb::Check).fails_with(101);
     assert!(!error.details.contains("iptables-legacy -t filter"), "{error:?}");
+}
+
+#[test]
+fn the_reference_s_rules_go_from_legacy_tables_too() {
+    let (lab, _server) = legacy_lab();
+    // The reference executes `iptables`: here that is the legacy one.
+    lab.host.run("mkdir -p /run/legacy");
+    for name in ["iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"] {
+        let legacy = name.replacen("tables", "tables-legacy", 1);
+        lab.host.run(&format!("ln -s /usr/sbin/{legacy} /run/legacy/{name}"));
+    }
+    let policy = json!({"ingressPolicy": "same-bridge"});
+    let (first, last) = (Tenant::new(&lab, 2, policy.clone()), Tenant::new(&lab, 3, policy.clone()));
+    let ours = Tenant::new(&lab, 4, policy);
+    for tenant in [&first, &last] {
+        let target = tenant.container.target();
+        let mut command = lab.host.command("env");
+        command.args(["PATH=/run/legacy:/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND=ADD", "CNI_PATH=/usr/lib/cni"]);
+        command.args([
+            format!("CNI_CONTAINERID={}", target.container),
+            format!("CNI_NETNS={}", target.netns),
+            "CNI_IFNAME=eth0".into(),
+        ]);
+        command.arg(Plugin::reference("firewall").path());
+        lab.host.write("/run/stdin.json", for_the_reference(tenant).to_string());
+        let stdin = lab.host.inside(|| std::fs::File::open("/run/stdin.json").unwrap());
+        let done = command.stdin(stdin).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    }
+    ours.add(&lab);
+    let rules = |address: &str| {
+        let all = ["iptables", "ip6tables"].map(|i| lab.host.run(&format!("{i}-legacy -w -S")));
+        all.concat().matches(&format!(" {address}/")).count()
+    };
+    assert_eq!((rules("10.88.0.2"), rules("fd00:88::2"), rules("10.88.0.3")), (2, 2, 2));
+    call(&lab.host, Verb::Del, &for_the_reference(&first), &first.container.target()).succeeds();
+    assert_eq!((rules("10.88.0.2"), rules("fd00:88::2"), rules("10.88.0.3")), (0, 0, 2));
+    assert!(lab.host.run("iptables-legacy -w -S").contains("CNI-ISOLATION"), "the other container still needs it");
+    // The other goes by GC, once its address is ours.
+    last.add(&lab);
+    let mut gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    let valid = [&last, &ours].map(|t| json!({"containerID": t.container.id, "ifname": "eth0"}));
+    gc["cni.dev/valid-attachments"] = json!(valid);
+    for _ in 0..2 {
+        call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+        for iptables in ["iptables", "ip6tables"] {
+            let left = lab.host.run(&format!("{iptables}-legacy -w -S"));
+            assert!(!left.contains("CNI-ISOLATION") && !left.contains("conntrack"), "{left}");
+        }
+    }
+    for tenant in [&ours, &last] {
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
 }

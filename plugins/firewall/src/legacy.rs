@@ -2,13 +2,15 @@
 //!
 //! Where such a table is in use (alternatives switched, an older host), the one static rule has to be in it as well.
 //! The table is read natively; only where something is missing the host's own `iptables-legacy-restore` is executed to
-//! put it in: there is no other maintained writer of that format. Once a boot and family, under the lock of xtables.
+//! put it in: there is no other maintained writer of that format. Once a boot and family, under the lock of xtables. What
+//! the reference has left behind there goes the same way, once a container of its time.
 
 mod entries;
 mod kernel;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,6 +23,7 @@ use crate::config::FORWARD_CHAIN;
 use crate::hostfilter::{ADMIN_COMMENT, JUMP_COMMENT};
 use crate::plan::HostPart;
 use crate::rules::ACCEPT_COMMENT;
+use crate::upgrade::ISOLATION;
 use entries::{Rule, Target, Verdict};
 
 pub use entries::FilterTable;
@@ -146,34 +149,14 @@ impl LegacyFilter<'_> {
         }
     }
 
-    /// All lines at once: the table is replaced as a whole or not at all.
+    /// All lines at once.
     fn restore(&self, missing: &[Missing]) -> Result<()> {
-        let script = self.script(missing);
-        let Some(program) = find_restore(self.version) else {
-            return Err(self.failed(&no_restore(self.version), missing));
-        };
-        let refuse = |e: std::io::Error| self.failed(&format!("{}: {e}", program.display()), missing);
-        let mut child = Command::new(&program)
-            .args(["--noflush", "--wait", LOCK_PATIENCE])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(refuse)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(script.as_bytes()).map_err(refuse)?;
-        }
-        let done = child.wait_with_output().map_err(refuse)?;
-        if done.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
-        Err(self.failed(&format!("{} failed ({}): {said}", program.display(), done.status), missing))
+        run_restore(self.version, &self.script(missing)).map_err(|reason| self.failed(&reason, missing))
     }
 
     fn script(&self, missing: &[Missing]) -> String {
         let lines: String = missing.iter().map(|m| self.line(*m) + "\n").collect();
-        format!("*filter\n{lines}COMMIT\n")
+        script(&lines)
     }
 
     fn failed(&self, reason: &str, missing: &[Missing]) -> Error {
@@ -190,6 +173,89 @@ impl LegacyFilter<'_> {
             next: format!("put it in by hand: {}", commands.join("; ")),
         }
     }
+}
+
+fn script(lines: &str) -> String {
+    format!("*filter\n{lines}COMMIT\n")
+}
+
+/// The table is replaced as a whole or not at all. Gives the reason of a failure.
+fn run_restore(version: IpVersion, script: &str) -> Result<(), String> {
+    let program = find_restore(version).ok_or_else(|| no_restore(version))?;
+    let refuse = |e: std::io::Error| format!("{}: {e}", program.display());
+    let mut child = Command::new(&program)
+        .args(["--noflush", "--wait", LOCK_PATIENCE])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(refuse)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes()).map_err(refuse)?;
+    }
+    let done = child.wait_with_output().map_err(refuse)?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
+    Err(format!("{} failed ({}): {said}", program.display(), done.status))
+}
+
+/// Takes out the rules of the reference for addresses that `goes` says yes to, and its isolation chains with the last of
+/// them. Where none are, which is everywhere once its time is over, nothing is executed.
+pub fn remove_reference_rules(version: IpVersion, goes: &mut dyn FnMut(IpAddr) -> Result<bool>) -> Result<()> {
+    let Some(table) = guarding_table(version)? else { return Ok(()) };
+    if leftovers(&table, version, goes)?.is_empty() {
+        return Ok(());
+    }
+    let _ours_alone = lock()?;
+    let Some(table) = guarding_table(version)? else { return Ok(()) };
+    let lines = leftovers(&table, version, goes)?;
+    if lines.is_empty() {
+        return Ok(());
+    }
+    run_restore(version, &script(&(lines.join("\n") + "\n"))).map_err(|reason| Error::HostFirewall {
+        firewall: "iptables-legacy",
+        reason,
+        next: format!("take out by hand what the reference plugin has left behind: {}", lines.join("; ")),
+    })
+}
+
+/// The lines for `iptables-restore` that take them out.
+fn leftovers(
+    table: &FilterTable,
+    version: IpVersion,
+    goes: &mut dyn FnMut(IpAddr) -> Result<bool>,
+) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let mut stays = false;
+    let rules = table.chain(FORWARD_CHAIN).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+    for (address, is_reply) in rules.iter().filter_map(|rule| rule.of_the_reference(version)) {
+        if !goes(address)? {
+            stays = true;
+        } else if is_reply {
+            let states = "-m conntrack --ctstate RELATED,ESTABLISHED";
+            lines.push(format!("-D {FORWARD_CHAIN} -d {address} {states} -j ACCEPT"));
+        } else {
+            lines.push(format!("-D {FORWARD_CHAIN} -s {address} -j ACCEPT"));
+        }
+    }
+    if !lines.is_empty() && !stays && ISOLATION.iter().all(|name| table.chain(name).is_some()) {
+        lines.extend(isolation_lines(table));
+    }
+    Ok(lines)
+}
+
+fn isolation_lines(table: &FilterTable) -> Vec<String> {
+    let [first, _] = ISOLATION;
+    let rules = table.chain("FORWARD").map(|chain| chain.rules.as_slice()).unwrap_or_default();
+    let jumps = rules.iter().filter(|r| r.is_unconditional() && r.target == Target::Jump(first.to_owned()));
+    let unhook = |rule: &Rule| match rule.comment().filter(|c| !c.contains(['"', '\n', '\\'])) {
+        Some(comment) => format!("-D FORWARD -m comment --comment \"{comment}\" -j {first}"),
+        None => format!("-D FORWARD -j {first}"),
+    };
+    let empty = |option: &'static str| ISOLATION.into_iter().map(move |chain| format!("{option} {chain}"));
+    jumps.map(unhook).chain(empty("-F")).chain(empty("-X")).collect()
 }
 
 fn lock() -> Result<Flock<File>> {

@@ -2,8 +2,8 @@
 //!
 //! Its rules name addresses, not containers: `-s IP -j ACCEPT` and `-d IP -m conntrack --ctstate RELATED,ESTABLISHED
 //! -j ACCEPT` in CNI-FORWARD, one of each for an address. They go with the container that has the address, or, by GC, as
-//! soon as one of ours has it. When the last of them goes, nobody needs the CNI-ISOLATION chains any more either. Rules
-//! in the tables of iptables-legacy stay: nothing of ours can take a single rule out there.
+//! soon as one of ours has it. When the last of them goes, nobody needs the CNI-ISOLATION chains any more either. It is the
+//! same in the tables of iptables-nft and of iptables-legacy.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,17 +16,19 @@ use common::nft::{
 use crate::config::{Backend, Config, FORWARD_CHAIN};
 use crate::firewalld::Firewalld;
 use crate::hostfilter::filter_table;
+use crate::legacy;
 use crate::record;
 use crate::state::repeat;
 
 /// The reference's chains for `ingressPolicy`; the first jumps to the second.
-const ISOLATION: [&str; 2] = ["CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"];
+pub const ISOLATION: [&str; 2] = ["CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"];
 
 /// Removes the reference's rules for these addresses, of which the container had no other share.
 pub fn remove_rules_for(socket: &mut NftSocket, addresses: &BTreeSet<IpAddr>) -> Result<()> {
     for version in IpVersion::ALL {
         if addresses.iter().any(|a| IpVersion::of(*a) == version) {
             remove_where(socket, version, &mut |_, address| Ok(addresses.contains(&address)))?;
+            legacy::remove_reference_rules(version, &mut |address| Ok(addresses.contains(&address)))?;
         }
     }
     Ok(())
@@ -36,6 +38,7 @@ pub fn remove_rules_for(socket: &mut NftSocket, addresses: &BTreeSet<IpAddr>) ->
 pub fn remove_superseded_rules(socket: &mut NftSocket) -> Result<()> {
     for version in IpVersion::ALL {
         remove_where(socket, version, &mut record::is_ours)?;
+        legacy::remove_reference_rules(version, &mut |address| record::is_ours(socket, address))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! carries its name. A verdict that isn't negative is a jump to the entry at that offset.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use common::nft::IpVersion;
 
@@ -29,8 +30,8 @@ pub(super) struct Chain {
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// Whether it tests addresses, interfaces, protocol or fragments.
-    tests_header: bool,
+    /// What it tests of addresses, interfaces, protocol and fragments (`struct ipt_ip`, `struct ip6t_ip6`).
+    header: Vec<u8>,
     matches: Vec<Match>,
     pub(super) target: Target,
 }
@@ -133,7 +134,7 @@ impl FilterTable {
 impl Rule {
     /// Whether every packet meets its target.
     pub(super) fn is_unconditional(&self) -> bool {
-        !self.tests_header && self.matches.iter().all(|m| m.name == "comment")
+        !self.tests_header() && self.matches.iter().all(|m| m.name == "comment")
     }
 
     /// Whether it tests that the bits of `mark` are set, and nothing else.
@@ -147,7 +148,45 @@ impl Rule {
                 && word(&m.data, 4) == Some(mark)
                 && m.data.get(8) == Some(&0)
         });
-        is_mark && tests.next().is_none() && !self.tests_header
+        is_mark && tests.next().is_none() && !self.tests_header()
+    }
+
+    fn tests_header(&self) -> bool {
+        self.header.iter().any(|byte| *byte != 0)
+    }
+
+    /// The one address that is all it tests of the header, and whether it is the destination.
+    fn sole_address(&self, version: IpVersion) -> Option<(IpAddr, bool)> {
+        // Source, destination, and a mask for each.
+        let (fields, rest) = self.header.split_at_checked(4 * version.address_len())?;
+        let fields: Vec<&[u8]> = fields.chunks(version.address_len()).collect();
+        let all = |bytes: &[u8], value: u8| bytes.iter().all(|byte| *byte == value);
+        let [source, destination, source_mask, destination_mask] = *fields.as_slice() else { return None };
+        let is_destination = match (source_mask, destination_mask) {
+            (mask, none) if all(mask, 0xff) && all(none, 0) => false,
+            (none, mask) if all(mask, 0xff) && all(none, 0) => true,
+            _ => return None,
+        };
+        let bytes = if is_destination { destination } else { source };
+        let address = match version {
+            IpVersion::V4 => IpAddr::from(*bytes.first_chunk::<4>()?),
+            IpVersion::V6 => IpAddr::from(*bytes.first_chunk::<16>()?),
+        };
+        all(rest, 0).then_some((address, is_destination))
+    }
+
+    /// The address that one of the reference's two rules is about, and whether it is the one for replies.
+    pub(super) fn of_the_reference(&self, version: IpVersion) -> Option<(IpAddr, bool)> {
+        let (address, is_destination) = self.sole_address(version)?;
+        let tests: Vec<&str> = self.matches.iter().map(|m| m.name.as_str()).collect();
+        let wanted: &[&str] = if is_destination { &["conntrack"] } else { &[] };
+        (tests == wanted && self.target == Target::Verdict(Verdict::Accept)).then_some((address, is_destination))
+    }
+
+    /// Its comment, if it has one.
+    pub(super) fn comment(&self) -> Option<String> {
+        let comment = self.matches.iter().find(|m| m.name == "comment")?;
+        Some(text(&comment.data, 0, comment.data.len()))
     }
 }
 
@@ -203,8 +242,8 @@ impl Entry<'_> {
             matches.push(Match { name: text(extension, 2, 29), revision: *extension.get(31)?, data });
             rest = behind;
         }
-        let tests_header = self.bytes.get(..layout.header)?.iter().any(|byte| *byte != 0);
-        Some(Rule { tests_header, matches, target: self.target(names)? })
+        let header = self.bytes.get(..layout.header)?.to_vec();
+        Some(Rule { header, matches, target: self.target(names)? })
     }
 
     fn target(&self, names: &BTreeMap<u32, String>) -> Option<Target> {
@@ -322,6 +361,34 @@ mod tests {
         assert!(ours.rules[0].tests_mark_only(0x1000) && !ours.rules[0].tests_mark_only(0x2000));
         assert!(!ours.rules[0].is_unconditional());
         assert_eq!(table.chain("INPUT").unwrap().policy, Some(Verdict::Accept));
+    }
+
+    #[test]
+    fn a_rule_of_the_reference_is_known_by_its_one_address() {
+        let rule = |header: Vec<u8>, names: &[&str]| Rule {
+            header,
+            matches: names.iter().map(|n| Match { name: (*n).into(), revision: 3, data: vec![] }).collect(),
+            target: Target::Verdict(Verdict::Accept),
+        };
+        let header = |fields: [[u8; 4]; 4]| {
+            let mut bytes = fields.concat();
+            bytes.resize(84, 0);
+            bytes
+        };
+        let (ip, any, all) = ([10, 88, 0, 2], [0; 4], [255; 4]);
+        let address: IpAddr = ip.into();
+        let from = header([ip, any, all, any]);
+        let to = header([any, ip, any, all]);
+        let v4 = IpVersion::V4;
+        assert_eq!(rule(from.clone(), &[]).of_the_reference(v4), Some((address, false)));
+        assert_eq!(rule(to.clone(), &["conntrack"]).of_the_reference(v4), Some((address, true)));
+        assert_eq!(rule(to.clone(), &[]).of_the_reference(v4), None);
+        assert_eq!(rule(from.clone(), &["comment"]).of_the_reference(v4), None);
+        assert_eq!(rule(header([ip, ip, all, all]), &[]).of_the_reference(v4), None);
+        assert_eq!(rule(header([ip, any, [255, 255, 255, 0], any]), &[]).of_the_reference(v4), None);
+        let mut of_tcp = from;
+        of_tcp[80] = 6;
+        assert_eq!(rule(of_tcp, &[]).of_the_reference(v4), None);
     }
 
     proptest::proptest! {
