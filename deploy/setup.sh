@@ -33,6 +33,7 @@ crun                 command:crun
 busybox-static       command:busybox
 dbus                 command:dbus-daemon
 firewalld            command:firewalld
+ufw                  command:ufw
 containerd           command:containerd
 docker.io            command:dockerd
 '

@@ -295,6 +295,25 @@ fn the_mark_is_gone_behind_the_filters_and_admits_nothing_from_elsewhere() {
     assert!(lab.host.run("nft list chain inet test post").contains("counter packets 0 "));
 }
 
+#[test]
+fn another_mark_bit_takes_the_place_of_the_former_one() {
+    let (lab, _server) = dropping_lab();
+    let mut former = Tenant::new(&lab, 2, json!({}));
+    former.add(&lab);
+    let keys = json!({"markAdmitBit": 20});
+    let latter = Tenant::new(&lab, 3, keys.clone());
+    latter.add(&lab);
+    former.config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap());
+    for tenant in [&former, &latter] {
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
+    for iptables in ["iptables", "ip6tables"] {
+        let rules = lab.host.run(&format!("{iptables} -w -S"));
+        assert!(rules.contains("--mark 0x100000/0x100000") && !rules.contains("--mark 0x1000/0x1000"), "{rules}");
+    }
+}
+
 /// What CHECK must say something about, by what an administrator might do.
 const DAMAGES: [(&str, &str); 10] = [
     ("nft flush ruleset", "cni_chain_firewall"),
@@ -733,8 +752,8 @@ fn a_container_with_anti_spoof_can_not_claim_anothers_address_by_arp_or_neighbou
     assert!(resolves(&neighbour.container.netns, claimed[0]));
 }
 
-/// Sends a router advertisement to all nodes on the link (RFC 4861, 4.2): a router for half an hour.
-fn advertise_as_router(from: &Netns) {
+/// Sends an ICMPv6 message to all nodes on the link, with the hop limit that RFC 4861 asks for.
+fn tell_all_nodes(from: &Netns, message: &[u8]) {
     use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType};
     from.inside(|| {
         let raw =
@@ -742,16 +761,52 @@ fn advertise_as_router(from: &Netns) {
                 .unwrap();
         let index = nix::net::if_::if_nametoindex("eth0").unwrap();
         let all_nodes = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
-        let advert = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
         nix::sys::socket::sendmsg(
             std::os::fd::AsRawFd::as_raw_fd(&raw),
-            &[std::io::IoSlice::new(&advert)],
+            &[std::io::IoSlice::new(message)],
             &[ControlMessage::Ipv6HopLimit(&255)],
             MsgFlags::empty(),
             Some(&nix::sys::socket::SockaddrIn6::from(all_nodes)),
         )
         .unwrap();
     });
+}
+
+/// A router advertisement (RFC 4861, 4.2): a router for half an hour.
+fn advertise_as_router(from: &Netns) {
+    tell_all_nodes(from, &[134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// An advertisement that overrides what is known (RFC 4861, 4.4): this address is at 02:00:00:00:66:66.
+fn claim(from: &Netns, address: &str) {
+    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend(address.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    message.extend([2, 1, 2, 0, 0, 0, 0x66, 0x66]);
+    tell_all_nodes(from, &message);
+}
+
+#[test]
+fn an_advertisement_for_anothers_address_is_dropped_even_if_its_source_is_true() {
+    let lab = Lab::new();
+    let liar = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let victim = Tenant::new(&lab, 3, json!({}));
+    let known = || victim.container.netns.run("ip neigh show fd00:88::99 dev eth0");
+    let forget =
+        || victim.container.netns.run("ip neigh replace fd00:88::99 lladdr 02:00:00:00:00:99 dev eth0 nud stale");
+    liar.container.netns.settle();
+    forget();
+    claim(&liar.container.netns, "fd00:88::99");
+    victim.container.netns.wait_until("it is believed", || known().contains("66:66"));
+    forget();
+    liar.add(&lab);
+    claim(&liar.container.netns, "fd00:88::99");
+    // What comes later has come: so the first would have.
+    let own = format!("ip neigh replace {} lladdr 02:00:00:00:00:02 dev eth0 nud stale", liar.container.addresses[1]);
+    victim.container.netns.run(&own);
+    claim(&liar.container.netns, &liar.container.addresses[1]);
+    let show = format!("ip neigh show {} dev eth0", liar.container.addresses[1]);
+    victim.container.netns.wait_until("its own is believed", || victim.container.netns.run(&show).contains("66:66"));
+    assert!(known().contains("00:99"), "{}", known());
 }
 
 #[test]
@@ -1119,5 +1174,154 @@ fn the_reference_s_rules_go_from_legacy_tables_too() {
     for tenant in [&ours, &last] {
         tenant.check(&lab);
         reaches(&tenant.container.netns, &client(80), "client");
+    }
+}
+
+/// The real ufw, with what it writes kept to this host. Its defaults forward nothing.
+struct Ufw<'a>(&'a Host);
+
+impl Ufw<'_> {
+    #[track_caller]
+    fn enable(host: &Host) -> Ufw<'_> {
+        for directory in ["/etc/ufw", "/etc/default"] {
+            let copy = format!("/run{directory}");
+            host.run(&format!("mkdir -p {copy}"));
+            host.run(&format!("cp -a {directory}/. {copy}"));
+            host.run(&format!("mount --bind {copy} {directory}"));
+        }
+        host.run("ufw --force enable");
+        assert!(host.run("ufw status verbose").contains("deny (routed)"));
+        Ufw(host)
+    }
+}
+
+impl Drop for Ufw<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.try_run("ufw --force disable");
+    }
+}
+
+#[test]
+fn ufw_goes_on_working_and_what_is_admitted_passes_it() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    let _ufw = Ufw::enable(&lab.host);
+    lab.host.forward(true);
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    is_cut_off(&tenant.container.netns, &client(80));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    is_cut_off(&lab.client, &tenant.at(80));
+    // Its own commands go on working on the tables, and ours stays where it is.
+    lab.host.run("ufw allow 22/tcp");
+    lab.host.run("ufw route allow in on ext0 to 10.88.0.2 port 80 proto tcp");
+    Fetch::new(Proto::Tcp, &tenant.at(80)[0]).expect(&lab.client, "container 2");
+    lab.host.run("ufw reload");
+    lab.host.forward(true);
+    assert!(lab.host.run("ufw status").contains("22/tcp"));
+    if tenant.call(&lab, Verb::Check).exit != 0 {
+        tenant.add(&lab);
+    }
+    tenant.check(&lab);
+    reaches(&tenant.container.netns, &client(80), "client");
+    for iptables in ["iptables", "ip6tables"] {
+        let saved = lab.host.run(&format!("{iptables}-save"));
+        assert!(saved.contains("ufw") && saved.matches("-j CNI-FORWARD").count() == 1, "{saved}");
+        lab.host.pipe(&format!("{iptables}-restore --test"), &saved).unwrap();
+    }
+    lab.host.run("ufw --force disable");
+    tenant.add(&lab);
+    tenant.check(&lab);
+}
+
+/// What kube-proxy 1.31 in iptables mode sends to `iptables-restore --noflush --counters` for the filter table, where
+/// there is one service without endpoints.
+const KUBE_PROXY: &str = "*filter
+:KUBE-NODEPORTS - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A KUBE-SERVICES -m comment --comment \"default/web has no endpoints\" -m tcp -p tcp -d ADDRESS --dport 80 -j REJECT
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+";
+
+/// What it inserts by `iptables -I`, one call each.
+const KUBE_JUMPS: [&str; 3] = [
+    "FORWARD -m conntrack --ctstate NEW -m comment --comment kubernetes-load-balancer-firewall -j KUBE-PROXY-FIREWALL",
+    "FORWARD -m comment --comment kubernetes-forwarding-rules -j KUBE-FORWARD",
+    "FORWARD -m conntrack --ctstate NEW -m comment --comment kubernetes-service-portals -j KUBE-SERVICES",
+];
+
+/// What dockerd 24 makes in the filter table at its start.
+const DOCKER: [&str; 17] = [
+    "-N DOCKER",
+    "-N DOCKER-ISOLATION-STAGE-1",
+    "-N DOCKER-ISOLATION-STAGE-2",
+    "-N DOCKER-USER",
+    "-A DOCKER-ISOLATION-STAGE-1 -j RETURN",
+    "-A DOCKER-ISOLATION-STAGE-2 -j RETURN",
+    "-P FORWARD DROP",
+    "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-A FORWARD -o docker0 -j DOCKER",
+    "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+    "-A FORWARD -i docker0 -o docker0 -j ACCEPT",
+    "-I DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2",
+    "-I DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
+    "-I FORWARD -j DOCKER-ISOLATION-STAGE-1",
+    "-A DOCKER-USER -j RETURN",
+    "-D FORWARD -j DOCKER-ISOLATION-STAGE-1",
+    "-I FORWARD -j DOCKER-ISOLATION-STAGE-1",
+];
+
+#[test]
+fn docker_and_kube_proxy_go_on_working_beside_us_in_either_order() {
+    for (kind, ours_first) in [("", true), ("", false), ("-legacy", true), ("-legacy", false)] {
+        let lab = Lab::new();
+        let _server = serve(&lab.client, 80, "client");
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        let programs = ["iptables", "ip6tables"].map(|name| format!("{name}{kind}"));
+        for program in &programs {
+            lab.host.run(&format!("{program} -w -P FORWARD DROP"));
+        }
+        if ours_first {
+            tenant.add(&lab);
+        }
+        for (program, service) in programs.iter().zip(["203.0.113.1", "2001:db8:9::1"]) {
+            DOCKER.iter().for_each(|line| drop(lab.host.run(&format!("{program} -w {line}"))));
+            lab.host.run(&format!("{program} -w -I FORWARD -j DOCKER-USER"));
+            let script = KUBE_PROXY.replace("ADDRESS", service);
+            for _ in 0..2 {
+                lab.host.pipe(&format!("{program}-restore -w 5 --noflush --counters"), &script).unwrap();
+            }
+            KUBE_JUMPS.iter().for_each(|jump| drop(lab.host.run(&format!("{program} -w -I {jump}"))));
+        }
+        if !ours_first {
+            tenant.add(&lab);
+        }
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+        is_cut_off(&lab.client, &tenant.at(80));
+        for program in &programs {
+            // They find what they have made, and read all of the table.
+            for jump in
+                KUBE_JUMPS.iter().chain(&["FORWARD -j DOCKER-USER", "FORWARD -i docker0 ! -o docker0 -j ACCEPT"])
+            {
+                lab.host.run(&format!("{program} -w -C {jump}"));
+            }
+            let saved = lab.host.run(&format!("{program}-save"));
+            assert!(saved.contains(":KUBE-FORWARD") && saved.contains(":CNI-FORWARD"), "{saved}");
+            lab.host.pipe(&format!("{program}-restore"), &saved).unwrap();
+            lab.host.run(&format!("{program} -w -L -v -n"));
+        }
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+        tenant.del(&lab);
+        is_cut_off(&tenant.container.netns, &client(80));
     }
 }
