@@ -20,7 +20,7 @@ PLUGINS := portmap bandwidth firewall tuning
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CNI_CHAIN_BIN := $(CURDIR)/bin
 
-.PHONY: help build test lint fmt demo install uninstall notices dist bench budget conformance runtimes schemas fuzz clean
+.PHONY: help build test lint fmt demo install uninstall notices dist bench microbench budget conformance runtimes schemas fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -75,6 +75,10 @@ bench: ## Measure beside the reference plugins (CASE=name[/item] ROUNDS= BIN=dir
 	@sh deploy/setup.sh test
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin bench
+
+microbench: ## Measure what happens in process: reading a call, planning, encoding (CASE=name)
+	@sh deploy/setup.sh build
+	@cargo bench --quiet $(CARGO_FLAGS) -p netns-tests --bench inprocess -- $(CASE)
 
 budget: ## Hold each verb to its number of instructions (REASON='why' writes the numbers anew)
 	@sh deploy/setup.sh test

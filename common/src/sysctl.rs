@@ -412,6 +412,16 @@ mod tests {
     }
 
     #[test]
+    fn kernels_without_openat2_open_the_same() {
+        let name = Name::new("net/ipv4/ip_forward").unwrap();
+        assert!(open_file(&name, OFlag::O_RDONLY).is_ok());
+        assert!(open_stepwise(&name, OFlag::O_RDONLY).is_ok());
+        let missing = Name::new("net/ipv4/no_such").unwrap();
+        assert_eq!(open_file(&missing, OFlag::O_RDONLY).unwrap_err(), Errno::ENOENT);
+        assert_eq!(open_stepwise(&missing, OFlag::O_RDONLY).unwrap_err(), Errno::ENOENT);
+    }
+
+    #[test]
     fn a_key_that_the_reference_understands_keeps_its_meaning() {
         for written in ["net.ipv4/conf.all/rp_filter", "/net/ipv4/conf/all/rp_filter", "net..ipv4.conf.all.rp_filter"] {
             assert!(names(written, "eth0").contains(&"net/ipv4/conf/all/rp_filter".to_owned()), "{written}");

@@ -343,3 +343,24 @@ fn without_a_command_a_plugin_says_what_it_is_and_nothing_on_stdout() {
     }
     host.assert_same_as(&before);
 }
+
+#[test]
+fn a_closed_stdout_is_given_to_no_socket() {
+    for plugin in PLUGINS {
+        let bench = Bench::new(plugin);
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        // The shell closes stdout; strace's own output goes into the file.
+        let mut command = bench.host().command("sh");
+        command.args(["-c", "exec strace -o \"$1\" -e trace=openat,socket \"$0\" >&-"]);
+        command.arg(bench.plugin.path()).arg(trace.path()).envs(bench.env("ADD"));
+        let stdin = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(stdin.path(), bench.config().to_string()).unwrap();
+        command.stdin(std::fs::File::open(stdin.path()).unwrap());
+        command.status().unwrap();
+        let calls = std::fs::read_to_string(trace.path()).unwrap();
+        assert!(calls.contains("AF_NETLINK"), "{plugin} opened no socket: {calls}");
+        let given: Vec<&str> =
+            calls.lines().filter(|call| call.starts_with("socket(") && call.ends_with("= 1")).collect();
+        assert!(given.is_empty(), "{plugin}: {given:?}");
+    }
+}

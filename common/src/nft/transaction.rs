@@ -1,6 +1,8 @@
 //! What is sent to the kernel: all of it or nothing.
 
+use super::encode;
 use super::model::{Chain, Element, Rule, Set, Table};
+use crate::cni::error::Result;
 
 /// Where in its chain a rule goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +114,13 @@ impl Transaction {
     /// One that does nothing yet.
     pub fn new() -> Transaction {
         Transaction::default()
+    }
+
+    /// The netlink messages that a commit would send, for measuring; empty if it would send none.
+    pub fn encoded(&self) -> Result<Vec<u8>> {
+        let commands: Vec<&Command> = self.commands.iter().collect();
+        let encoded = encode::encode(&commands)?;
+        Ok(encoded.iter().flat_map(|encoded| encoded.batch.iter()).flatten().copied().collect())
     }
 
     /// Appends a command.
