@@ -1,4 +1,8 @@
 //! rtnetlink: the only door to links, addresses, routes and queueing disciplines.
+//!
+//! The requests are built by the `rtnetlink` crate. They are sent by a blocking socket of our own, because the crate's
+//! asynchronous connection ends its stream of answers alike when a datagram is lost and when there is nothing to say, and
+//! takes an interrupted dump for a whole one.
 
 pub mod attributes;
 pub mod device;
@@ -9,10 +13,11 @@ use std::ops::ControlFlow;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::LinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::libc;
+use rtnetlink::LinkUnspec;
 
 use self::device::Device;
 use crate::cni::error::{Error, Result};
@@ -109,16 +114,12 @@ impl RouteSocket {
 
     /// The link of this name in the socket's namespace.
     pub fn link_by_name(&self, name: &str) -> Result<Option<LinkMessage>> {
-        let mut query = LinkMessage::default();
-        query.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.one_link(query, name)
+        self.one_link(LinkUnspec::new_with_name(name).build(), name)
     }
 
     /// The link of this index in the socket's namespace.
     pub fn link_by_index(&self, index: u32) -> Result<Option<LinkMessage>> {
-        let mut query = LinkMessage::default();
-        query.header.index = index;
-        self.one_link(query, &format!("index {index}"))
+        self.one_link(LinkUnspec::new_with_index(index).build(), &format!("index {index}"))
     }
 
     fn one_link(&self, query: LinkMessage, object: &str) -> Result<Option<LinkMessage>> {
@@ -214,8 +215,7 @@ mod tests {
     #[test]
     fn what_the_kernel_refuses_is_an_error_with_its_errno() {
         let socket = RouteSocket::open().unwrap();
-        let mut query = LinkMessage::default();
-        query.header.index = u32::MAX >> 1;
+        let query = LinkUnspec::new_with_index(u32::MAX >> 1).build();
         for _ in 0..3 {
             let asked = socket.request(RouteNetlinkMessage::GetLink(query.clone()), 0, "get", "link 9");
             assert_eq!(asked, Err(Error::kernel("get", "link 9", Errno::ENODEV)));
@@ -234,8 +234,7 @@ mod tests {
     fn of_requests_sent_together_each_gets_its_own_answer() {
         let socket = RouteSocket::open().unwrap();
         let get = |index: u32| {
-            let mut query = LinkMessage::default();
-            query.header.index = index;
+            let query = LinkUnspec::new_with_index(index).build();
             Request::new(RouteNetlinkMessage::GetLink(query), 0, "get", format!("link {index}"))
         };
         let nowhere = u32::MAX >> 1;

@@ -5,6 +5,8 @@ use std::fmt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
+use rtnetlink::LinkUnspec;
+
 use super::RouteSocket;
 use crate::cni::error::Result;
 
@@ -156,19 +158,24 @@ impl RouteSocket {
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        for (flag, value) in [(LinkFlags::Promisc, wanted.promisc), (LinkFlags::Allmulti, wanted.allmulti)] {
-            if let Some(value) = value {
-                link.header.change_mask.insert(flag);
-                link.header.flags.set(flag, value);
-            }
+        let mut link = LinkUnspec::new_with_index(index);
+        if let Some(on) = wanted.promisc {
+            link = link.promiscuous(on);
         }
-        link.attributes.extend(wanted.mac.clone().map(LinkAttribute::Address));
-        link.attributes.extend(wanted.mtu.map(LinkAttribute::Mtu));
-        link.attributes.extend(wanted.tx_queue_len.map(LinkAttribute::TxQueueLen));
+        if let Some(on) = wanted.allmulti {
+            link = link.allmulticast(on);
+        }
+        if let Some(mac) = &wanted.mac {
+            link = link.address(mac.clone());
+        }
+        if let Some(mtu) = wanted.mtu {
+            link = link.mtu(mtu);
+        }
+        if let Some(length) = wanted.tx_queue_len {
+            link = link.txqueuelen(length);
+        }
         let object = format!("link {name} to {wanted}");
-        self.request(RouteNetlinkMessage::SetLink(link), 0, "change", &object).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(link.build()), 0, "change", &object).map(drop)
     }
 }
 

@@ -7,6 +7,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
+use rtnetlink::{LinkIfb, LinkMessageBuilder, LinkUnspec};
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::{Request, RouteSocket};
@@ -100,20 +101,16 @@ impl RouteSocket {
 
     /// Every link of the namespace.
     pub fn devices(&self) -> Result<Vec<Device>> {
-        let mut query = LinkMessage::default();
-        query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let answers = self.request(RouteNetlinkMessage::GetLink(query), NLM_F_DUMP, "list", "links")?;
+        let without_counters = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let query = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(without_counters);
+        let answers = self.request(RouteNetlinkMessage::GetLink(query.build()), NLM_F_DUMP, "list", "links")?;
         Ok(answers.iter().filter_map(as_device).collect())
     }
 
     /// Whether this kernel can make an ifb. Asks for one that can't be: with a hardware address of five bytes.
     pub fn knows_ifb(&self) -> Result<bool> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::Address(vec![2, 0, 0, 0, 0]),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
-        ];
-        let request = RouteNetlinkMessage::NewLink(message);
+        let builder = LinkMessageBuilder::<LinkIfb>::new_with_info_kind(InfoKind::Ifb).address(vec![2, 0, 0, 0, 0]);
+        let request = RouteNetlinkMessage::NewLink(builder.build());
         match self.request(request, NLM_F_CREATE | NLM_F_EXCL, "try", "kind ifb") {
             Err(Error::Kernel { errno: Errno::EOPNOTSUPP, .. }) => Ok(false),
             Err(Error::Kernel { errno: Errno::EINVAL, .. }) => Ok(true),
@@ -159,23 +156,14 @@ impl Request {
     /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`). Since Linux 6.2 the
     /// kernel answers with the link.
     pub fn make_ifb(name: &str, mac: [u8; 6], mtu: u32) -> Request {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(mac.to_vec()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::TxQueueLen(0),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
-        ];
+        let message = LinkIfb::new(name).address(mac.to_vec()).mtu(mtu).txqueuelen(0).build();
         let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         Request::new(RouteNetlinkMessage::NewLink(message), flags, "add", format!("link {name} of kind ifb"))
     }
 
     /// Gives a link an alias; an empty one takes it away.
     pub fn set_alias(device: &Device, alias: &str) -> Request {
-        let mut message = LinkMessage::default();
-        message.header.index = device.index;
-        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        let message = LinkUnspec::new_with_index(device.index).alias(alias).build();
         Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of link {}", device.name))
     }
 
@@ -188,18 +176,13 @@ impl Request {
 
     /// Sets a link up, with an alias and an MTU.
     pub fn set_up(device: &Device, alias: &str, mtu: u32) -> Request {
-        let mut message = LinkMessage::default();
-        message.header.index = device.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned()), LinkAttribute::Mtu(mtu)];
+        let message = LinkUnspec::new_with_index(device.index).up().alias(alias).mtu(mtu).build();
         Request::new(RouteNetlinkMessage::SetLink(message), 0, "set up", format!("link {}", device.name))
     }
 
     /// Deletes a link; one that has gone already is as good.
     pub fn delete_link(device: &Device) -> Request {
-        let mut message = LinkMessage::default();
-        message.header.index = device.index;
+        let message = LinkUnspec::new_with_index(device.index).build();
         let request = Request::new(RouteNetlinkMessage::DelLink(message), 0, "delete", format!("link {}", device.name));
         request.content_with(&[Errno::ENODEV])
     }

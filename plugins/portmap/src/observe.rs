@@ -1,15 +1,16 @@
 //! What is looked up on this host before planning.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::cni::CniResult;
 use common::link::RouteSocket;
 use common::nft::{Family, NftSocket, Statement, Table};
 use common::{Call, Error, Result};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::RouteAttribute;
 use nix::errno::Errno;
+use rtnetlink::RouteMessageBuilder;
 
 use crate::config::{Config, Mark, Masquerade};
 use crate::liveness;
@@ -37,13 +38,10 @@ pub fn facts(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
 /// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
 /// host's own.
 fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<String>> {
-    let mut query = RouteMessage::default();
-    query.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    query.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-    query.attributes.push(RouteAttribute::Destination(match address {
-        IpAddr::V4(v4) => RouteAddress::Inet(v4),
-        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
-    }));
+    let query = match address {
+        IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+        IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+    };
     let answers = match route.request(RouteNetlinkMessage::GetRoute(query), 0, "get", &format!("route to {address}")) {
         Ok(answers) => answers,
         Err(Error::Kernel {
