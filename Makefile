@@ -99,6 +99,10 @@ runtimes: ## Let podman and containerd drive bin/ and other directories (BIN=dir
 	@sh deploy/build.sh
 	@cargo run --quiet $(CARGO_FLAGS) -p netns-tests --bin runtimes -- $(BIN)
 
+fuzz: ## Fuzz configurations, environments and results for a bounded time (FUZZ_SECONDS each)
+	@sh deploy/setup.sh build
+	@sh tests/fuzz.sh
+
 clean: ## Remove everything that was built
 	cargo clean
 	rm -rf bin build dist

@@ -6,11 +6,13 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use nix::libc;
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use crate::cni::error::Error;
@@ -124,9 +126,24 @@ fn pod(call: &Call) -> Option<String> {
     })
 }
 
-/// One write(2) with O_APPEND, so that the lines of parallel calls don't mix; never through a symlink.
+/// One write(2) with O_APPEND, so that the lines of parallel calls don't mix.
+///
+/// Never through a symbolic link, into a second name of somebody's file, or into what may block or belongs to another user:
+/// the directory may be one that others can write, as /tmp.
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC);
-    options.open(path)?.write_all(line.as_bytes())
+    const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let refuse = |reason: &'static str| Err(std::io::Error::other(reason));
+    if !path.is_absolute() {
+        return refuse("it must be an absolute path: a plugin's working directory is nobody's promise");
+    }
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(FLAGS).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return refuse("it is not a regular file");
+    }
+    if meta.nlink() != 1 || (meta.uid() != geteuid().as_raw() && meta.uid() != 0) {
+        return refuse("it is somebody else's file");
+    }
+    let written = file.write(line.as_bytes())?;
+    if written == line.len() { Ok(()) } else { refuse("the line was cut short") }
 }

@@ -287,17 +287,20 @@ fn read_stdin() -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-#[allow(clippy::print_stderr)]
+/// Says what this is; a stderr that can't be written is no reason to fail.
 fn print_banner(name: &str) {
     let versions: Vec<&str> = Version::ALL.iter().map(|v| v.as_str()).collect();
-    eprintln!("CNI {name} plugin {}", env!("CARGO_PKG_VERSION"));
-    eprintln!("CNI protocol versions supported: {}", versions.join(", "));
+    let lines = [
+        format!("CNI {name} plugin {}", env!("CARGO_PKG_VERSION")),
+        format!("CNI protocol versions supported: {}", versions.join(", ")),
+    ];
+    let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
 }
 
 /// A panic is a defect, but the runtime still gets a document it can read and exit code 1.
 fn print_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
-        let error = Error::Internal { what: info.to_string() };
+        let error = Error::Internal { what: info.to_string().lines().collect::<Vec<_>>().join(" ") };
         let _ = std::io::stdout().write_all(to_json(&error.to_document(Version::LATEST)).as_bytes());
         std::process::exit(1);
     }));

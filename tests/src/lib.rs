@@ -6,7 +6,8 @@
 //! conflist), [`recorded`] (what real runtimes have called), [`mutation`] (configurations that are nearly real ones),
 //! [`snapshot`] (what a namespace holds, and what has changed in it), [`scene`] (a plugin with a configuration that makes
 //! it do all that it can), [`faults`] (a plugin killed or deceived at any of its system calls), [`sandbox`] and
-//! [`firewalld`] (daemons on a test host), [`runtime`] (real container runtimes), [`schema`] (the JSON Schemas of the
+//! [`firewalld`] (daemons on a test host), [`runtime`] (real container runtimes), [`trace`] (what is said to
+//! the kernel), [`schema`] (the JSON Schemas of the
 //! configurations), [`conformance`] and [`mod@bench`] (the specification's table and the times beside the reference).
 //!
 //! ```no_run
@@ -41,6 +42,7 @@ pub mod conformance;
 #[cfg(target_arch = "x86_64")]
 pub mod faults;
 pub mod firewalld;
+pub mod fuzzed;
 pub mod host;
 pub mod lab;
 pub mod mutation;
@@ -52,6 +54,7 @@ pub mod sandbox;
 pub mod scene;
 pub mod schema;
 pub mod snapshot;
+pub mod trace;
 pub mod traffic;
 
 mod mounts;

@@ -1,8 +1,9 @@
 //! Every plugin × verb × version × condition is as the specification has it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
 
-use netns_tests::conformance::{Bench, PLUGINS};
+use netns_tests::conformance::{Bench, PLUGINS, combinations};
 use netns_tests::plugin::directory;
 
 fn every_combination(plugin: &'static str) {
@@ -53,4 +54,20 @@ fn tuning_is_as_the_specification_has_it() {
 #[test]
 fn no_plugin_is_left_out() {
     assert_eq!(PLUGINS, ["portmap", "bandwidth", "firewall", "tuning"]);
+}
+
+/// The page is the table's: as many combinations, all of ours as specified, and the reference beside them.
+#[test]
+fn the_page_is_of_this_table() {
+    let page = include_str!("../../docs/conformance.md");
+    let rows: Vec<Vec<&str>> = page.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    for plugin in PLUGINS {
+        let mut of_plugin = rows.iter().filter(|row| row.len() == 6 && row[2] == plugin);
+        let (ours, theirs) = (of_plugin.next().unwrap(), of_plugin.next().unwrap());
+        let all = combinations().to_string();
+        assert!(ours[1].starts_with("cni-chain "), "{ours:?}");
+        assert_eq!((ours[3], ours[4]), (all.as_str(), all.as_str()), "{plugin}: run make conformance, see the page");
+        assert!(theirs[1].starts_with("other plugins "), "{theirs:?}");
+        assert_eq!(theirs[3], all, "{plugin}: run make conformance, see the page");
+    }
 }

@@ -60,11 +60,15 @@ impl Plugin for Firewall {
 
     fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        let removed = removal::remove(&mut socket, &call.attachment.key())?;
-        let ours: BTreeSet<IpAddr> = removed.iter().map(|recorded| recorded.address).collect();
+        let removed = removal::remove(&mut socket, &call.attachment.key());
+        let recorded = removed.iter().flatten();
+        let ours: BTreeSet<IpAddr> = recorded.map(|recorded| recorded.address).collect();
         let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
-        upgrade::remove_rules_for(&mut socket, &(&ours | &hinted))?;
-        config.map_or(Ok(()), |config| upgrade::forget_sources(&mut socket, config, &(&hinted - &ours)))
+        let rules = upgrade::remove_rules_for(&mut socket, &(&ours | &hinted));
+        // What still has its record is left to the next DEL.
+        let foreign = config.filter(|_| removed.is_ok());
+        let sources = foreign.map_or(Ok(()), |config| upgrade::forget_sources(&mut socket, config, &(&hinted - &ours)));
+        Error::gather([removed.map(drop), rules, sources].into_iter().filter_map(Result::err).collect())
     }
 
     fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {

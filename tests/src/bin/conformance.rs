@@ -1,34 +1,56 @@
-//! `make conformance BIN=…`: the specification's table, run against directories of plugins, as Markdown on stdout.
+//! `make conformance BIN=…`: the specification's table, run against directories of plugins, as Markdown on stdout or
+//! in the file `OUT`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use netns_tests::conformance::{Bench, Expect, Finding, PLUGINS};
+use common::cni::Version;
+use common::cni::env::Verb;
+use netns_tests::conformance::{CONDITIONS, Expect, Finding, PLUGINS, run_all};
 use netns_tests::plugin::{banner, directory};
 
-fn main() {
+fn main() -> std::io::Result<()> {
     let mut directories: Vec<PathBuf> = vec![directory()];
     directories.extend(std::env::args_os().skip(1).map(PathBuf::from));
-    println!("# Conformance\n");
-    println!("Plugins × verbs × versions × conditions, run through the binaries (`make conformance BIN=…`).\n");
-    println!("| directory | plugin | combinations | as specified |\n|---|---|---:|---:|");
-    let runs: Vec<(String, Vec<Finding>)> = directories.iter().map(|d| (banner(d), run(d))).collect();
-    for (title, findings) in &runs {
+    let titles = directories.iter().map(|bin| banner(bin));
+    let page = page(&titles.zip(run_all(&directories)).collect::<Vec<_>>());
+    match std::env::var_os("OUT").filter(|out| !out.is_empty()) {
+        Some(out) => std::fs::write(out, page),
+        None => {
+            print!("{page}");
+            Ok(())
+        }
+    }
+}
+
+fn page(runs: &[(String, Vec<Finding>)]) -> String {
+    let mut page = String::from(INTRODUCTION);
+    for (title, findings) in runs {
         for plugin in PLUGINS {
             let of_plugin = || findings.iter().filter(|f| f.plugin == plugin);
             let good = of_plugin().filter(|f| f.fault.is_none()).count();
-            println!("| {title} | {plugin} | {} | {good} |", of_plugin().count());
+            let _ = writeln!(page, "| {title} | {plugin} | {} | {good} |", of_plugin().count());
         }
     }
-    for (title, findings) in &runs {
-        print_faults(title, findings);
-    }
+    runs.iter().for_each(|(title, findings)| write_faults(&mut page, title, findings));
+    page
 }
 
-fn run(bin: &Path) -> Vec<Finding> {
-    let bench = Bench::new(bin);
-    PLUGINS.iter().flat_map(|plugin| bench.run(plugin)).collect()
-}
+const INTRODUCTION: &str = "# Conformance
+
+Plugins × verbs × versions × conditions, each run through the executable as a runtime would run it, and held against the
+specification (SPEC.md of CNI 1.1.0) and, where it is silent, against what libcni does. The table is
+[`tests/src/conformance.rs`](../tests/src/conformance.rs); a combination without an expectation can't be written there. This
+page is what `make conformance BIN=/usr/lib/cni OUT=docs/conformance.md` writes on Debian 12 with the package
+`containernetworking-plugins` (1.1.1).
+
+Not every difference is a fault of the reference: Debian's release is older than CNI 1.1.0, code 999 is its word for every error
+of a plugin's own, and CNI_PATH is required by its library though not by the specification.
+
+| plugins | plugin | combinations | as specified |
+|---|---|---:|---:|
+";
 
 /// Faults of one kind, wherever they came.
 #[derive(Default)]
@@ -40,7 +62,7 @@ struct Kind<'a> {
     conditions: BTreeSet<&'a str>,
 }
 
-fn print_faults(title: &str, findings: &[Finding]) {
+fn write_faults(page: &mut String, title: &str, findings: &[Finding]) {
     let mut kinds: BTreeMap<(String, &str), Kind<'_>> = BTreeMap::new();
     for finding in findings {
         let Some(fault) = &finding.fault else { continue };
@@ -51,23 +73,24 @@ fn print_faults(title: &str, findings: &[Finding]) {
         kind.versions.insert(finding.version.to_string());
         kind.conditions.insert(finding.condition);
     }
-    println!("\n## {title}: {}\n", if kinds.is_empty() { "everything as specified" } else { "what differs" });
+    let _ =
+        writeln!(page, "\n## {title}: {}", if kinds.is_empty() { "everything as specified" } else { "what differs" });
     if !kinds.is_empty() {
-        println!(
-            "| due | came | combinations | plugins | verbs | versions | conditions |\n|---|---|---:|---|---|---|---|"
-        );
+        page.push_str("\n| due | came | combinations | plugins | verbs | versions | conditions |\n");
+        page.push_str("|---|---|---:|---|---|---|---|\n");
     }
     let mut rows: Vec<_> = kinds.into_iter().collect();
     rows.sort_by_key(|(_, kind)| std::cmp::Reverse(kind.combinations));
     for ((due, fault), kind) in rows {
-        println!(
+        let _ = writeln!(
+            page,
             "| {due} | {} | {} | {} | {} | {} | {} |",
             fault.replace('|', "\\|"),
             kind.combinations,
-            listed(kind.plugins.iter(), 4),
-            listed(kind.verbs.iter(), 6),
-            listed(kind.versions.iter(), 7),
-            listed(kind.conditions.iter(), 3),
+            listed(kind.plugins.iter(), PLUGINS.len()),
+            listed(kind.verbs.iter(), Verb::ALL.len()),
+            listed(kind.versions.iter(), Version::ALL.len()),
+            listed(kind.conditions.iter(), CONDITIONS.len()),
         );
     }
 }
@@ -82,10 +105,15 @@ fn expectation(expected: Expect) -> String {
     }
 }
 
-/// The first `most` of them, and how many more there are.
-fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>, most: usize) -> String {
-    let more = items.len().saturating_sub(most);
-    let shown: Vec<String> = items.take(most).map(|i| i.to_string()).collect();
-    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{tail}", shown.join(", "))
+/// All of them, or "all" if there are no more.
+fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>, of: usize) -> String {
+    if items.len() == of {
+        return "all".into();
+    }
+    let items: Vec<String> = items.map(|i| i.to_string()).collect();
+    let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if items.len() > SHOWN { format!("{shown} and {} more", items.len() - SHOWN) } else { shown }
 }
+
+/// How many are named before the rest is only counted.
+const SHOWN: usize = 6;
