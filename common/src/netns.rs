@@ -41,8 +41,9 @@ impl Netns {
     }
 
     /// Device and inode of the namespace's file in nsfs. Once the namespace is gone the kernel gives them to another.
-    pub fn identity(&self) -> Option<(u64, u64)> {
-        self.file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let refuse = |e: std::io::Error| Error::Netns { path: self.path.clone(), reason: e.to_string() };
+        self.file.metadata().map(|meta| (meta.dev(), meta.ino())).map_err(refuse)
     }
 
     /// Since when the namespace's file exists without a break. As long as anything holds the namespace by its file (a bind

@@ -1039,6 +1039,8 @@ fn an_add_behind_the_references_keeps_the_references_original() {
     config["cniVersion"] = "1.0.0".into();
     config["prevResult"]["cniVersion"] = "1.0.0".into();
     Plugin::reference("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+    // Another value than the reference's: what an ADD finds set already it does not write, nor save.
+    config["mtu"] = 1300.into();
     Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
     bench.del(&json!({}));
     bench.assert_same_as(&before);

@@ -46,7 +46,7 @@ impl Container {
     pub fn inside(netns: Netns, path: &Path, attachment: &Attachment) -> Result<Container> {
         let ifname = attachment.ifname.clone();
         let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie(), netns::ifindex(&ifname))))?;
-        let (device, inode) = netns.identity().unwrap_or_default();
+        let (device, inode) = netns.identity()?;
         let place = Place { netns: format!("{device}:{inode}"), cookie, path: path.display().to_string(), ifindex };
         Ok(Container { netns, place, ifname, socket: OnceCell::new() })
     }

@@ -282,8 +282,15 @@ impl Record {
     }
 
     /// A record of the reference, found to be of this attachment and this place.
+    ///
+    /// The kernel has changed the interface's IPv6 MTU along with the MTU (`addrconf_notify` in net/ipv6/addrconf.c) and will
+    /// again with the original one, so what it holds by now is none.
     pub fn adopted(mut self, owner: &Attachment, place: Place) -> Record {
         self.own(owner);
+        if self.mtu.is_some() {
+            let name = format!("net/ipv6/conf/{}/mtu", owner.ifname);
+            self.sysctls.push(Saved { name, ifindex: place.ifindex, ..Saved::default() });
+        }
         self.place = Some(place);
         self
     }
@@ -345,7 +352,7 @@ impl Record {
     fn remember_sysctls(&mut self, step: &Step, facts: &Facts, others: &[Record]) {
         for (name, before) in step.changed() {
             let ifindex = name.interface().and_then(|i| facts.indexes.get(i)).copied();
-            let inherited = others.iter().find_map(|r| r.saved(name, ifindex)).and_then(|s| s.before.clone());
+            let inherited = others.iter().find_map(|r| r.saved(name, ifindex));
             let (written, kept) = match step {
                 Step::Sysctl { name: own, after, .. } if own == name => (Some(after.clone()), None),
                 Step::Sysctl { after, .. } => (None, Some(after.clone())),
@@ -358,7 +365,7 @@ impl Record {
                 None => self.sysctls.push(Saved {
                     name: name.as_str().to_owned(),
                     ifindex,
-                    before: inherited.or(before.cloned()),
+                    before: inherited.map_or(before, |saved| saved.before.as_ref()).cloned(),
                     written,
                     kept,
                 }),
@@ -567,6 +574,15 @@ mod tests {
         assert_eq!(gone(&second, &[&first]), ("1".into(), 1400));
         assert_eq!(gone(&first, &[]), ("4096".into(), 1500));
         assert_eq!(gone(&second, &[]), ("4096".into(), 1500));
+    }
+
+    #[test]
+    fn what_the_first_found_without_a_value_gets_none_from_the_second() {
+        let key = "net/ipv6/conf/all/stable_secret";
+        let unset = Step::Sysctl { name: name(key), before: None, after: "::1".into(), followers: Vec::new() };
+        let first = remembering(&[unset], &[]);
+        let second = remembering(&[sysctl(key, "::1", "::2")], &[first]);
+        assert_eq!(value(&second.original(&[], &[]), key), None);
     }
 
     #[test]
