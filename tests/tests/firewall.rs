@@ -503,6 +503,51 @@ fn an_isolated_container_can_not_talk_to_its_neighbours_on_the_bridge() {
     reaches(&open.container.netns, &isolated.at(80), "container 2");
 }
 
+/// Whether what `from` sends to `to` arrives, and in turn by v4 and v6; nothing is needed back, not even to resolve the
+/// neighbour. With TCP, a way that is closed in one direction looks as if it were closed in both.
+fn arrives(lab: &Lab, from: &Tenant, to: &Tenant) -> Vec<bool> {
+    let shown = to.container.netns.run("ip -o link show dev eth0");
+    let mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+    let arrived = |address: &String| {
+        let neighbour = format!("ip neigh replace {address} lladdr {mac} dev eth0 nud permanent");
+        from.container.netns.run(&neighbour);
+        let at: std::net::SocketAddr = (address.parse::<std::net::IpAddr>().unwrap(), 5000).into();
+        let any = if at.is_ipv4() { "0.0.0.0" } else { "::" };
+        let socket = |port: u16| std::net::UdpSocket::bind((any, port)).unwrap();
+        let receiver = to.container.netns.inside(|| socket(5000));
+        let (sender, host) = (from.container.netns.inside(|| socket(0)), lab.host.inside(|| socket(0)));
+        (0..3).for_each(|_| assert_eq!(sender.send_to(b"neighbour", at).unwrap(), 9));
+        // What comes later has come: so the first would have.
+        host.send_to(b"host", at).unwrap();
+        let mut buffer = [0; 16];
+        let mut next = || receiver.recv(&mut buffer).map(|n| buffer[..n].to_vec()).unwrap();
+        let first = next();
+        let mut last = first.clone();
+        while last != b"host" {
+            last = next();
+        }
+        first == b"neighbour"
+    };
+    to.container.addresses.iter().map(arrived).collect()
+}
+
+#[test]
+fn nothing_goes_from_an_isolated_container_to_a_neighbour_or_from_a_neighbour_to_it() {
+    let lab = Lab::new();
+    for which in ["iptables", "ip6tables"] {
+        lab.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{which}"), "0");
+    }
+    let isolated = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    let open = Tenant::new(&lab, 3, json!({}));
+    open.add(&lab);
+    let ways = || [arrives(&lab, &isolated, &open), arrives(&lab, &open, &isolated)].concat();
+    assert_eq!(ways(), [true; 4]);
+    isolated.add(&lab);
+    assert_eq!(ways(), [false; 4], "out of it by v4, v6, into it by v4, v6");
+    isolated.del(&lab);
+    assert_eq!(ways(), [true; 4]);
+}
+
 #[test]
 fn containers_with_the_same_bridge_policy_talk_to_each_other_on_one_bridge() {
     let lab = Lab::new();
