@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::attachment::Attachment;
-use crate::cni::env::{Args, Environment, Verb};
+use crate::cni::env::{Args, Environment, Verb, is_identifier, validate_ifname};
 use crate::cni::network::{self, Network, STDIN_MAX, ValidAttachment};
 use crate::cni::{CniResult, Difference, Error, Json, Result, Version};
 use crate::logging::CallRecord;
@@ -110,6 +110,9 @@ pub fn run<P: Plugin>() -> bool {
     let answer = answer::<P>(&lookup, &mut read_stdin);
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush());
+    if let Err(error) = &written {
+        log::error!("the answer can't be written to stdout: {error}; what was done stays, and DEL removes it");
+    }
     answer.success && written.is_ok()
 }
 
@@ -229,10 +232,24 @@ fn gc<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
             "GC needs the list of living attachments; an empty list removes all of this network",
         ));
     };
+    let live = valid.iter().enumerate().map(|(place, one)| living(&net.name, place, one));
+    let live: BTreeSet<Attachment> = live.collect::<Result<_>>()?;
     let config = config_as_hint::<P>(net, call);
-    let attachment = |v: &ValidAttachment| Attachment::new(net.name.clone(), v.container.clone(), v.ifname.clone());
-    let live: BTreeSet<Attachment> = valid.iter().map(attachment).collect();
     P::collect(&net.name, &live, config.as_ref()).map(|()| String::new())
+}
+
+/// One of the living. An entry that can be nobody's is an error: whoever it was to name would be taken for dead.
+fn living(network: &str, place: usize, one: &ValidAttachment) -> Result<Attachment> {
+    let refuse = |key: &str, value: &str, reason: &str| {
+        Err(Error::invalid(format!("cni.dev/valid-attachments.{place}.{key}"), format!("\"{value}\""), reason))
+    };
+    if !is_identifier(&one.container) {
+        return refuse("containerID", &one.container, "no container has such an id; nothing was removed");
+    }
+    match validate_ifname(&one.ifname) {
+        Err(reason) => refuse("ifname", &one.ifname, &format!("{reason}; nothing was removed")),
+        Ok(()) => Ok(Attachment::new(network, one.container.as_str(), one.ifname.as_str())),
+    }
 }
 
 /// DEL and GC must go on where the configuration has become invalid since ADD: with those of its keys that can be read.
@@ -457,6 +474,14 @@ mod tests {
             let (answer, asked) = call("GC", &config, &[]);
             assert!(answer.success, "{}", answer.stdout);
             assert_eq!(asked, ["collect net 1"]);
+        }
+        let names_nobody =
+            ["{}", r#"{"containerID":"a"}"#, r#"{"containerID":"../a","ifname":"eth0"}"#, "null", r#"["a","eth0"]"#];
+        for one in names_nobody {
+            let keys = format!(r#""cni.dev/valid-attachments":[{{"containerID":"b","ifname":"eth0"}},{one}]"#);
+            let (answer, asked) = call("GC", &config("1.1.0", &keys), &[]);
+            assert!([6, 7].contains(&code(&answer)), "{}", answer.stdout);
+            assert!(asked.is_empty(), "{one}");
         }
         let (answer, asked) = call("GC", &config("1.1.0", r#""work":true"#), &[]);
         assert_eq!(code(&answer), 7);

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 use serde_json::Number;
 
@@ -263,8 +263,11 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        let Json::Object(pairs) = self.value else {
-            return self.deserialize_any(visitor);
+        let pairs = match self.value {
+            Json::Object(pairs) => pairs,
+            // serde would take its items for the fields, in turn.
+            Json::Array(_) => return Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            _ => return self.deserialize_any(visitor),
         };
         let mut entries: Vec<(Key<'_>, &Json)> = Vec::with_capacity(pairs.len());
         for (key, value) in pairs {
@@ -459,6 +462,12 @@ mod tests {
         let error = outer.unwrap_err();
         assert_eq!(error.key(), "portMappings.1.hostPort");
         assert!(error.reason().contains("eighty"), "{error}");
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        let (outer, _) = read(r#"{"portMappings":[[8080,"::"]]}"#);
+        assert_eq!(outer.unwrap_err().key(), "portMappings.0");
     }
 
     #[test]
