@@ -60,8 +60,8 @@ impl RouteSocket {
         let request = Request::new(message, flags, action, object);
         for _ in 0..DUMP_TRIES {
             match self.ask(std::slice::from_ref(&request)).pop() {
-                Some(Err(Errno::EINTR)) => {}
-                Some(Err(errno)) => return Err(Error::kernel(action, object, errno)),
+                Some(Err(No::Refused(Errno::EINTR) | No::Lost(Errno::EINTR))) => {}
+                Some(Err(no)) => return Err(no.about(action, object)),
                 Some(Ok(answers)) => return Ok(answers),
                 None => return Ok(Vec::new()),
             }
@@ -82,8 +82,8 @@ impl RouteSocket {
             let answers = self.ask(some).into_iter();
             outcomes.extend(some.iter().zip(answers).map(|(request, answer)| match answer {
                 Ok(answers) => Ok(answers.into_iter().find_map(as_link).as_ref().map(Device::from)),
-                Err(errno) if request.good.contains(&errno) => Ok(None),
-                Err(errno) => Err(Error::kernel(request.action, request.object.as_str(), errno)),
+                Err(No::Refused(errno)) if request.good.contains(&errno) => Ok(None),
+                Err(no) => Err(no.about(request.action, &request.object)),
             }));
         }
         outcomes
@@ -109,7 +109,12 @@ impl RouteSocket {
             })
         });
         let silence = received.err().unwrap_or(Errno::EBADMSG);
-        pending.into_iter().map(|p| p.end.unwrap_or(Err(silence)).map(|()| p.gathered)).collect()
+        let word = |pending: Pending| match pending.end {
+            Some(Ok(())) => Ok(pending.gathered),
+            Some(Err(errno)) => Err(No::Refused(errno)),
+            None => Err(No::Lost(silence)),
+        };
+        pending.into_iter().map(word).collect()
     }
 
     /// The link of this name in the socket's namespace.
@@ -172,7 +177,25 @@ impl Request {
 }
 
 /// What the kernel had to say to one request.
-type Answers = std::result::Result<Vec<RouteNetlinkMessage>, Errno>;
+type Answers = std::result::Result<Vec<RouteNetlinkMessage>, No>;
+
+/// Why a request has no good answer.
+#[derive(Clone, Copy)]
+enum No {
+    /// The kernel has refused it.
+    Refused(Errno),
+    /// Its answer was not received: the kernel may have done it.
+    Lost(Errno),
+}
+
+impl No {
+    fn about(self, action: &'static str, object: &str) -> Error {
+        match self {
+            No::Refused(errno) => Error::kernel(action, object, errno),
+            No::Lost(errno) => Error::Unanswered { action, object: object.to_owned(), errno },
+        }
+    }
+}
 
 /// What has come of an answer so far, and how it ended.
 #[derive(Default)]

@@ -30,14 +30,25 @@ pub struct Netns {
 impl Netns {
     /// Opens the namespace at `path`, and refuses a file that is none.
     pub fn open(path: &Path) -> Result<Netns> {
-        let text = path.display().to_string();
-        let refuse = |reason: String| Error::Netns { path: text.clone(), reason };
-        let file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-        let kind = fstatfs(&file).map_err(|e| refuse(e.desc().into()))?.filesystem_type();
-        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
-            return Err(refuse("it is not a network namespace".into()));
+        Netns::try_open(path).map_err(|why| why.about(path))
+    }
+
+    /// Opens the namespace at `path`; `None` if there is none any more. That it can't be found out is an error.
+    pub fn find(path: &Path) -> Result<Option<Netns>> {
+        match Netns::try_open(path) {
+            Ok(netns) => Ok(Some(netns)),
+            Err(why) if why.is_absence() => Ok(None),
+            Err(why) => Err(why.about(path)),
         }
-        Ok(Netns { file, path: text })
+    }
+
+    fn try_open(path: &Path) -> std::result::Result<Netns, Why> {
+        let file = File::open(path).map_err(Why::Io)?;
+        let kind = fstatfs(&file).map_err(|errno| Why::Io(errno.into()))?.filesystem_type();
+        if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
+            return Err(Why::NoNamespace);
+        }
+        Ok(Netns { file, path: path.display().to_string() })
     }
 
     /// Device and inode of the namespace's file in nsfs. Once the namespace is gone the kernel gives them to another.
@@ -67,7 +78,8 @@ impl Netns {
         let home = Netns::own()?;
         self.switch()?;
         let outcome = inside();
-        home.switch()?;
+        // Whatever followed in the wrong namespace would be done to the container instead of the host.
+        home.switch().or_else(|_| home.switch())?;
         outcome
     }
 
@@ -79,6 +91,33 @@ impl Netns {
                 other => other.desc().into(),
             },
         })
+    }
+}
+
+/// Why a namespace was not opened.
+enum Why {
+    Io(std::io::Error),
+    NoNamespace,
+}
+
+impl Why {
+    /// Whether there is no namespace at the path, in contrast to one that can't be opened now (open(2), "ERRORS").
+    fn is_absence(&self) -> bool {
+        use Errno::{EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENODEV, ENOENT, ENOTDIR, ENXIO};
+        let of_path = [EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENODEV, ENOENT, ENOTDIR, ENXIO];
+        match self {
+            // Without an errno: a path with a NUL in it.
+            Why::Io(error) => error.raw_os_error().is_none_or(|code| of_path.contains(&Errno::from_raw(code))),
+            Why::NoNamespace => true,
+        }
+    }
+
+    fn about(self, path: &Path) -> Error {
+        let reason = match self {
+            Why::Io(error) => error.to_string(),
+            Why::NoNamespace => "it is not a network namespace".into(),
+        };
+        Error::Netns { path: path.display().to_string(), reason }
     }
 }
 

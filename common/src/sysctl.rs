@@ -199,7 +199,8 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
     let file = match open_file(name, OFlag::O_RDONLY) {
         Ok(file) => file,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-        Err(Errno::EACCES | Errno::EPERM) if open_file(name, OFlag::O_WRONLY).is_ok() => {
+        // proc_sys_permission (fs/proc/proc_sysctl.c).
+        Err(Errno::EACCES) if open_file(name, OFlag::O_WRONLY).is_ok() => {
             return Ok(Some(Content::WriteOnly));
         }
         Err(errno) => return Err(refused("read", name, errno)),

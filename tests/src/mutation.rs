@@ -71,3 +71,77 @@ pub fn mutations(config: &Value) -> Vec<Value> {
     }
     out
 }
+
+/// Random numbers, the same every time (Marsaglia's xorshift).
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From a seed that isn't nought.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// One below `bound`, which isn't nought.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+
+    /// One of these.
+    pub fn of<'a, T>(&mut self, some: &'a [T]) -> &'a T {
+        &some[self.below(some.len())]
+    }
+}
+
+/// `config` with one to four values replaced by nonsense, or by another value of it, or removed.
+pub fn mutant(config: &Value, random: &mut Random) -> Value {
+    let mut mutant = config.clone();
+    let hostile = hostile_values();
+    for _ in 0..=random.below(4) {
+        let mut places = Vec::new();
+        pointers(&mutant, "", &mut places);
+        if places.is_empty() {
+            break;
+        }
+        let place = random.of(&places);
+        let value = match random.below(4) {
+            0 => mutant.pointer(random.of(&places).as_str()).cloned(),
+            1 => None,
+            _ => Some(random.of(&hostile).clone()),
+        };
+        let (parent, key) = place.rsplit_once('/').unwrap_or_default();
+        let key = key.replace("~1", "/").replace("~0", "~");
+        match (mutant.pointer_mut(parent), value) {
+            (Some(Value::Object(map)), Some(value)) => drop(map.insert(key, value)),
+            (Some(Value::Object(map)), None) => drop(map.remove(&key)),
+            (Some(Value::Array(items)), value) => {
+                let at = key.parse().unwrap_or(0);
+                drop(items.splice(at..=at, value));
+            }
+            _ => {}
+        }
+    }
+    mutant
+}
+
+/// `bytes` with a few of them changed, doubled, or cut off.
+pub fn garbled(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
+    for _ in 0..=random.below(3) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = random.below(bytes.len());
+        match random.below(4) {
+            0 => bytes.truncate(at),
+            1 => {
+                let another = bytes[random.below(bytes.len())];
+                bytes.insert(at, another);
+            }
+            _ => bytes[at] = random.below(256) as u8,
+        }
+    }
+    bytes
+}

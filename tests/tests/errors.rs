@@ -8,6 +8,7 @@ use std::io::{Seek, Write};
 use std::process::Command;
 
 use common::cni::Error;
+use netns_tests::faults::{Fault, Run, Times, answered};
 use netns_tests::lab::Container;
 use netns_tests::trace::{Sent, sent};
 use netns_tests::{Lab, Outcome, Plugin, Target, Verb};
@@ -210,6 +211,13 @@ errors! {
         let answer = Answer::of(&mut s.command(&unprivileged, "portmap", Verb::Add, stdin.as_bytes()));
         assert!(answer.details.contains("errno 1"), "{}", answer.details);
         answer
+    };
+    Unanswered 102 "the kernel's answer to the request to" => |s| {
+        let plugin = Plugin::ours("bandwidth");
+        let config = s.config("bandwidth", json!({"ingressRate": 8000, "ingressBurst": 8000}));
+        let target = s.container.target();
+        let run = Run { plugin: &plugin, host: &s.lab.host, verb: Verb::Add, config: &config, target: &target };
+        answered(&run, Fault::Unanswered, Times::Always).0.into()
     };
     HostFirewall 103 "the host's firewall (firewalld) can't be told" => |s| {
         s.call("firewall", Verb::Add, json!({"backend": "firewalld"})).into()

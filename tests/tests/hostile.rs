@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use netns_tests::mutation::mutations;
 use netns_tests::recorded::{Call, Stage};
+use netns_tests::scene::{Clean, Play, Scene};
 use netns_tests::{Host, Netns, Outcome, Plugin, Snapshot, Verb};
 use serde_json::{Value, json};
 
@@ -284,6 +285,51 @@ of_every_plugin! {
     the_hosts_own_netns_is_refused
     nonsense_in_any_place_is_refused_without_a_trace
     flipped_bytes_are_survived
+}
+
+/// Ways to spoil a file. What a symlink leads to, and what has another name, must stay as it is.
+const SPOILERS: [&str; 7] = [
+    "ln -sf /run/precious FILE",
+    "ln -f /run/precious FILE",
+    "truncate -s 10 FILE",
+    "truncate -s 0 FILE",
+    "chown 65534 FILE",
+    "chmod 666 FILE",
+    "mv -f /run/fifo FILE",
+];
+
+/// A state file in which somebody had his hands is neither believed nor written through, and DEL removes it.
+fn a_state_file_that_is_spoilt_harms_nobody(play: Play, directory: &str) {
+    let scene = Scene::set(play);
+    let clean = Clean::of(&scene);
+    let host = &scene.lab.host;
+    for spoiler in SPOILERS {
+        for verbs in [&[Verb::Del][..], &[Verb::Add, Verb::Del], &[Verb::Check, Verb::Del]] {
+            scene.call(Verb::Add).succeeds();
+            host.write("/run/precious", "untouched");
+            host.run("mkfifo /run/fifo");
+            let file = host.run(&format!("find {directory} -type f"));
+            host.run(&spoiler.replace("FILE", file.trim()));
+            for verb in verbs {
+                let outcome = scene.call(*verb);
+                assert!(*verb == Verb::Check || outcome.exit == 0, "{spoiler}, {verb:?}: {}", outcome.call());
+            }
+            assert_eq!(host.read("/run/precious"), "untouched", "{spoiler}, {verbs:?}");
+            host.run("rm -f /run/precious /run/fifo");
+            clean.assert(true, &format!("{spoiler}, {verbs:?}"));
+            scene.reset();
+        }
+    }
+}
+
+#[test]
+fn a_state_file_of_firewall_that_is_spoilt_harms_nobody() {
+    a_state_file_that_is_spoilt_harms_nobody(Play::Firewall, "/run/cni/firewall");
+}
+
+#[test]
+fn a_state_file_of_tuning_that_is_spoilt_harms_nobody() {
+    a_state_file_that_is_spoilt_harms_nobody(Play::Tuning, "/run/cni/tuning");
 }
 
 /// A conflist as the operator's tool would be given it, with all four plugins behind a main plugin.

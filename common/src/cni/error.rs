@@ -215,6 +215,16 @@ pub enum Error {
         /// The text of its extended acknowledgement; empty if there was none.
         ext_ack: String,
     },
+    /// The kernel's answer was not received, so it may have done what was asked.
+    #[error("the kernel's answer to the request to {action} {object} was not received: {errno}")]
+    Unanswered {
+        /// What was asked.
+        action: &'static str,
+        /// On what.
+        object: String,
+        /// What receiving it came to.
+        errno: Errno,
+    },
     /// The host's firewall can't be told.
     #[error("the host's firewall ({firewall}) can't be told: {reason}")]
     HostFirewall {
@@ -286,7 +296,7 @@ impl Error {
             Error::LimitedConnectivity { .. } => 51,
             Error::PortTaken { .. } => 100,
             Error::StateDiffers { .. } => 101,
-            Error::Kernel { .. } => 102,
+            Error::Kernel { .. } | Error::Unanswered { .. } => 102,
             Error::HostFirewall { .. } => 103,
             Error::Netns { .. } => 104,
             Error::Link { .. } => 105,
@@ -326,6 +336,7 @@ impl Error {
                  (CNI_NETNS_OVERRIDE=1 skips this check)"
                     .into()
             }
+            Error::Unanswered { .. } => "whether it was done is unknown; repeat the call".into(),
             Error::Internal { .. } => "this is a defect of the plugin; please report it with the configuration".into(),
             Error::Several { errors } => {
                 let all: Vec<String> = errors.iter().map(|e| format!("{e}: {}", e.details())).collect();

@@ -378,7 +378,13 @@ pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Chan
         for (change, outcome) in together.iter().zip(hands.make(together)) {
             match outcome {
                 Ok(()) => done.push(change),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    // It may have been made; of an ifb that was seen.
+                    if matches!(error, Error::Unanswered { .. }) && !matches!(change, Change::MakeIfb(..)) {
+                        done.push(change);
+                    }
+                    failed = failed.or(Some(error));
+                }
             }
         }
         let Some(error) = failed else { continue };
@@ -482,12 +488,20 @@ impl<'a> Hands<'a> {
     /// Keeps in mind which ifbs there are now.
     fn note(&mut self, change: &Change, outcome: Result<Option<Device>>) -> Result<()> {
         match change {
-            Change::MakeIfb(name, ..) => {
-                let made = match outcome.map_err(|error| just_taken(error, name))? {
-                    Some(device) => Some(device),
-                    None => self.socket.device(name)?,
+            Change::MakeIfb(name, mac, _) => {
+                let made = match outcome {
+                    Ok(Some(device)) => device,
+                    Ok(None) => {
+                        let missing = || Error::kernel("add", format!("link {name}"), Errno::ENODEV);
+                        self.socket.device(name)?.ok_or_else(missing)?
+                    }
+                    // Whether it was made can be seen.
+                    Err(error @ Error::Unanswered { .. }) => {
+                        self.socket.device(name)?.filter(|device| device.mac == Some(*mac)).ok_or(error)?
+                    }
+                    Err(error) => return Err(just_taken(error, name)),
                 };
-                self.ifbs.push(made.ok_or_else(|| Error::kernel("add", format!("link {name}"), Errno::ENODEV))?);
+                self.ifbs.push(made);
             }
             Change::DropIfb(name) => {
                 outcome?;

@@ -270,8 +270,20 @@ struct Carrier {
 pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
     let owner = Owner { label: plan::label(&call.attachment), mark: Mark::of(&call.attachment) };
     let mut errors = Vec::new();
-    let netns = call.netns.as_deref().and_then(|path| Netns::open(path).ok());
-    let inside = netns.as_ref().and_then(|netns| Some((netns, RouteSocket::open_in(netns).ok()?)));
+    let netns = call.netns.as_deref().map(Netns::find).transpose()?.flatten();
+    let inside = match netns.as_ref().map(|netns| (netns, RouteSocket::open_in(netns))) {
+        Some((netns, Ok(socket))) => Some((netns, socket)),
+        Some((_, Err(error))) => {
+            // On the host everything is found without looking into the container.
+            if config.is_some_and(|c| c.in_container) {
+                errors.push(error)
+            } else {
+                log::warn!("{error}")
+            }
+            None
+        }
+        None => None,
+    };
     let inner = inside.as_ref().and_then(|(_, socket)| socket.device(&call.attachment.ifname).ok().flatten());
     if let (Some((_, socket)), Some(inner)) = (&inside, &inner)
         && (inner.alias == owner.label || config.is_some_and(|c| c.in_container))

@@ -40,7 +40,11 @@ impl State for Adjustment {
         let mut slot = Slot::choose(&directory, &call.attachment)?;
         let mut record = slot.take_record(&directory, call, self)?;
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
-        directory.write(&slot.name, &record.to_bytes())?;
+        if let Err(error) = directory.write(&slot.name, &record.to_bytes()) {
+            // It may stand there whole, if only its being on the disk for good has failed.
+            slot.revert(&directory).unwrap_or_else(|second| log::debug!("{second}"));
+            return Err(error);
+        }
         match self.container.write(&self.steps, &self.facts) {
             Ok(outcome) => {
                 self.note(&outcome, record, &directory, &slot.name);
@@ -272,8 +276,7 @@ fn find_container(
     let noted = record.place().map(|p| p.path.as_str()).filter(|p| !p.is_empty()).map(Path::new);
     let mut reason = "the namespace is gone".to_owned();
     for path in given.into_iter().chain(noted) {
-        // A namespace that can't be opened is gone.
-        let Ok(netns) = Netns::open(path) else { continue };
+        let Some(netns) = Netns::find(path)? else { continue };
         let container = Container::inside(netns, path, attachment)?;
         if record.is_of_netns(&container.place) {
             return Ok(Ok(container));
@@ -284,7 +287,8 @@ fn find_container(
 }
 
 /// GC: puts back what the network's attachments that are gone have changed, the last first, where their namespace lives, and
-/// removes their files, and no other file.
+/// removes their files, and no other file. What could not be put back is an error, and its file stays for the next GC: that has
+/// nothing to put back any more once the namespace is gone.
 pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
     let (mut records, mut errors) = (Vec::new(), Vec::new());
@@ -311,10 +315,16 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
                 let beside = records.iter().map(|(_, _, record)| record).filter(|r| r.is_of_netns(&container.place));
                 let others: Vec<Record> = beside.cloned().collect();
                 let unable = put_back(&container, &record, &others).unwrap_or_else(|error| vec![error]);
-                unable.iter().for_each(|error| log::warn!("{owner}: {error}"));
+                if !unable.is_empty() {
+                    errors.extend(unable);
+                    continue;
+                }
             }
             Ok(Err(reason)) => log::info!("{owner}: nothing is put back: {reason}"),
-            Err(error) => log::warn!("{owner}: nothing is put back: {error}"),
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
         }
         errors.extend(directory.remove(&name).err());
     }
