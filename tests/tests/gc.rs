@@ -61,6 +61,11 @@ fn of_portmap() {
 }
 
 #[test]
+fn of_firewall() {
+    assert_eq!(goes_in_one_transaction("firewall", "nft list table inet cni_chain_firewall"), 1);
+}
+
+#[test]
 fn of_tuning_which_has_files_only() {
     assert_eq!(goes_in_one_transaction("tuning", "ls /run/cni/tuning"), 0);
 }

@@ -3,7 +3,7 @@
 //! What is to go is read from the attachment's record, and of that, what is still its own: a newer container may have the
 //! address by now. The transaction is refused if anything has changed since, and thought out anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::nft::{NftSocket, Transaction};
 use common::{Attachment, Error, Result};
@@ -18,27 +18,61 @@ use crate::stored::Shelf;
 /// Removes everything that belongs to the attachment with this key; nothing to remove is success. Gives the addresses
 /// that went.
 pub fn remove(socket: &mut NftSocket, key: &str) -> Result<Vec<RecordedAddress>> {
+    remove_all(socket, &BTreeSet::from([key]))
+}
+
+/// Removes everything that belongs to the attachments with these keys, in one transaction, because each that deletes waits
+/// for a grace period of the kernel. What can't be read, or what firewalld doesn't forget, stays for the next time, and
+/// the rest goes.
+fn remove_all(socket: &mut NftSocket, keys: &BTreeSet<&str>) -> Result<Vec<RecordedAddress>> {
     let shelf = Shelf::open()?;
     let mut removed = Vec::new();
-    let mut told = false;
+    let mut forgotten = BTreeSet::new();
+    let mut errors: BTreeMap<&str, Error> = BTreeMap::new();
     repeat(|| {
         let generation = socket.generation()?;
-        let Some(record) = known_record(socket, shelf.as_ref(), key)? else { return Ok(()) };
-        let held = record.held_elements(socket)?;
-        removed = record.addresses();
-        removed.retain(|a| !is_anothers(&held, a));
-        // First, because without the record nobody would know what firewalld must forget.
-        if !told {
-            forget_sources(&removed)?;
-            told = true;
+        removed.clear();
+        let mut removal = Removal::default();
+        for key in keys.iter().filter(|key| !errors.contains_key(*key)).copied().collect::<Vec<&str>>() {
+            let (record, own, addresses) = match read_own(socket, shelf.as_ref(), key) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) => {
+                    errors.insert(key, error);
+                    continue;
+                }
+            };
+            // First, because without the record nobody would know what firewalld must forget.
+            if !forgotten.contains(key)
+                && let Err(error) = forget_sources(&addresses)
+            {
+                errors.insert(key, error);
+                continue;
+            }
+            forgotten.insert(key);
+            removal.take_out(&record, own);
+            removed.extend(addresses);
         }
-        let own = held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(element, _)| element);
-        let transaction = removal(socket, &record, own)?;
+        removal.release_policies(socket)?;
         // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
-        socket.commit_at(&transaction, generation)
+        socket.commit_at(&removal.transaction, generation)
     })?;
-    shelf.map_or(Ok(()), |shelf| shelf.remove(key))?;
-    Ok(removed)
+    let gone = keys.iter().filter(|key| !errors.contains_key(*key));
+    let left = shelf.iter().flat_map(|shelf| gone.clone().filter_map(|key| shelf.remove(key).err()));
+    let left: Vec<Error> = left.collect();
+    Error::gather(errors.into_values().chain(left).collect()).map(|()| removed)
+}
+
+/// An attachment's record, the elements that are its own, and the addresses that are no other's.
+type Own = (Record, Vec<Placed>, Vec<RecordedAddress>);
+
+fn read_own(socket: &mut NftSocket, shelf: Option<&Shelf>, key: &str) -> Result<Option<Own>> {
+    let Some(record) = known_record(socket, shelf, key)? else { return Ok(None) };
+    let held = record.held_elements(socket)?;
+    let mut addresses = record.addresses();
+    addresses.retain(|a| !is_anothers(&held, a));
+    let own = held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(element, _)| element);
+    Ok(Some((record, own.collect(), addresses)))
 }
 
 /// What the kernel says; if it has lost that (`nft flush ruleset`), what was put on the shelf.
@@ -67,18 +101,41 @@ fn forget_sources(addresses: &[RecordedAddress]) -> Result<()> {
     Error::gather(zones.filter_map(|(zone, address)| firewalld.remove_source(zone, address).err()).collect())
 }
 
-fn removal(socket: &mut NftSocket, record: &Record, own: impl Iterator<Item = Placed>) -> Result<Transaction> {
-    let mut transaction = Transaction::new();
-    for (table, set, element) in own {
-        transaction.delete_elements(&table, &set.name, vec![element]);
+/// What goes, and what is released by it.
+#[derive(Debug, Default)]
+struct Removal {
+    transaction: Transaction,
+    /// Elements that are in the transaction: the kernel refuses to delete one twice.
+    elements: BTreeSet<String>,
+    /// Policies that were needed, each with its bridge and how many of the kernel's references go.
+    policies: Vec<(BridgePolicy, String, u32)>,
+}
+
+impl Removal {
+    fn take_out(&mut self, record: &Record, own: Vec<Placed>) {
+        for (table, set, element) in own {
+            if self.elements.insert(format!("{table} {} {:?}", set.name, element.key)) {
+                self.transaction.delete_elements(&table, &set.name, vec![element]);
+            }
+        }
+        if record.is_in_kernel {
+            self.transaction.remove_chain(&TABLE, &record.name);
+        }
+        for (policy, bridge) in record.policies() {
+            let references = u32::from(record.is_counted);
+            match self.policies.iter_mut().find(|(p, b, _)| (*p, b) == (policy, &bridge)) {
+                Some((_, _, count)) => *count += references,
+                None => self.policies.push((policy, bridge, references)),
+            }
+        }
     }
-    if record.is_in_kernel {
-        transaction.remove_chain(&TABLE, &record.name);
+
+    fn release_policies(&mut self, socket: &mut NftSocket) -> Result<()> {
+        let transaction = &mut self.transaction;
+        self.policies.iter().try_for_each(|(policy, bridge, references)| {
+            release_policy(socket, *policy, bridge, *references, transaction)
+        })
     }
-    for (policy, bridge) in record.policies() {
-        release_policy(socket, policy, &bridge, u32::from(record.is_counted), &mut transaction)?;
-    }
-    Ok(transaction)
 }
 
 /// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
@@ -131,10 +188,10 @@ pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<String>) -
     };
     keys.extend(socket.chains(&TABLE)?.iter().filter_map(|chain| chain.name.strip_prefix(RECORD)).map(str::to_owned));
     keys.retain(|key| key.starts_with(&prefix));
-    let dead = keys.difference(live);
-    let mut errors: Vec<Error> = dead.filter_map(|key| remove(socket, key).err()).collect();
-    errors.extend(collect_policies(socket).err());
-    Error::gather(errors)
+    let dead = keys.difference(live).map(String::as_str).collect();
+    let removed = remove_all(socket, &dead).map(drop);
+    let policies = collect_policies(socket);
+    Error::gather([removed, policies].into_iter().filter_map(Result::err).collect())
 }
 
 /// Policies that no attachment needs: what a record removed by hand leaves behind.
