@@ -103,7 +103,8 @@ fn a_read_only_state_directory_is_told() {
     says(&error, &["Read-only", "read-only"]);
 }
 
-fn ports(lab: &Lab, number: usize) -> (Value, netns_tests::Target) {
+/// A container, and what publishes so many ports of it. The container must live on: its links go some time after it.
+fn ports(lab: &Lab, number: usize) -> (netns_tests::Container, Value) {
     let container = lab.container(2);
     let mapping = |n: usize| {
         let port = n % 65_535 + 1;
@@ -114,17 +115,17 @@ fn ports(lab: &Lab, number: usize) -> (Value, netns_tests::Target) {
         "runtimeConfig": {"portMappings": (0..number).map(mapping).collect::<Vec<_>>()},
         "prevResult": container.prev_result("1.1.0"),
     });
-    (config, container.target())
+    (container, config)
 }
 
 #[test]
 fn every_port_can_be_published_and_goes_with_del() {
     let lab = Lab::new();
-    let (config, target) = ports(&lab, 65_535);
+    let (container, config) = ports(&lab, 65_535);
     let before = lab.host.snapshot();
     let portmap = Plugin::ours("portmap");
     for verb in [Verb::Add, Verb::Check, Verb::Add, Verb::Del] {
-        portmap.call(&lab.host, verb, &config, &target).succeeds();
+        portmap.call(&lab.host, verb, &config, &container.target()).succeeds();
     }
     lab.host.assert_same_as(&before);
 }
@@ -132,11 +133,11 @@ fn every_port_can_be_published_and_goes_with_del() {
 #[test]
 fn a_million_mappings_are_refused() {
     let lab = Lab::new();
-    let (config, target) = ports(&lab, 1);
+    let (container, config) = ports(&lab, 1);
     let before = lab.host.snapshot();
     let one = config["runtimeConfig"]["portMappings"][0].to_string();
     let config = config.to_string().replace(&one, &vec![one.as_str(); 1_000_000].join(","));
-    Plugin::ours("portmap").call_raw(&lab.host, "ADD", config.as_bytes(), &target).fails();
+    Plugin::ours("portmap").call_raw(&lab.host, "ADD", config.as_bytes(), &container.target()).fails();
     lab.host.assert_same_as(&before);
 }
 
@@ -172,7 +173,8 @@ mod memory {
     fn memory_grows_with_the_configuration_and_no_faster() {
         let peaks = [8_000, 16_000, 32_000].map(|number| {
             let lab = Lab::new();
-            let (config, target) = ports(&lab, number);
+            let (container, config) = ports(&lab, number);
+            let target = container.target();
             let plugin = Plugin::ours("portmap");
             let run = Run { plugin: &plugin, host: &lab.host, verb: Verb::Add, config: &config, target: &target };
             let (peak, outcome) = peak_memory(&run);
