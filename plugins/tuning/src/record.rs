@@ -27,16 +27,9 @@ use crate::plan::{Facts, IPV6_MIN_MTU, Step};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Record {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mac: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    promisc: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtu: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    allmulti: Option<bool>,
-    #[serde(rename = "txQLen", skip_serializing_if = "Option::is_none")]
-    tx_queue_len: Option<u32>,
+    /// What the link's attributes were: the reference's keys, which stand beside the others in the file.
+    #[serde(flatten, skip_deserializing)]
+    before: Attributes,
     /// Whose it is; the reference does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<Owner>,
@@ -239,7 +232,10 @@ impl Record {
     /// Reads a file; keys match in any case and unknown ones are ignored, as the reference would.
     pub fn parse(bytes: &[u8]) -> Result<Record, String> {
         let json: Json = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        json.read(&mut Vec::new()).map_err(|e| e.to_string())
+        // One after the other: what serde flattens it reads without the names of the keys, so in one case only.
+        let before = json.read(&mut Vec::new()).map_err(|e| e.to_string())?;
+        let record: Record = json.read(&mut Vec::new()).map_err(|e| e.to_string())?;
+        Ok(Record { before, ..record })
     }
 
     /// The bytes of the file.
@@ -287,7 +283,7 @@ impl Record {
     /// again with the original one, so what it holds by now is none.
     pub fn adopted(mut self, owner: &Attachment, place: Place) -> Record {
         self.own(owner);
-        if self.mtu.is_some() {
+        if self.before.mtu.is_some() {
             let name = format!("net/ipv6/conf/{}/mtu", owner.ifname);
             self.sysctls.push(Saved { name, ifindex: place.ifindex, ..Saved::default() });
         }
@@ -299,7 +295,7 @@ impl Record {
     pub fn renewed(mut self, place: Place, indexes: &BTreeMap<String, u32>) -> Record {
         let same_link = self.place.as_ref().is_none_or(|old| old.may_be_same_link(&place));
         if !same_link {
-            self.set_link_original(&LinkAttributes::default());
+            self.before = Attributes::default();
             self.set = None;
             let old = self.ifindex();
             self.ipv6.retain(|d| d.entry().is_some_and(|e| Some(e.link) != old));
@@ -330,7 +326,7 @@ impl Record {
             written = written.or(claimed.clone());
         }
         let first = written.values_in(&inherited).or(found).or(written.values_in(&now));
-        self.set_link_original(&self.link_original().or(first));
+        self.before = Attributes::from(&self.link_original().or(first));
         let set = written.or(self.set.as_ref().map(LinkAttributes::from).unwrap_or_default());
         self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
         self.order = others.iter().map(Record::order).max().map_or(self.order, |o| self.order.max(o + 1));
@@ -382,15 +378,8 @@ impl Record {
         self.sysctls.iter().find(|s| s.name == name.as_str() && s.ifindex == ifindex)
     }
 
-    fn set_link_original(&mut self, link: &LinkAttributes) {
-        let Attributes { mac, promisc, mtu, allmulti, tx_queue_len } = Attributes::from(link);
-        (self.mac, self.promisc, self.mtu) = (mac, promisc, mtu);
-        (self.allmulti, self.tx_queue_len) = (allmulti, tx_queue_len);
-    }
-
     fn link_original(&self) -> LinkAttributes {
-        let Record { mac, promisc, mtu, allmulti, tx_queue_len, .. } = self.clone();
-        LinkAttributes::from(&Attributes { mac, promisc, mtu, allmulti, tx_queue_len })
+        LinkAttributes::from(&self.before)
     }
 
     /// Notes what a sysctl holds after ADD; says whether that is news.
@@ -508,6 +497,16 @@ mod tests {
         };
         assert_eq!(record.original(&[], &[]), Original { link, ..Original::default() });
         assert!(record.belongs_to(&Attachment::new("any", "c", "e")) && record.is_of_netns(&place("4:1", None)));
+    }
+
+    #[test]
+    fn keys_match_in_any_case() {
+        let file = r#"{"MTU":1500,"TXQLEN":7,"Set":{"Mtu":1400},"ORDER":3,"Sysctls":[{"Name":"net/core/somaxconn","BEFORE":"1"}]}"#;
+        let record = Record::parse(file.as_bytes()).unwrap();
+        let original = record.original(&[], &[]);
+        assert_eq!((original.link.mtu, original.link.tx_queue_len, record.order()), (Some(1500), Some(7), 3));
+        assert_eq!(value(&original, "net/core/somaxconn"), Some("1".into()));
+        assert_eq!(record.set.and_then(|set| set.mtu), Some(1400));
     }
 
     #[test]
