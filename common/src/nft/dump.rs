@@ -14,7 +14,7 @@ use super::encode;
 use super::expression::{Expression, LookupSet};
 use super::kernel::NftSocket;
 use super::message::{Body, Message};
-use super::model::{Element, Family, Hook, Rule, Set, Table};
+use super::model::{Chain, Element, Family, Hook, Rule, Set, Skeleton, Table};
 use super::object::{ChainObject, SetObject};
 use super::read::{self, RawRule};
 use super::socket::{DUMP_TRIES, Refused};
@@ -111,18 +111,46 @@ impl NftSocket {
 
     /// Whether the kernel passes over the table's hooks (`flags dormant`); `None` if there is no such table.
     pub fn is_dormant(&mut self, table: &Table) -> Result<Option<bool>> {
-        let body = Body::Table(encode::table_object(table, None)?);
-        let flags = |bytes: &[u8]| Some(attributes::find_number(bytes, uapi::table::FLAGS).unwrap_or_default());
-        let found = self.channel.get(&request(Some(table), libc::NFT_MSG_GETTABLE, body), flags);
+        let found = self.channel.get(&table_request(table)?, |bytes| Some(is_dormant(bytes)));
+        found.map_err(refused("read", format_args!("table {table}")))
+    }
+
+    /// Whether this very skeleton is in place and in effect and its base chains have as many rules as they should: a
+    /// look-up for each of them, all in one datagram. (`nft flush table` leaves everything but the rules.)
+    pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
+        let table = &skeleton.table;
+        let base_chains: Vec<&Chain> = skeleton.chains.iter().filter(|chain| chain.hook.is_some()).collect();
+        let mut asked = vec![skeleton.marker_request()?, table_request(table)?];
+        for chain in &base_chains {
+            asked.push(chain_request(table, &chain.name)?);
+        }
+        let is_as_wanted = |place: usize, bytes: &[u8]| match place.checked_sub(2) {
+            None if place == 0 => Some(!read::elements(bytes, &Skeleton::marker_set()).is_empty()),
+            None => Some(!is_dormant(bytes)),
+            Some(at) => {
+                let (wanted, found) = (base_chains.get(at)?, read::chain(bytes, table)?);
+                Some(usize::try_from(found.uses) == Ok(wanted.rules.len()))
+            }
+        };
+        let found = self.channel.get_all(&asked, is_as_wanted);
         let found = found.map_err(refused("read", format_args!("table {table}")))?;
-        Ok(found.map(|flags| flags & uapi::table::F_DORMANT != 0))
+        Ok(found.into_iter().all(|as_wanted| as_wanted == Some(true)))
+    }
+
+    /// Chains by their names, without their rules, asked for by one datagram; in their order, `None` for those that
+    /// aren't there.
+    pub fn chains_at(&mut self, names: &[(Table, &str)]) -> Result<Vec<Option<ChainInfo>>> {
+        let asked: Vec<Message> =
+            names.iter().map(|(table, name)| chain_request(table, name)).collect::<Result<_>>()?;
+        self.channel
+            .get_all(&asked, |place, bytes| names.get(place).and_then(|(table, _)| read::chain(bytes, table)))
+            .map_err(refused("read", "chains by their names"))
     }
 
     /// One chain, without its rules.
     pub fn chain(&mut self, table: &Table, name: &str) -> Result<Option<ChainInfo>> {
-        let body = Body::Chain(encode::chain_name_object(table, name)?);
         self.channel
-            .get(&request(Some(table), libc::NFT_MSG_GETCHAIN, body), |bytes| read::chain(bytes, table))
+            .get(&chain_request(table, name)?, |bytes| read::chain(bytes, table))
             .map_err(refused("read", format_args!("chain {name} of table {table}")))
     }
 
@@ -153,21 +181,24 @@ impl NftSocket {
     /// All is of one generation: the kernel gives an anonymous set's name to the next one as soon as it is free.
     pub fn rules(&mut self, table: &Table, chain: &str) -> Result<Vec<RuleInfo>> {
         let what = || format!("the rules of chain {chain} of table {table}");
+        let mut before = None;
         for _ in 0..DUMP_TRIES {
-            let generation = self.generation()?;
             let body = Body::Rule(encode::rule_object(table, chain)?);
             let request = dump(Some(table), libc::NFT_MSG_GETRULE, body);
             let mut raw = self
                 .channel
                 .dump(&request, &mut |bytes, all| all.extend(read::rule(bytes)))
-                .map_err(refused("list", what()))?;
+                .map_err(|refusal| refused("list", what())(refusal))?;
             let mut dependent = false;
             for rule in &mut raw {
                 dependent |= self.resolve(table, rule)?;
             }
-            if !dependent || self.generation()? == generation {
+            // Where there are such sets, all is read twice; mostly there are none, and the generation is nobody's concern.
+            let now = if dependent { Some(self.generation()?) } else { None };
+            if now == before || !dependent {
                 return Ok(raw.into_iter().map(|rule| info(table, rule)).collect());
             }
+            before = now;
         }
         Err(Error::TryAgain { what: format!("{} keep changing while they are read", what()) })
     }
@@ -217,9 +248,7 @@ impl NftSocket {
 
     /// The element with this key, without reading the others; `None` also if there is no such set.
     pub fn element(&mut self, table: &Table, set: &Set, key: &[Value]) -> Result<Option<Element>> {
-        let object = encode::set_name_object(table, &set.name)?;
-        object.push(encode::key_object(key)?);
-        let request = request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object));
+        let request = element_request(table, &set.name, key)?;
         let found = self.channel.get(&request, |bytes| Some(read::elements(bytes, set)));
         let what = || format!("element {} of {} {} of table {table}", Element::key(key), set.keyword(), set.name);
         let found = found.map_err(|refusal| refused("read", what())(refusal))?;
@@ -285,11 +314,11 @@ impl NftSocket {
     }
 }
 
+/// The object is put into words only when there is something to say of it.
 fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refused) -> Error {
-    let object = object.to_string();
     move |refused| match refused.errno {
         Errno::EAGAIN => Error::TryAgain { what: format!("{object} keeps changing while it is read") },
-        errno => Error::Kernel { action, object, errno, ext_ack: refused.text },
+        errno => Error::Kernel { action, object: object.to_string(), errno, ext_ack: refused.text },
     }
 }
 
@@ -299,6 +328,24 @@ fn info(table: &Table, rule: RawRule) -> RuleInfo {
     let rule = decompile(&expressions, comment.as_deref(), table.family);
     let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
     RuleInfo { handle, rule, comment, text, expressions }
+}
+
+fn table_request(table: &Table) -> Result<Message> {
+    Ok(request(Some(table), libc::NFT_MSG_GETTABLE, Body::Table(encode::table_object(table, None)?)))
+}
+
+fn chain_request(table: &Table, name: &str) -> Result<Message> {
+    Ok(request(Some(table), libc::NFT_MSG_GETCHAIN, Body::Chain(encode::chain_name_object(table, name)?)))
+}
+
+pub(super) fn element_request(table: &Table, set: &str, key: &[Value]) -> Result<Message> {
+    let object = encode::set_name_object(table, set)?;
+    object.push(encode::key_object(key)?);
+    Ok(request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object)))
+}
+
+fn is_dormant(table: &[u8]) -> bool {
+    attributes::find_number(table, uapi::table::FLAGS).unwrap_or_default() & uapi::table::F_DORMANT != 0
 }
 
 fn request(table: Option<&Table>, kind: i32, body: Body) -> Message {

@@ -179,21 +179,6 @@ impl NftSocket {
         }
     }
 
-    /// Whether this very skeleton is in place and in effect and its base chains have as many rules as they should: two
-    /// look-ups, and one for each base chain. (`nft flush table` leaves everything but the rules.)
-    pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
-        if !self.has_skeleton(skeleton)? || self.is_dormant(&skeleton.table)? != Some(false) {
-            return Ok(false);
-        }
-        for wanted in skeleton.chains.iter().filter(|chain| chain.hook.is_some()) {
-            let found = self.chain(&skeleton.table, &wanted.name)?;
-            if found.is_none_or(|found| usize::try_from(found.uses) != Ok(wanted.rules.len())) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Sends, once, a transaction that puts these skeletons in anew before all else. With a generation, it is refused
     /// with ERESTART if anything has changed since [`NftSocket::generation`] said this.
     pub fn commit_rebuilding(

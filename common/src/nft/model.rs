@@ -42,7 +42,7 @@ impl Table {
 }
 
 /// The kind of a base chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HookKind {
     /// `filter`: sees every packet.
     Filter,
@@ -53,7 +53,7 @@ pub enum HookKind {
 }
 
 /// Where a base chain sits (NF_INET_…, include/uapi/linux/netfilter.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum HookPoint {
     /// Everything that arrives.
@@ -69,7 +69,7 @@ pub enum HookPoint {
 }
 
 /// A base chain's verdict on what its rules let through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Policy {
     /// NF_ACCEPT
     Accept,
@@ -78,7 +78,7 @@ pub enum Policy {
 }
 
 /// What makes a chain a base chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Hook {
     /// Its kind.
     pub kind: HookKind,
@@ -91,7 +91,7 @@ pub struct Hook {
 }
 
 /// A chain with its rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Chain {
     /// Its name, at most 255 bytes.
     pub name: String,
@@ -131,7 +131,7 @@ impl Chain {
 pub const COMMENT_MAX: usize = crate::attachment::LABEL_MAX;
 
 /// One rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// What it tests and does, in order.
     pub statements: Vec<Statement>,
@@ -235,7 +235,7 @@ pub enum Selector {
 }
 
 /// The right side of a test.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Pattern {
     /// This value.
     Is(Value),
@@ -257,7 +257,7 @@ pub enum Pattern {
 }
 
 /// A set or a map: one of the table's by name, or one of the rule's own, `{ … }`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SetSource {
     /// A set of the table.
     Named(String),
@@ -266,7 +266,7 @@ pub enum SetSource {
 }
 
 /// Where a `dnat` sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DnatTarget {
     /// One address.
     Address(IpAddr, Option<u16>),
@@ -275,7 +275,7 @@ pub enum DnatTarget {
 }
 
 /// Whose mark is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MarkOf {
     /// `meta mark`
     Packet,
@@ -301,7 +301,7 @@ pub enum Verdict {
 }
 
 /// One test or action of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Statement {
     /// A test of one property.
     Match {
@@ -440,7 +440,7 @@ impl Statement {
 }
 
 /// What a set's elements lead to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SetData {
     /// Nothing: it is a set.
     None,
@@ -451,7 +451,7 @@ pub enum SetData {
 }
 
 /// A named set or map, without its elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Set {
     /// Its name.
     pub name: String,
@@ -565,7 +565,7 @@ impl Element {
 /// Everything static in a table of ours: what is there before the first attachment and after the last.
 ///
 /// Put in by the ADD that finds it missing or of another version, in that ADD's own transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Skeleton {
     /// The table.
     pub table: Table,

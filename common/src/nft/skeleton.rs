@@ -1,31 +1,43 @@
 //! Putting the static part of a table in, once, by whoever needs it first.
 //!
 //! Whether it is there is known by one look-up: the table has a set `skeleton` whose only element is a digest of the
-//! skeleton's text. A table with another digest (an older or newer plugin's, or another configuration's) gets its static
+//! skeleton. A table with another digest (an older or newer plugin's, or another configuration's) gets its static
 //! chains flushed and filled anew; elements and the attachments' chains stay.
 
-use sha2::{Digest, Sha256};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::dump::element_request;
 use super::kernel::NftSocket;
+use super::message::Message;
 use super::model::{Chain, Element, Hook, Set, Skeleton};
 use super::transaction::{Command, Presence};
 use super::value::{DataType, Value};
 use crate::cni::error::Result;
 
-/// Raised when the same text is compiled to other expressions.
-const ENCODING: u8 = 1;
+/// Raised when the same skeleton is compiled to other expressions.
+const ENCODING: u8 = 2;
 
 impl Skeleton {
     /// The set that says which skeleton is in place.
-    fn marker_set() -> Set {
+    pub(super) fn marker_set() -> Set {
         Set::of("skeleton", [DataType::Mark]).comment("digest of the static rules")
     }
 
+    /// Of the values themselves: printing them first takes ten times as long. std may change its hash from one release
+    /// to the next; then an upgraded plugin's first ADD fills the chains anew, as after any other change of them.
     fn marker(&self) -> Value {
-        let mut digest = Sha256::new_with_prefix([ENCODING]);
-        digest.update(self.to_string().as_bytes());
-        let word = digest.finalize().first_chunk().map_or(0, |b: &[u8; 4]| u32::from_be_bytes(*b));
-        Value::Mark(word)
+        let mut digest = DefaultHasher::new();
+        (ENCODING, self).hash(&mut digest);
+        let digest = digest.finish();
+        // Half of it is enough, and what a mark holds.
+        Value::Mark((digest >> 32) as u32)
+    }
+}
+
+impl Skeleton {
+    /// Asks whether this very skeleton is in place.
+    pub(super) fn marker_request(&self) -> Result<Message> {
+        element_request(&self.table, &Skeleton::marker_set().name, &[self.marker()])
     }
 }
 

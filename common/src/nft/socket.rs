@@ -26,9 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a dump is begun anew because the tables changed while it was read.
 pub(super) const DUMP_TRIES: u32 = 50;
 
-/// As large as the kernel ever makes one datagram of a dump; aligned for the headers in it.
-#[repr(align(16))]
-struct Buffer([u8; 32 * 1024]);
+/// Bytes of a datagram of a dump: the kernel makes none larger (netlink_dump, net/netlink/af_netlink.c).
+const DATAGRAM: usize = 32 * 1024;
 
 /// The kernel's refusal of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +57,8 @@ impl From<std::io::Error> for Refused {
 #[derive(Default)]
 pub(super) struct Channel {
     socket: OnceCell<Socket>,
-    buffer: Option<Box<Buffer>>,
+    /// Room for a datagram, once one has come.
+    buffer: Vec<u8>,
     request: RequestBuffer,
     sequence: u32,
 }
@@ -154,17 +154,21 @@ impl Channel {
     /// Receives until `take` says what came of it, or the kernel refuses.
     fn receive<T>(&mut self, mut take: impl FnMut(Answer<'_>, u32) -> Option<T>) -> Result<T, Refused> {
         let socket = self.socket.get().ok_or(Errno::ENOTCONN)?;
-        let buffer = self.buffer.get_or_insert_with(|| Box::new(Buffer([0; 32 * 1024])));
+        if self.buffer.is_empty() {
+            // Zeroed by the kernel, page by page as it is written to: mostly the first only.
+            self.buffer = vec![0; DATAGRAM];
+        }
         let mut interrupted = false;
         loop {
-            let messages = match socket.recv(&mut buffer.0) {
-                Ok(messages) => messages,
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
-                Err(error) => return Err(error.into()),
+            let len = match recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(len) => len,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
+                Err(errno) => return Err(errno.into()),
             };
-            for message in messages {
-                let message = NetlinkBuffer::new_checked(message?).map_err(|_| Errno::EBADMSG)?;
+            let mut rest = self.buffer.get(..len).unwrap_or_default();
+            while !rest.is_empty() {
+                let message = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
                 let (sequence, payload) = (message.sequence_number(), message.payload());
                 interrupted |= i32::from(message.flags()) & libc::NLM_F_DUMP_INTR != 0;
                 let answer = match i32::from(message.message_type()) {
@@ -182,6 +186,7 @@ impl Channel {
                 if let Some(value) = take(answer, sequence) {
                     return Ok(value);
                 }
+                rest = rest.get((message.length() as usize).next_multiple_of(4)..).unwrap_or_default();
             }
         }
     }
@@ -217,6 +222,50 @@ impl Channel {
             Err(refused) if refused.errno == Errno::ENOENT => Ok(None),
             other => other,
         }
+    }
+
+    /// Asks for several objects by one datagram, which the kernel answers message by message before `sendmsg` returns; in
+    /// their order, `None` for those that aren't there. `read` gets the place of the one that is asked for.
+    pub(super) fn get_all<T>(
+        &mut self,
+        messages: &[Message],
+        read: impl Fn(usize, &[u8]) -> Option<T>,
+    ) -> Result<Vec<Option<T>>, Refused> {
+        let mut bytes = Vec::with_capacity(messages.len() * 96);
+        let mut numbers = Vec::with_capacity(messages.len());
+        for message in messages {
+            let number = self.next_sequence();
+            numbers.push(number);
+            bytes.extend_from_slice(self.request.write(message, number));
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        let mut found: Vec<Option<T>> = messages.iter().map(|_| None).collect();
+        if !messages.is_empty() {
+            self.send(&[&bytes])?;
+        }
+        let mut unanswered = messages.len();
+        while unanswered > 0 {
+            let place = |number: u32| numbers.iter().position(|n| *n == number);
+            let answer = self.receive(|answer, number| match (answer, place(number)) {
+                (Answer::Object(bytes), Some(place)) => Some((place, read(place, bytes))),
+                (Answer::Done, Some(place)) => Some((place, None)),
+                (_, None) => None,
+            });
+            match answer {
+                Ok((place, value)) => {
+                    if let Some(slot) = found.get_mut(place) {
+                        *slot = value;
+                    }
+                }
+                Err(refused) if refused.errno == Errno::ENOENT && place(refused.sequence).is_some() => {}
+                Err(refused) => {
+                    self.forget_the_rest();
+                    return Err(refused);
+                }
+            }
+            unanswered -= 1;
+        }
+        Ok(found)
     }
 
     /// Asks for several objects, which the kernel sends one by one until one is missing; whether none was.

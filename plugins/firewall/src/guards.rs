@@ -64,11 +64,11 @@ const USUAL: [(Table, &str); 5] = [
     (Table::new(Family::Ip6, "filter"), "forward"),
 ];
 
-/// The usual ones only: a look-up each.
+/// The usual ones only: all looked up at once.
 pub fn usual(socket: &mut NftSocket, scope: Scope<'_>) -> Result<Vec<Guard>> {
     let mut guards = Vec::new();
-    for (table, name) in USUAL {
-        let Some(info) = socket.chain(&table, name)? else { continue };
+    for ((table, name), info) in USUAL.into_iter().zip(socket.chains_at(&USUAL)?) {
+        let Some(info) = info else { continue };
         guards.extend(guard(socket, scope, table, name, info.hook)?);
     }
     Ok(guards)

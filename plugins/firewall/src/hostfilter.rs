@@ -89,16 +89,13 @@ impl FoundFilter {
     /// Reads the table.
     pub fn read(socket: &mut NftSocket, version: IpVersion, admin_chain: &str) -> Result<FoundFilter> {
         let table = filter_table(version);
-        if socket.chain(&table, FORWARD)?.is_none() {
-            // Without it nothing leads to the others, but they may be there, and the administrator's rules in them.
-            let ours = rules_of(socket, &table, FORWARD_CHAIN)?;
-            return Ok(FoundFilter { forward: None, ours, admin: socket.chain(&table, admin_chain)?.is_some() });
-        }
-        Ok(FoundFilter {
-            forward: Some(rules(socket, &table, FORWARD)?),
-            ours: rules_of(socket, &table, FORWARD_CHAIN)?,
-            admin: socket.chain(&table, admin_chain)?.is_some(),
-        })
+        let names = [FORWARD, FORWARD_CHAIN, admin_chain].map(|name| (table.clone(), name));
+        let mut is_there = socket.chains_at(&names)?.into_iter().map(|chain| chain.is_some());
+        let mut is_next_there = || is_there.next().unwrap_or(false);
+        // Without FORWARD nothing leads to the others, but they may be there, and the administrator's rules in them.
+        let (forward, ours, admin) = (is_next_there(), is_next_there(), is_next_there());
+        let mut rules_if = |there: bool, chain| there.then(|| rules(socket, &table, chain)).transpose();
+        Ok(FoundFilter { forward: rules_if(forward, FORWARD)?, ours: rules_if(ours, FORWARD_CHAIN)?, admin })
     }
 }
 

@@ -247,3 +247,20 @@ fn ranges_come_back_as_they_were() {
     let text = "ip saddr != { 0.0.0.0/8, 1.0.0.0/8, 10.0.0.1-10.0.0.9, 192.0.2.1, 255.255.0.0/16 }";
     assert!(netns.run("nft list ruleset").contains(text), "{}", netns.run("nft list ruleset"));
 }
+
+#[test]
+fn chains_asked_for_together_come_in_the_order_of_their_names() {
+    let netns = Netns::new("nft");
+    let skeleton = everything();
+    netns.inside(|| {
+        let mut nft = NftSocket::new();
+        nft.commit_on(&[&skeleton], &Transaction::new()).unwrap();
+        let absent = Table::new(Family::Ip6, "t");
+        let (first, second) = (skeleton.chains[0].name.as_str(), skeleton.chains[1].name.as_str());
+        let asked = [(TABLE, second), (TABLE, "absent"), (absent.clone(), first), (TABLE, first), (absent, second)];
+        let found = nft.chains_at(&asked).unwrap().into_iter().map(|chain| chain.map(|c| c.name));
+        let wanted = [Some(second), None, None, Some(first), None].map(|name| name.map(str::to_owned));
+        assert_eq!(found.collect::<Vec<_>>(), wanted);
+        assert_eq!(nft.chains_at(&[]).unwrap(), []);
+    });
+}
