@@ -42,13 +42,13 @@ impl Attachment {
     /// Everything of one network shares [`Attachment::network_key`], so GC finds a network's objects by prefix and
     /// the dead among them by comparing with the live attachments' keys.
     pub fn key(&self) -> String {
-        let whole = digest(&[&self.network, &self.container, &self.ifname]);
-        format!("{}-{}", Self::network_key(&self.network), whole.get(..24).unwrap_or_default())
+        let whole = hex(&digest(&[&self.network, &self.container, &self.ifname]), 24);
+        format!("{}-{whole}", Self::network_key(&self.network))
     }
 
     /// The first half of the key of every attachment of `network`.
     pub fn network_key(network: &str) -> String {
-        digest(&[network]).get(..16).unwrap_or_default().to_owned()
+        hex(&digest(&[network]), 16)
     }
 }
 
@@ -69,8 +69,8 @@ fn shorten(name: &str, most: usize) -> String {
     format!("{head}~{tail}")
 }
 
-/// Lower-case hex SHA-512 of the parts, NUL between them (a NUL is in no name, so no two lists of parts collide).
-fn digest(parts: &[&str]) -> String {
+/// SHA-512 of the parts, NUL between them (a NUL is in no name, so no two lists of parts collide).
+fn digest(parts: &[&str]) -> [u8; 64] {
     let mut hash = Sha512::new();
     for (i, part) in parts.iter().enumerate() {
         if i > 0 {
@@ -78,18 +78,19 @@ fn digest(parts: &[&str]) -> String {
         }
         hash.update(part.as_bytes());
     }
-    hex(&hash.finalize())
+    hash.finalize().into()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+/// The first digits in lower case.
+fn hex(bytes: &[u8], digits: usize) -> String {
+    let all = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    all.take(digits).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 /// The name the Go reference plugins give an object: `(prefix + hex(sha512(text)))` cut to `length`
 /// (`utils.MustFormatHashWithPrefix`).
 pub fn reference_hash_name(length: usize, prefix: &str, text: &str) -> String {
-    let mut name = format!("{prefix}{}", digest(&[text]));
+    let mut name = format!("{prefix}{}", hex(&digest(&[text]), length.saturating_sub(prefix.len())));
     name.truncate(length);
     name
 }

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::libc;
@@ -127,7 +127,9 @@ impl RouteSocket {
         self.one_link(LinkUnspec::new_with_index(index).build(), &format!("index {index}"))
     }
 
-    fn one_link(&self, query: LinkMessage, object: &str) -> Result<Option<LinkMessage>> {
+    /// Without its statistics: they are a third of the answer, and nobody here reads them.
+    fn one_link(&self, mut query: LinkMessage, object: &str) -> Result<Option<LinkMessage>> {
+        query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         match self.request(RouteNetlinkMessage::GetLink(query), 0, "get", &format!("link {object}")) {
             Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),

@@ -53,7 +53,10 @@ impl Channel {
         take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
     ) -> std::result::Result<T, Errno> {
         let mut buffer = self.1.take();
-        buffer.resize(DATAGRAM, 0);
+        if buffer.is_empty() {
+            // Zeroed by the kernel, page by page as it is written to: mostly the first only.
+            buffer = vec![0; DATAGRAM];
+        }
         let outcome = self.receive_into(&mut buffer, take);
         self.1.set(buffer);
         outcome

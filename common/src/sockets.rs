@@ -58,9 +58,9 @@ impl Listener {
 pub fn listeners(protocol: u8) -> Result<Vec<Listener>> {
     // TCP_LISTEN, and TCP_CLOSE, which is what an unconnected UDP socket is in (include/net/tcp_states.h).
     let states: u32 = if i32::from(protocol) == libc::IPPROTO_TCP { 1 << 10 } else { 1 << 7 };
+    let asker = Asker::open(NETLINK_SOCK_DIAG, "this host's sockets")?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let asker = Asker::open(NETLINK_SOCK_DIAG, "this host's sockets")?;
         // struct inet_diag_req_v2: family, protocol, no extensions, states, an empty struct inet_diag_sockid.
         let mut query = vec![family as u8, protocol, 0, 0];
         query.extend(states.to_ne_bytes());

@@ -134,11 +134,7 @@ impl Share {
 
     /// route_localnet is on when ADD answers; its guard is in place before.
     fn open_loopback(&self) -> Result<()> {
-        let Some(link) = &self.loopback else { return Ok(()) };
-        if removal::read_loopback(link)?.as_deref() == Some("1") {
-            return Ok(());
-        }
-        removal::write_loopback(link, "1").map(drop)
+        self.loopback.iter().try_for_each(|link| removal::write_loopback(link, "1").map(drop))
     }
 }
 
