@@ -210,6 +210,67 @@ fn ports_of_a_container_whose_address_is_given_anew_go_with_it() {
 }
 
 #[test]
+fn a_repeated_add_keeps_its_ports_and_takes_those_of_the_dead() {
+    for with_v6 in [true, false] {
+        let lab = Lab::new();
+        let (container, crashed) = (lab.container(2), lab.container(3));
+        let _server = serve(&container.netns, 80, "inside");
+        let both = ports(json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8081, "containerPort": 80, "protocol": "tcp"},
+        ]));
+        let call = |verb, container: &Container, keys: &Value| {
+            let mut config = config(container, keys);
+            if !with_v6 {
+                config["prevResult"]["ips"].as_array_mut().unwrap().truncate(1);
+            }
+            let outcome = Plugin::ours("portmap").call(&lab.host, verb, &config, &container.target());
+            outcome.succeeds();
+            outcome.stderr
+        };
+        call(Verb::Add, &container, &port(8080, 80));
+        call(Verb::Add, &crashed, &port(8081, 80));
+        lab.host.run(&format!("ip link delete {}", crashed.host_ifname));
+        let said = call(Verb::Add, &container, &both);
+        assert!(said.contains("container-3") && said.contains("gone"), "{said}");
+        assert!(!said.contains("container-2"), "nothing is taken from itself: {said}");
+        for host_port in [8080, 8081] {
+            Fetch::new(Proto::Tcp, &format!("192.0.2.1:{host_port}")).expect(&lab.client, "inside");
+        }
+        call(Verb::Check, &container, &both);
+        assert!(!rules(&lab).contains("container-3"), "{}", rules(&lab));
+        call(Verb::Del, &container, &both);
+        assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err(), "the table is gone");
+    }
+}
+
+/// Containers without a subnet stand in `self4` with their address and port, the dead one with the same.
+#[test]
+fn a_repeated_add_takes_ports_of_the_dead_that_had_its_address() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let mut forgotten = container.target();
+    forgotten.container = "forgotten".into();
+    let everywhere = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
+    let at_one = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"});
+    let call = |verb, target: &netns_tests::Target, mappings: Value| {
+        let mut config = config(&container, &ports(mappings));
+        config["prevResult"]["ips"][0]["address"] = "10.88.0.2/32".into();
+        Plugin::ours("portmap").call(&lab.host, verb, &config, target).succeeds();
+    };
+    call(Verb::Add, &container.target(), json!([everywhere]));
+    call(Verb::Add, &forgotten, json!([at_one]));
+    call(Verb::Add, &container.target(), json!([everywhere, at_one]));
+    call(Verb::Check, &container.target(), json!([everywhere, at_one]));
+    for from in [&lab.client, &container.netns] {
+        Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(from, "inside");
+    }
+    Fetch::new(Proto::Tcp, "10.88.0.1:8080").expect(&container.netns, "inside");
+    assert!(!rules(&lab).contains("forgotten"), "{}", rules(&lab));
+}
+
+#[test]
 fn second_del_leaves_the_new_owner_alone() {
     let lab = Lab::new();
     let (old, new) = (lab.container(2), lab.container(3));
@@ -321,6 +382,62 @@ fn a_repeated_add_mends_what_was_broken() {
         all_reach(&lab.client, &FROM_OUTSIDE, "inside");
         all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
     }
+}
+
+#[test]
+fn a_repeated_add_mends_an_element_that_was_changed() {
+    let lab = Lab::new();
+    let (container, other) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&container.netns, 80, "inside"), serve(&other.netns, 80, "other")];
+    let keys = ports(json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8090, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+    ]));
+    let (own, others) = ("net/container-2/eth0", "net/container-3/eth0");
+    let before = lab.host.snapshot();
+    add(&lab, &other, &port(8081, 80));
+    for (map, key) in [("ports4", "tcp . 8080"), ("addr_ports4", "192.0.2.1 . tcp . 8090")] {
+        for value in [
+            format!("{key} comment \"{own}\" : 10.88.0.3 . 80"),
+            format!("{key} : 10.88.0.3 . 80"),
+            format!("{key} comment \"{others}\" : 10.88.0.2 . 80"),
+        ] {
+            add(&lab, &container, &keys);
+            lab.host.nft(&format!("delete element {TABLE} {map} {{ {key} }}; add element {TABLE} {map} {{ {value} }}"));
+            call(&lab, Verb::Check, &container, &keys).fails_with(101);
+            let outcome = call(&lab, Verb::Add, &container, &keys);
+            outcome.succeeds();
+            assert!(!outcome.stderr.contains("taken from"), "{value}: {}", outcome.stderr);
+            check(&lab, &container, &keys);
+            for address in ["192.0.2.1:8080", "192.0.2.1:8090", "[2001:db8:2::1]:8080"] {
+                Fetch::new(Proto::Tcp, address).expect(&lab.client, "inside");
+            }
+        }
+    }
+    check(&lab, &other, &port(8081, 80));
+    all_reach(&lab.client, &["192.0.2.1:8081"], "other");
+    del(&lab, &container, &keys);
+    del(&lab, &other, &port(8081, 80));
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn del_takes_an_element_of_its_owner_s_whose_target_was_changed() {
+    let lab = Lab::new();
+    let (container, next) = (lab.container(2), lab.container(3));
+    let _server = serve(&next.netns, 80, "next");
+    let before = lab.host.snapshot();
+    add(&lab, &next, &port(8081, 80));
+    add(&lab, &container, &port(8080, 80));
+    lab.host.nft(&format!(
+        "delete element {TABLE} ports4 {{ tcp . 8080 }}; \
+         add element {TABLE} ports4 {{ tcp . 8080 comment \"net/container-2/eth0\" : 10.88.0.3 . 80 }}"
+    ));
+    del(&lab, &container, &port(8080, 80));
+    assert!(!rules(&lab).contains("container-2"), "{}", rules(&lab));
+    none_reach(&lab.client, &FROM_OUTSIDE);
+    del(&lab, &next, &port(8081, 80));
+    lab.host.assert_same_as(&before);
 }
 
 #[test]

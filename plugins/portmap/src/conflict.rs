@@ -1,112 +1,128 @@
 //! A port that somebody else has: who, and whether they are still there.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use common::nft::{CommitError, Data, Element, NftSocket, Set, Transaction, Value};
+use common::nft::{CommitError, Element, IpVersion, NftSocket, Set, Transaction};
 use common::{Error, Result};
 use nix::errno::Errno;
 
+use crate::config::Protocol;
 use crate::liveness::why_dead;
-use crate::record::{Record, RecordKey, Recorded};
+use crate::record::{Record, Recorded};
 use crate::rules::{self, Claim, Share, TABLE};
 
-/// An owner that is certainly gone, or elements without one.
+/// An owner that is certainly gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dead {
-    /// What the elements name as their owner.
-    label: String,
-    /// Whose record it is.
-    record: Option<RecordKey>,
-    /// Elements that no record knows.
-    orphans: Vec<(Set, Element)>,
+    /// What it owns.
+    pub recorded: Recorded,
     /// Why it is gone.
     why: String,
 }
 
-impl fmt::Display for Dead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the host ports of {} were taken from it: {}", self.label, self.why)
+/// What an ADD may take out of its way: the living's is an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InTheWay {
+    /// They go with all they own.
+    pub dead: Vec<Dead>,
+    /// Elements that are in no record of the owner they name.
+    orphans: Vec<(Set, Element)>,
+}
+
+impl InTheWay {
+    /// Has the transaction remove the elements that are in no record.
+    pub fn remove_orphans(&self, transaction: &mut Transaction) {
+        for (map, orphan) in &self.orphans {
+            transaction.delete_elements(&TABLE, &map.name, vec![orphan.clone()]);
+        }
+    }
+
+    /// Says in the log what was taken.
+    pub fn warn(&self) {
+        for Dead { recorded, why } in &self.dead {
+            log::warn!("the host ports of {} were taken from it: {why}", recorded.record.label);
+        }
+        if let Some((map, first)) = self.orphans.first() {
+            let count = self.orphans.len();
+            log::warn!(
+                "elements replaced because they are in nobody's record: {count}, first in map {}: {first}",
+                map.name
+            );
+        }
     }
 }
 
-impl Dead {
-    /// What is there of it now; elements without a record go at once.
-    pub fn read_again(&self, socket: &mut NftSocket, transaction: &mut Transaction) -> Result<Option<Recorded>> {
-        for (set, orphan) in &self.orphans {
-            if socket.element(&TABLE, set, &orphan.key)?.as_ref() == Some(orphan) {
-                transaction.delete_elements(&TABLE, &set.name, vec![orphan.clone()]);
-            }
-        }
-        match self.record {
-            Some(key) => Recorded::read_key(socket, key),
-            None => Ok(None),
-        }
-    }
-}
-
-/// After a refused transaction: the dead in the way, if any are left, or the error that names the living.
-///
-/// Only here are the maps asked who has a port: in the way of an ADD that succeeds there is no such question.
-pub fn who_is_in_the_way(
-    socket: &mut NftSocket,
-    share: &Share,
-    refused: &CommitError,
-    evicted: &[Dead],
-) -> Result<Vec<Dead>> {
+/// Whether a transaction was refused because a key was there, with whatever data.
+pub fn is_conflict(refused: &CommitError) -> bool {
     // Kernels before 5.? answer EBUSY for a key with other data.
-    if !matches!(refused.errno(), Some(Errno::EEXIST | Errno::EBUSY)) {
-        return Err(refused.clone().into());
-    }
-    let mut dead: Vec<Dead> = Vec::new();
+    matches!(refused.errno(), Some(Errno::EEXIST | Errno::EBUSY))
+}
+
+/// Who or what has the ports of the share, beside what the attachment had `before`.
+///
+/// Only after a conflict are the maps asked: in the way of an ADD that succeeds there is no such question.
+pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&Recorded>) -> Result<InTheWay> {
+    let mut found = InTheWay::default();
+    // Whose elements go with their records.
+    let mut leaving: Vec<Owned> = before.map(|own| Owned::of(&own.record)).into_iter().collect();
     for (map, claims) in rules::by_map(&share.claims) {
         let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
-        let found = socket.elements_at(&TABLE, &map, &keys)?;
-        for (claim, element) in claims.into_iter().zip(found).filter_map(|(c, f)| Some((c, f?))) {
-            let label = element.comment.clone().unwrap_or_else(|| "nobody".into());
-            if dead.iter().chain(evicted).any(|d| d.label == label && d.record.is_some()) {
+        let elements = socket.elements_at(&TABLE, &map, &keys)?;
+        for (claim, element) in claims.into_iter().zip(elements).filter_map(|(c, e)| Some((c, e?))) {
+            if leaving.iter().any(|owned| owned.has(claim, &element)) {
                 continue;
             }
-            dead.push(owner(socket, share, claim, (&map, element), label)?);
-        }
-    }
-    Ok(dead)
-}
-
-/// The owner of an element if it is dead; the living's is the error.
-fn owner(
-    socket: &mut NftSocket,
-    share: &Share,
-    claim: &Claim,
-    (map, element): (&Set, Element),
-    label: String,
-) -> Result<Dead> {
-    match Recorded::of_label(socket, &label)? {
-        Some(Recorded { record, .. }) if record.claims.iter().any(|c| c.key() == claim.key() && c.map() == *map) => {
-            match why_gone(share, &record, &element)? {
-                Some(why) => Ok(Dead { label, record: Some(record.key), orphans: Vec::new(), why }),
-                None => Err(taken(claim, &record)),
+            match owner(socket, share, claim, &element)? {
+                Some(dead) => {
+                    leaving.push(Owned::of(&dead.recorded.record));
+                    found.dead.push(dead);
+                }
+                None => found.orphans.push((map.clone(), element)),
             }
         }
-        _ => {
-            let orphans = vec![(map.clone(), element)];
-            Ok(Dead { label, record: None, orphans, why: "no record knows of it".into() })
-        }
+    }
+    Ok(found)
+}
+
+/// A record's ports, to be looked up.
+struct Owned {
+    label: String,
+    places: BTreeSet<Place>,
+}
+
+type Place = (IpVersion, Option<IpAddr>, Protocol, u16);
+
+fn place(claim: &Claim) -> Place {
+    (claim.version(), claim.address, claim.protocol, claim.port)
+}
+
+impl Owned {
+    fn of(record: &Record) -> Owned {
+        Owned { label: record.label.clone(), places: record.claims.iter().map(place).collect() }
+    }
+
+    /// Whether the element at this claim's key is the record's, wherever it leads.
+    fn has(&self, claim: &Claim, element: &Element) -> bool {
+        element.comment.as_deref() == Some(&*self.label) && self.places.contains(&place(claim))
     }
 }
 
-/// Why the owner of an element is certainly gone.
-fn why_gone(share: &Share, record: &Record, element: &Element) -> Result<Option<String>> {
-    let target = match &element.data {
-        Some(Data::Values(values)) => values.first(),
-        _ => None,
-    };
-    if share.claims.iter().any(|c| Some(&Value::ip(c.target)) == target) {
-        return Ok(Some(format!(
-            "its address {} is {}'s now",
-            target.map(Value::to_string).unwrap_or_default(),
-            share.attachment
-        )));
+/// The owner of an element if it is dead, or `None` if it has none; the living's is the error.
+fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element) -> Result<Option<Dead>> {
+    let Some(label) = &element.comment else { return Ok(None) };
+    let Some(recorded) = Recorded::of_label(socket, label)? else { return Ok(None) };
+    let Some(theirs) = recorded.record.claims.iter().find(|c| place(c) == place(claim)) else { return Ok(None) };
+    match why_gone(share, &recorded.record, theirs)? {
+        Some(why) => Ok(Some(Dead { recorded, why })),
+        None => Err(taken(claim, &recorded.record)),
+    }
+}
+
+/// Why the owner of a claim is certainly gone.
+fn why_gone(share: &Share, record: &Record, theirs: &Claim) -> Result<Option<String>> {
+    if share.claims.iter().any(|own| own.target == theirs.target) {
+        return Ok(Some(format!("its address {} is {}'s now", theirs.target, share.attachment)));
     }
     match &record.origin {
         Some(origin) => why_dead(origin),

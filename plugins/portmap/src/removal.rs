@@ -1,9 +1,9 @@
 //! Taking records out of the tables, with everything that nobody else needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, SetData, Statement, Transaction, Verdict};
+use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Value, Verdict};
 use common::sysctl;
 use common::{Error, Result};
 
@@ -77,8 +77,11 @@ impl Removal {
     /// These records and what only they need. What is named in `keep` stays: somebody new needs it.
     pub fn records(&mut self, socket: &mut NftSocket, records: &[Recorded], keep: &[String]) -> Result<()> {
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut seen: BTreeSet<(String, Vec<Value>)> = BTreeSet::new();
         for Recorded { record, lines } in records {
-            for (set, elements) in own_elements(socket, record)? {
+            for (set, mut elements) in own_elements(socket, record)? {
+                // Of `self4` and `self6`, who had the same address may have the same.
+                elements.retain(|e| records.len() == 1 || seen.insert((set.name.clone(), e.key.clone())));
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
             }
             self.transaction.delete_elements(&TABLE, &record::map().name, lines.clone());
@@ -162,21 +165,28 @@ fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {
     Some((link.to_owned(), before.to_owned()))
 }
 
-/// The record's elements as far as they are there and its own: whoever has emptied the maps by hand may have made room
-/// for another owner of the same port.
+/// The record's elements as they are there, wherever they lead by now, as far as they bear its label: whoever has emptied
+/// the maps by hand may have made room for another owner of the same port.
 fn own_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<(Set, Vec<Element>)>> {
     let mut kept: Vec<Claim> = Vec::with_capacity(record.claims.len());
+    let mut in_maps: BTreeMap<String, Vec<Element>> = BTreeMap::new();
     for (map, claims) in rules::by_map(&record.claims) {
         let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
-        for (claim, found) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
-            kept.extend((found.as_ref() == Some(&claim.element(&record.label))).then_some(*claim));
-        }
+        let found = claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?);
+        let own = found.filter_map(|(c, e)| Some((*c, e.filter(|e| e.comment.as_ref() == Some(&record.label))?)));
+        let (claims, elements): (Vec<Claim>, Vec<Element>) = own.unzip();
+        kept.extend(claims);
+        in_maps.insert(map.name, elements);
     }
     let mut own = rules::elements(&record.label, &kept, &record.jumps);
-    // The maps have just been looked into.
-    for (set, elements) in own.iter_mut().filter(|(set, _)| set.data == SetData::None) {
-        let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
-        *elements = socket.elements_at(&TABLE, set, &keys)?.into_iter().flatten().collect();
+    for (set, elements) in &mut own {
+        match in_maps.remove(&set.name) {
+            Some(found) => *elements = found,
+            None => {
+                let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
+                *elements = socket.elements_at(&TABLE, set, &keys)?.into_iter().flatten().collect();
+            }
+        }
     }
     Ok(own)
 }

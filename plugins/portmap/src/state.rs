@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use common::nft::{Chain, Command, NftSocket, Presence, Rule, SetData, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
-use crate::conflict::{Dead, who_is_in_the_way};
+use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
 use crate::record::{self, Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
 use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
@@ -54,18 +54,19 @@ fn object_of_record() -> String {
 impl Share {
     /// Puts the share in; gives what the attachment had before.
     fn put_in(&self, socket: &mut NftSocket) -> Result<Option<Recorded>> {
-        let mut evicted: Vec<Dead> = Vec::new();
+        let mut contested = false;
         transact(socket, |socket, generation| {
             let before = Recorded::read(socket, &self.attachment)?;
             let in_place = socket.is_in_place(&self.skeleton)?;
             if before.is_some() && in_place && self.own_differences(socket, before.as_ref())?.is_empty() {
                 return Ok(ControlFlow::Break(before));
             }
+            let in_the_way =
+                if contested { who_is_in_the_way(socket, self, before.as_ref())? } else { InTheWay::default() };
             let mut removal = Removal::default();
-            let mut leaving: Vec<Recorded> = before.iter().cloned().collect();
-            for dead in &evicted {
-                leaving.extend(dead.read_again(socket, &mut removal.transaction)?);
-            }
+            in_the_way.remove_orphans(&mut removal.transaction);
+            let dead = in_the_way.dead.iter().map(|dead| &dead.recorded);
+            let leaving: Vec<Recorded> = before.iter().chain(dead).cloned().collect();
             let keep: Vec<String> = self.shared_names().collect();
             removal.records(socket, &leaving, &keep)?;
             // Whoever has emptied the static chains has emptied the others too.
@@ -74,17 +75,16 @@ impl Share {
             removal.restore_loopback()?;
             let missing = if in_place { &[] } else { std::slice::from_ref(&self.skeleton) };
             let Err(error) = socket.commit_rebuilding(missing, &removal.transaction, Some(generation)) else {
-                evicted.iter().for_each(|dead| log::warn!("{dead}"));
+                in_the_way.warn();
                 return Ok(ControlFlow::Break(before));
             };
             removal.open_loopback_again()?;
             if !came_too_late(&error) {
-                let dead = who_is_in_the_way(socket, self, &error, &evicted)?;
-                // Nobody is: then somebody was, and has gone since; or it is something else.
-                if dead.is_empty() && socket.generation()? == generation {
+                // Whoever was in the way of this very generation has been asked for already: it is something else.
+                if contested || !is_conflict(&error) {
                     return Err(error.into());
                 }
-                evicted.extend(dead);
+                contested = true;
             }
             Ok(ControlFlow::Continue(()))
         })
