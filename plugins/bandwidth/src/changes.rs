@@ -11,7 +11,7 @@ use common::link::{Request, RouteSocket};
 use common::tc::{BUCKET_MAJORS, BucketSeen, Cookie, Filter, Hook, Match, Qdisc, TokenBucket, Verdict};
 use nix::errno::Errno;
 
-use crate::plan::{Lane, Mark, Rule, Shaping, Via, mac_text};
+use crate::plan::{Lane, Mark, Rule, Shaping, Via, index_of, mac_text};
 use crate::present::{Holder, Ifb, Present, bank_of, choose_bank, holder};
 
 /// A link that a change is about, by name: an ifb has no index yet when the changes are planned.
@@ -451,16 +451,17 @@ impl<'a> Hands<'a> {
     }
 
     /// An ifb gets its alias with the datagram that makes it, or GC would not know whose it is if this process were killed
-    /// behind. Whether that succeeds doesn't matter: it is given again with the rest.
+    /// behind. Whether that succeeds doesn't matter: it is given again with the rest. It goes by the index, not by the name:
+    /// where another call made the ifb of this name first, the alias must not land on that.
     fn early_label(&self, change: &Change) -> Option<Request> {
-        let Change::MakeIfb(made, ..) = change else { return None };
-        let (name, label) = self.labels.iter().find(|(name, _)| *name == made)?;
-        Some(Request::set_alias_of(name, label))
+        let Change::MakeIfb(made, mac, _) = change else { return None };
+        let (_, label) = self.labels.iter().find(|(name, _)| *name == made)?;
+        Some(Request::set_alias_at(index_of(*mac), label))
     }
 
     fn request(&self, change: &Change) -> Result<Request> {
         Ok(match change {
-            Change::MakeIfb(name, mac, mtu) => Request::make_ifb(name, *mac, *mtu),
+            Change::MakeIfb(name, mac, mtu) => Request::make_ifb(index_of(*mac), name, *mac, *mtu),
             Change::RaiseIfb(name, label, mtu) => Request::set_up(self.device(name)?, label, *mtu),
             Change::Label(name, _, alias) => Request::set_alias(self.device(name)?, alias),
             Change::AddBucket(name, bucket) => Request::add_bucket(self.device(name)?, FIRST_MAJOR, bucket, self.mark),
@@ -513,10 +514,11 @@ impl<'a> Hands<'a> {
     }
 }
 
-/// The name was free a moment ago: another interface of the container is being added at the same time.
+/// The name was free a moment ago: another interface of the container is being added at the same time. Or the index was:
+/// another call is adding the same one.
 fn just_taken(error: Error, name: &str) -> Error {
     match error {
-        Error::Kernel { errno: Errno::EEXIST, .. } => {
+        Error::Kernel { errno: Errno::EEXIST | Errno::EBUSY, .. } => {
             Error::TryAgain { what: format!("link {name} is just being made by another call") }
         }
         error => error,

@@ -202,6 +202,13 @@ pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
     }
 }
 
+/// The index of the ifb that has this hardware address: the attachment's own, as the address is, and far above those that
+/// the kernel gives (it counts up from 1; the greatest is 2³¹−1).
+pub fn index_of(mac: [u8; 6]) -> u32 {
+    let [.., a, b, c, d] = mac;
+    1 << 30 | u32::from_be_bytes([a, b, c, d]) >> 2
+}
+
 /// A name that is ours already, else the first that is free or is held by an ifb that the reference made for this link.
 fn choose_name(attachment: &Attachment, hook: Hook, label: &str, facts: &Facts) -> Result<String> {
     let names = ifb_names(attachment, hook);
