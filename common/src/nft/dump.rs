@@ -17,7 +17,7 @@ use super::message::{Body, Message};
 use super::model::{Chain, Element, Family, Hook, Rule, Set, Skeleton, Table};
 use super::object::{ChainObject, SetObject};
 use super::read::{self, RawRule};
-use super::socket::{DUMP_TRIES, Refused};
+use super::socket::{DUMP_TRIES, Refused, pause_before_again};
 use super::value::Value;
 use super::{attributes, uapi};
 use crate::cni::error::{Error, Result};
@@ -252,7 +252,7 @@ impl NftSocket {
         let found = self.channel.get(&request, |bytes| Some(read::elements(bytes, set)));
         let what = || format!("element {} of {} {} of table {table}", Element::key(key), set.keyword(), set.name);
         let found = found.map_err(|refusal| refused("read", what())(refusal))?;
-        Ok(found.and_then(|raw| read::pair_up(raw, set).into_iter().next()))
+        Ok(found.and_then(|raw| read::pair_up(read::sorted(raw), set).into_iter().next()))
     }
 
     /// The elements with these keys, in their order, up to the first that isn't there, in one request; at most as many
@@ -302,15 +302,27 @@ impl NftSocket {
     }
 
     /// All elements of a set, sorted by key.
+    ///
+    /// A hash set that has just grown is still being moved to its larger table, which changes neither the generation
+    /// nor the flags of a dump: then some elements come twice and others, from one message of the dump to the next, not
+    /// at all (nft_rhash_walk, net/netfilter/nft_set_hash.c, goes on at a number of elements). No element can be missed
+    /// without another that comes twice, so such a dump is repeated.
     pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>> {
-        let body = Body::Elements(encode::set_name_object(table, &set.name)?);
-        let raw = self
-            .channel
-            .dump(&dump(Some(table), libc::NFT_MSG_GETSETELEM, body), &mut |bytes, all| {
-                all.extend(read::elements(bytes, set));
-            })
-            .map_err(refused("list", format_args!("the elements of set {} of table {table}", set.name)))?;
-        Ok(read::pair_up(raw, set))
+        let what = || format!("the elements of set {} of table {table}", set.name);
+        let message =
+            dump(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(encode::set_name_object(table, &set.name)?));
+        for attempt in 0..DUMP_TRIES {
+            let raw = self
+                .channel
+                .dump(&message, &mut |bytes, all| all.extend(read::elements(bytes, set)))
+                .map_err(|refusal| refused("list", what())(refusal))?;
+            let raw = read::sorted(raw);
+            if !read::has_twins(&raw) {
+                return Ok(read::pair_up(raw, set));
+            }
+            std::thread::sleep(pause_before_again(attempt));
+        }
+        Err(refused("list", what())(Errno::EAGAIN.into()))
     }
 }
 

@@ -283,9 +283,19 @@ fn values(types: &[DataType], mut bytes: &[u8]) -> Option<Vec<Value>> {
         .collect()
 }
 
-/// Elements of the model, sorted by key: the first of a range with its last.
-pub(super) fn pair_up(mut raw: Vec<RawElement>, set: &Set) -> Vec<Element> {
+/// By key; the end of one range before the start of the next.
+pub(super) fn sorted(mut raw: Vec<RawElement>) -> Vec<RawElement> {
     raw.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
+    raw
+}
+
+/// Whether one of the sorted elements is listed twice.
+pub(super) fn has_twins(sorted: &[RawElement]) -> bool {
+    sorted.windows(2).any(|pair| matches!(pair, [a, b] if a.key == b.key && a.is_end == b.is_end))
+}
+
+/// Elements of the model: of the sorted ones, the first of a range with its last.
+pub(super) fn pair_up(raw: Vec<RawElement>, set: &Set) -> Vec<Element> {
     let mut elements: Vec<Element> = Vec::with_capacity(raw.len());
     let mut open = raw.iter().peekable();
     while let Some(one) = open.next() {
@@ -374,8 +384,8 @@ mod tests {
         fn whatever_comes_is_read_without_panic(bytes in attributes()) {
             let _ = chain(&bytes, &Table::new(super::super::Family::Inet, "t"));
             let _ = set(&bytes);
-            let _ = pair_up(elements(&bytes, &ports()), &ports());
-            let _ = pair_up(elements(&bytes, &ports().interval()), &ports().interval());
+            let _ = pair_up(sorted(elements(&bytes, &ports())), &ports());
+            let _ = pair_up(sorted(elements(&bytes, &ports().interval())), &ports().interval());
             if let Some(rule) = rule(&bytes) {
                 let _ = super::super::canonical::canonical(rule.expressions);
             }

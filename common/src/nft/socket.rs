@@ -306,7 +306,7 @@ impl Channel {
             match end {
                 Ok(()) => return Ok(all),
                 Err(refused) if refused.errno == Errno::EINTR => {
-                    std::thread::sleep(Duration::from_millis(attempt.min(20).into()))
+                    std::thread::sleep(pause_before_again(attempt));
                 }
                 Err(refused) if refused.errno == Errno::ENOENT => return Ok(Vec::new()),
                 Err(refused) => return Err(refused),
@@ -314,6 +314,11 @@ impl Channel {
         }
         Err(Errno::EAGAIN.into())
     }
+}
+
+/// Before a dump is begun anew.
+pub(super) fn pause_before_again(attempt: u32) -> Duration {
+    Duration::from_millis(attempt.min(20).into())
 }
 
 /// nix's socket options want something with a descriptor.

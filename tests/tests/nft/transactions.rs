@@ -203,6 +203,36 @@ fn a_changed_generation_is_refused_and_a_plan_made_anew() {
     });
 }
 
+/// The kernel moves the elements of a set that has grown to a larger hash table in the background, and says nothing of
+/// it to whoever lists them meanwhile. The table doubles when more than three quarters of it are taken.
+#[test]
+fn a_set_that_has_just_grown_is_read_whole() {
+    let netns = Netns::new("nft");
+    let list_and_compare = |last: u16| {
+        let elements = NftSocket::new().elements(&TABLE, &ports_map()).unwrap();
+        let ports: Vec<&[Value]> = elements.iter().map(|element| element.key.as_slice()).collect();
+        let expected: Vec<_> = (1..=last).map(tcp).collect();
+        assert!(ports == expected, "not each of {last} elements is listed once");
+    };
+    netns.inside(|| {
+        let mut nft = NftSocket::new();
+        for _ in 0..20 {
+            nft.commit_on(&[&small()], &attachment("a", [1])).unwrap();
+            let mut last = 1;
+            for full in (3..12).map(|doublings| 3 << doublings) {
+                let more = (last + 1..=full + 1).map(|port| Element::verdict(tcp(port), Verdict::Drop)).collect();
+                let mut transaction = Transaction::new();
+                transaction.add_elements(&TABLE, "ports", Presence::Exclusive, more);
+                nft.commit(&transaction).unwrap();
+                last = full + 1;
+                // By more than one, so that it isn't only the processor on which the elements would have to be moved.
+                std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(|| list_and_compare(last)))));
+            }
+            nft.commit(Transaction::new().push(Command::DeleteTable(TABLE))).unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_socket_goes_on_after_a_refusal() {
     let netns = prepared();
