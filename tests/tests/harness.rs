@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use netns_tests::namespace::{End, connect};
+use netns_tests::traffic::wire::throughput_on_the_wire;
 use netns_tests::traffic::{BRIEFLY, serve_at};
 use netns_tests::{
     Chain, Fetch, Host, Lab, Netns, NoReply, Plugin, Proto, Target, Verb, bridge_conf, fetch, ptp_conf, serve,
@@ -165,6 +166,24 @@ fn throughput_sees_a_limit_and_only_a_limit() {
     // The other direction has no limit.
     let free = throughput(&lab.host, &lab.client, Proto::Tcp, "192.0.2.2:5001", 1).bits_per_second();
     assert!(free > 100e6, "without a limit only {free} bit/s");
+}
+
+#[test]
+fn what_is_counted_on_the_wire_is_what_a_limit_has_let_through() {
+    let lab = Lab::without_bridge();
+    lab.client.run("tc qdisc add dev eth0 root tbf rate 20mbit burst 20kb latency 50ms");
+    let sent = || {
+        let shown = lab.client.run("tc -s qdisc show dev eth0 root");
+        shown.split_once("Sent ").unwrap().1.split_once(' ').unwrap().0.parse::<f64>().unwrap()
+    };
+    for (proto, address) in [(Proto::Tcp, "192.0.2.1:5001"), (Proto::Udp, "[2001:db8:2::1]:5001")] {
+        let before = sent();
+        let frames = throughput_on_the_wire(&lab.client, &lab.host, proto, address, 2);
+        // The flow lasts a little longer than it is watched.
+        let share = frames.bits_per_second() * 2.0 / ((sent() - before) * 8.0);
+        assert!((0.85..=1.0).contains(&share), "{proto}: {share}");
+        assert!((0.5..1.02).contains(&(frames.fullest_second() / 20e6)), "{proto}: {}", frames.fullest_second());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Servers that answer with a token and the address they were asked from, and clients that wait for it, but not long.
 
 pub mod throughput;
+pub mod wire;
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use netns_tests::traffic::wire::throughput_on_the_wire;
+
 use super::*;
 
 /// Lowers both limits while a flow fills the queue; what the flow got in each 100 ms.
@@ -58,6 +60,26 @@ fn limits_from_64_kilobits_to_a_gigabit_hold_from_the_first_second() {
             let room = 3.0 * 1514.0 * 8.0 / rate as f64;
             assert!((0.5..1.03 + room / f64::from(seconds)).contains(&mean), "{rate}: {mean:.3}: {measured:?}");
             assert!(first <= 1.10 + room, "{rate}: the first second has {first:.3}: {measured:?}");
+        }
+    }
+}
+
+/// On the wire, because TCP gives its reader at once what a lost segment has held up.
+#[test]
+fn no_second_of_a_tcp_flow_has_more_than_the_rate_and_the_burst_on_the_wire() {
+    for rate in [1_000_000, 10_000_000] {
+        let case = Case::both(rate, SENTINEL);
+        case.call(Verb::Add).succeeds();
+        let into = (&case.lab.client, &case.container.netns, format!("{}:5001", case.container.addresses[0]));
+        let out = (&case.container.netns, &case.lab.client, "192.0.2.2:5001".to_owned());
+        for (from, to, address) in [into, out] {
+            let frames = throughput_on_the_wire(from, to, Proto::Tcp, &address, 4);
+            let share = |bits: f64| bits / rate as f64;
+            let (mean, fullest) = (share(frames.bits_per_second()), share(frames.fullest_second()));
+            // Two frames, or 10 ms, and half a hundredth for a timer that is late and makes up for it.
+            let burst = (2.0 * 1514.0 * 8.0 / rate as f64).max(0.01);
+            assert!((0.7..1.0 + burst).contains(&mean), "{rate}: {mean:.3} of the rate");
+            assert!(fullest < 1.005 + burst, "{rate}: the fullest second has {fullest:.3} of the rate");
         }
     }
 }
