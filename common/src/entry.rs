@@ -34,6 +34,7 @@ macro_rules! program {
 /// The program from here on; gives its exit code.
 pub fn enter<P: Plugin>() -> i32 {
     open_standard_descriptors();
+    crate::memory::tell_of_exhaustion();
     // A reader that has gone must become an error of write(2), not an end in the middle of a change. Children get an
     // empty mask again from std.
     let _ = SigSet::from_iter([Signal::SIGPIPE]).thread_block();

@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod entry;
 pub mod link;
 pub mod logging;
+mod memory;
 mod netlink;
 pub mod netns;
 pub mod nft;

@@ -136,7 +136,7 @@ macro_rules! errors {
 }
 
 /// The codes whose cause isn't plain from `msg`.
-const NEXT_STEP: [u64; 10] = [1, 8, 50, 51, 100, 101, 102, 103, 104, 199];
+const NEXT_STEP: [u64; 11] = [1, 8, 50, 51, 100, 101, 102, 103, 104, 108, 199];
 
 errors! {
     IncompatibleVersion 1 "incompatible CNI versions" => |s| {
@@ -235,6 +235,12 @@ errors! {
         s.call("tuning", Verb::Add, json!({"dataDir": "/run/occupied", "mtu": 1400})).into()
     };
     Several 107 "2 failures, the first" => two_files_that_stay;
+    OutOfMemory 108 "out of memory" => |s| {
+        let mapping = |port: usize| json!({"hostPort": port, "containerPort": 80, "protocol": "tcp"});
+        let every = json!({"portMappings": (1..=65_535).map(mapping).collect::<Vec<_>>()});
+        let stdin = s.config("portmap", json!({"runtimeConfig": every})).to_string();
+        Answer::of(&mut s.command(&["prlimit", "--data=16777216"], "portmap", Verb::Add, stdin.as_bytes()))
+    };
     Internal 199 "internal error" => |s| {
         // No input is known that makes one of the four panic, so there is a plugin that always does.
         let through = ["sh", "-c", concat!("exec ", env!("CARGO_BIN_EXE_panicking"))];

@@ -1,8 +1,8 @@
 //! With too little of something an error says of what, and nothing is left; with little of it all goes well.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use netns_tests::scene::{Glance, Play, Scene, same};
-use netns_tests::{CniError, Lab, Plugin, Verb};
+use netns_tests::scene::{Clean, Glance, Play, Scene, same};
+use netns_tests::{CniError, Lab, Plugin, Verb, of_every_play};
 use serde_json::{Value, json};
 
 const PLAYS: [Play; 5] = [Play::Portmap, Play::Bandwidth, Play::BandwidthOfSubnets, Play::Firewall, Play::Tuning];
@@ -103,6 +103,64 @@ fn a_read_only_state_directory_is_told() {
     says(&error, &["Read-only", "read-only"]);
 }
 
+/// Whether a program can be started at all under this limit: what comes before its first line is the C library's.
+fn starts(scene: &Scene, limit: &str) -> bool {
+    let mut command = scene.lab.host.command("prlimit");
+    command.arg(limit).arg(scene.plugin.path()).arg("--version").output().is_ok_and(|done| done.status.success())
+}
+
+/// Gives `verb` more memory each time until it succeeds: whatever it had before, it says what it lacks, and DEL cleans up.
+fn tells_of_its_memory(clean: &Clean<'_>, resource: &str, step: usize, verb: Verb) -> usize {
+    let scene = clean.scene();
+    let limits = (1..).map(|n| format!("--{resource}={}", n * step));
+    let mut told = 0;
+    for limit in limits.skip_while(|limit| !starts(scene, limit)) {
+        if verb != Verb::Add {
+            scene.call(Verb::Add).succeeds();
+        }
+        let before = scene.glance();
+        let (host, config) = (&scene.lab.host, scene.config_for(verb));
+        let outcome = scene.plugin.call_under(&["prlimit", &limit], host, verb, config, &scene.target);
+        if outcome.exit == 0 {
+            scene.call(Verb::Del).succeeds();
+            scene.reset();
+            return told;
+        }
+        told += 1;
+        // A program that is started has no more: the kernel may kill it before it can say anything.
+        says(&outcome.fails(), &["memory", "ENOMEM", "iptables-legacy-restore failed"]);
+        if matches!(verb, Verb::Check | Verb::Status) {
+            assert_same(&before, &scene.glance(), outcome.call());
+        }
+        scene.call(Verb::Del).succeeds();
+        clean.assert(false, &format!("{verb:?} under {limit}: {}", outcome.call()));
+        scene.reset();
+    }
+    told
+}
+
+/// With a small configuration, for which two plugins need hardly more than the C library does, and with a large one.
+fn too_little_memory_is_told(play: Play) {
+    let small = &[Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status][..];
+    for (padding, verbs) in [(0, small), (256 << 10, &[Verb::Add, Verb::Del])] {
+        let mut scene = Scene::set(play);
+        scene.config["padding"] = "x".repeat(padding).into();
+        let clean = Clean::of(&scene);
+        for resource in ["data", "as"] {
+            let told = verbs
+                .iter()
+                .map(|verb| (*verb, tells_of_its_memory(&clean, resource, (32 << 10) + padding / 8, *verb)));
+            let told: Vec<(Verb, usize)> = told.collect();
+            println!("{play:?} with {padding} bytes more: RLIMIT_{} told {told:?} times", resource.to_uppercase());
+            assert!(padding == 0 || told[0].1 > 0, "{play:?}'s ADD needs no memory");
+        }
+    }
+}
+
+of_every_play! {
+    too_little_memory_is_told
+}
+
 /// A container, and what publishes so many ports of it. The container must live on: its links go some time after it.
 fn ports(lab: &Lab, number: usize) -> (netns_tests::Container, Value) {
     let container = lab.container(2);
@@ -127,6 +185,30 @@ fn every_port_can_be_published_and_goes_with_del() {
     for verb in [Verb::Add, Verb::Check, Verb::Add, Verb::Del] {
         portmap.call(&lab.host, verb, &config, &container.target()).succeeds();
     }
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn too_little_memory_for_every_port_is_told() {
+    let lab = Lab::new();
+    let (container, config) = ports(&lab, 65_535);
+    let before = lab.host.snapshot();
+    let portmap = Plugin::ours("portmap");
+    let mut told = 0;
+    for mib in (8..).step_by(8) {
+        let limit = format!("--data={}", mib << 20);
+        let outcome = portmap.call_under(&["prlimit", &limit], &lab.host, Verb::Add, &config, &container.target());
+        if outcome.exit == 0 {
+            println!("told {told} times, up to {mib} MiB");
+            break;
+        }
+        told += 1;
+        says(&outcome.fails(), &["memory", "ENOMEM"]);
+        portmap.call(&lab.host, Verb::Del, &config, &container.target()).succeeds();
+        lab.host.assert_same_as(&before);
+    }
+    assert!(told > 0);
+    portmap.call(&lab.host, Verb::Del, &config, &container.target()).succeeds();
     lab.host.assert_same_as(&before);
 }
 

@@ -22,6 +22,7 @@
 //! | 105 | a network interface isn't there, or isn't of a usable kind |
 //! | 106 | a state file can't be read or written |
 //! | 107 | several things failed (GC, DEL) |
+//! | 108 | the plugin is given too little memory |
 //! | 199 | a defect of the plugin |
 
 use std::fmt;
@@ -259,6 +260,9 @@ pub enum Error {
         /// What is the matter.
         reason: String,
     },
+    /// An allocation failed. No plugin makes this one: who could has no memory for it (`memory.rs`).
+    #[error("out of memory: an allocation of the plugin failed")]
+    OutOfMemory,
     /// A defect of ours: a panic.
     #[error("internal error: {what}")]
     Internal {
@@ -302,6 +306,7 @@ impl Error {
             Error::Link { .. } => 105,
             Error::StateFile { .. } => 106,
             Error::Several { .. } => 107,
+            Error::OutOfMemory => 108,
             Error::Internal { .. } => 199,
         }
     }
@@ -337,6 +342,11 @@ impl Error {
                     .into()
             }
             Error::Unanswered { .. } => "whether it was done is unknown; repeat the call".into(),
+            Error::OutOfMemory => {
+                "stderr may say how much was asked for; what was done so far stays: a repeated ADD completes it, DEL removes \
+                 it; raise the limit of memory (RLIMIT_AS, RLIMIT_DATA, the cgroup's), or publish fewer ports in one call"
+                    .into()
+            }
             Error::Internal { .. } => "this is a defect of the plugin; please report it with the configuration".into(),
             Error::Several { errors } => {
                 let all: Vec<String> = errors.iter().map(|e| format!("{e}: {}", e.details())).collect();
@@ -390,6 +400,9 @@ fn kernel_details(errno: Errno, ext_ack: &str) -> String {
     let next = match errno {
         Errno::EPERM | Errno::EACCES => "the plugin needs CAP_NET_ADMIN in the host's user namespace; run it as root",
         Errno::ENOBUFS | Errno::ENOMEM => "the kernel is out of memory for this; free some or ask for less at once",
+        Errno::EMSGSIZE => {
+            "the request is larger than a socket's send buffer may be here; raise net.core.wmem_max, or ask for less at once"
+        }
         Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => {
             "this kernel lacks the feature; load or build in its module"
         }

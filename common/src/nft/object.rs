@@ -12,7 +12,7 @@
 //! * attribute numbers are libnftnl's own constants, each used with the setter of its type.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr::NonNull;
 
 use nftnl::nftnl_sys as sys;
@@ -22,9 +22,18 @@ use crate::cni::error::{Error, Result};
 /// `NFT_DATA_VALUE_MAXLEN`: what a comparison, a key or a map's value may have.
 pub(super) const DATA_MAX: usize = 64;
 
-/// An allocation of a few hundred bytes failed: as in the standard library, there is nothing left to do.
+/// An allocation of a few hundred bytes failed: as in the standard library, there is nothing left to do but to say so
+/// (`crate::memory`).
 fn allocated<T>(pointer: *mut T) -> NonNull<T> {
     NonNull::new(pointer).unwrap_or_else(|| std::process::abort())
+}
+
+/// What a setter returns. It fails for want of memory only: the attributes are libnftnl's own, and their lengths bounded. What it
+/// could not keep would be missing from the message.
+fn kept(outcome: c_int) {
+    if outcome < 0 {
+        std::process::abort();
+    }
 }
 
 /// Refuses what does not fit libnftnl's fixed buffers.
@@ -49,7 +58,7 @@ macro_rules! owned {
 
             pub(super) fn string(&self, attribute: u32, text: &CStr) -> &Self {
                 // SAFETY: the object is live, the string ends with a NUL and is copied.
-                unsafe { sys::$set_str(self.0.as_ptr(), attribute as u16, text.as_ptr()) };
+                kept(unsafe { sys::$set_str(self.0.as_ptr(), attribute as u16, text.as_ptr()) });
                 self
             }
 
@@ -57,7 +66,7 @@ macro_rules! owned {
             pub(super) fn userdata(&self, attribute: u32, data: &[u8]) -> &Self {
                 let len = u32::try_from(data.len()).unwrap_or(0);
                 // SAFETY: the object is live; pointer and length are of one slice, which is copied.
-                unsafe { sys::$set_data(self.0.as_ptr(), attribute as u16, data.as_ptr().cast(), len) };
+                kept(unsafe { sys::$set_data(self.0.as_ptr(), attribute as u16, data.as_ptr().cast(), len) });
                 self
             }
 
@@ -158,7 +167,7 @@ impl ElementObject {
     pub(super) fn data(&self, attribute: u32, data: &[u8]) -> Result<&Self> {
         let (pointer, len) = fitting(data)?;
         // SAFETY: the element is live; at most 64 bytes are copied into its 64-byte buffer.
-        unsafe { sys::nftnl_set_elem_set(self.as_ptr(), attribute as u16, pointer, len) };
+        kept(unsafe { sys::nftnl_set_elem_set(self.as_ptr(), attribute as u16, pointer, len) });
         Ok(self)
     }
 }
@@ -187,7 +196,7 @@ impl ExpressionObject {
 
     pub(super) fn string(self, attribute: u32, text: &CStr) -> Self {
         // SAFETY: the expression is live, the string ends with a NUL and is copied.
-        unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute as u16, text.as_ptr()) };
+        kept(unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute as u16, text.as_ptr()) });
         self
     }
 
@@ -195,7 +204,7 @@ impl ExpressionObject {
     pub(super) fn data(self, attribute: u32, data: &[u8]) -> Result<Self> {
         let (pointer, len) = fitting(data)?;
         // SAFETY: the expression is live; at most 64 bytes are copied into its 64-byte buffer.
-        unsafe { sys::nftnl_expr_set(self.0.as_ptr(), attribute as u16, pointer, len) };
+        kept(unsafe { sys::nftnl_expr_set(self.0.as_ptr(), attribute as u16, pointer, len) });
         Ok(self)
     }
 }

@@ -190,12 +190,11 @@ fn run_restore(version: IpVersion, script: &str) -> Result<(), String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(refuse)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes()).map_err(refuse)?;
-    }
+    // Where it ended before it had read everything, its status says more than the broken pipe.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
     let done = child.wait_with_output().map_err(refuse)?;
     if done.status.success() {
-        return Ok(());
+        return written.map_err(refuse);
     }
     let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
     Err(format!("{} failed ({}): {said}", program.display(), done.status))
