@@ -315,7 +315,7 @@ fn another_mark_bit_takes_the_place_of_the_former_one() {
 }
 
 /// What CHECK must say something about, by what an administrator might do.
-const DAMAGES: [(&str, &str); 10] = [
+const DAMAGES: [(&str, &str); 17] = [
     ("nft flush ruleset", "cni_chain_firewall"),
     ("iptables -w -F", "ip filter FORWARD"),
     ("ip6tables -w -F FORWARD", "ip6 filter FORWARD"),
@@ -326,6 +326,13 @@ const DAMAGES: [(&str, &str); 10] = [
     ("nft flush chain inet cni_chain_firewall forward", "forward"),
     ("nft delete chain inet cni_chain_firewall cleared", "cleared"),
     ("nft flush chain inet cni_chain_firewall admitted", "admitted"),
+    ("nft flush map inet cni_chain_firewall records", "container-2"),
+    ("nft add rule inet cni_chain_firewall to_container accept", "to_container"),
+    ("nft add chain inet cni_chain_firewall forward { policy drop ; }", "policy drop"),
+    ("nft add chain inet cni_chain_firewall more { type filter hook forward priority 7 ; policy drop ; }", "more"),
+    ("nft add element inet cni_chain_firewall isolated { cni0 }", "isolated"),
+    ("nft add element inet cni_chain_firewall same_bridge { elsewhere }", "same_bridge"),
+    ("nft add element inet cni_chain_firewall within_same_bridge { cni0 . cni1 }", "within_same_bridge"),
 ];
 
 /// What `nft` lists, whatever the order in which chains were made.
@@ -356,6 +363,208 @@ fn check_sees_every_loss_and_the_next_add_mends_it() {
         assert_eq!(sorted_rules(&lab.host), before, "after {damage}");
         reaches(&tenant.container.netns, &client(80), "client");
     }
+}
+
+#[test]
+fn check_names_a_rule_that_drops_all_in_front_of_ours_and_minds_no_business_of_the_administrator() {
+    for kind in ["", "-legacy"] {
+        let lab = Lab::new();
+        lab.host.drop_forwarded_by(if kind.is_empty() { "nft" } else { "legacy" });
+        let _server = serve(&lab.client, 80, "client");
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        tenant.add(&lab);
+        let iptables =
+            |n: usize, line: &str| lab.host.run(&format!("{}{kind} -w {line}", ["iptables", "ip6tables"][n]));
+        // Rules with a condition, and what is in CNI-ADMIN.
+        iptables(0, "-I FORWARD 1 -s 203.0.113.7 -j DROP");
+        iptables(0, "-I FORWARD 2 -m conntrack --ctstate INVALID -j DROP");
+        iptables(0, "-A FORWARD -j DROP");
+        iptables(0, "-A CNI-ADMIN -d 203.0.113.7 -j DROP");
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+        iptables(1, "-A CNI-ADMIN -j DROP");
+        tenant.check(&lab);
+        iptables(1, "-F CNI-ADMIN");
+        for (n, line, named) in [
+            (0, "-I FORWARD 2 -j DROP", "rule 2"),
+            (1, "-I FORWARD 1 -m comment --comment nobody -j REJECT", "rule 1"),
+            (0, "-I CNI-FORWARD 2 -j DROP", "rule 2"),
+            (1, "-I CNI-FORWARD 1 -j REJECT", "rule 1"),
+        ] {
+            iptables(n, line);
+            let error = tenant.call(&lab, Verb::Check).fails_with(101);
+            let version = if kind.is_empty() { ["ip ", "ip6 "][n] } else { ["iptables", "ip6tables"][n] };
+            let chain = line.split(' ').nth(1).unwrap();
+            assert!(error.details.contains(named) && error.details.contains(chain), "{kind} {line}: {error:?}");
+            assert!(
+                error.details.contains(version) && error.details.contains("in front of"),
+                "{kind} {line}: {error:?}"
+            );
+            let added = tenant.call(&lab, Verb::Add);
+            added.succeeds();
+            assert!(kind == "-legacy" || added.stderr.contains(named), "ADD names it too: {}", added.stderr);
+            Fetch::new(Proto::Tcp, &client(80)[n]).expect_nothing(&tenant.container.netns);
+            // It is nobody's but who has put it there.
+            iptables(n, &line.replacen("-I", "-D", 1).replacen(&format!(" {} ", &named[5..]), " ", 1));
+            tenant.check(&lab);
+        }
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
+}
+
+/// Three that claim one container's addresses, in the order of their ADDs.
+fn claimants(tenant: &Tenant) -> Vec<(Value, Target)> {
+    let claimant = |(network, id): (&str, &str)| {
+        let mut config = tenant.config.clone();
+        config["name"] = network.into();
+        let mut target = tenant.container.target();
+        target.container = id.into();
+        (config, target)
+    };
+    [("net", "first"), ("other", "second"), ("net", "third")].into_iter().map(claimant).collect()
+}
+
+#[test]
+fn whoever_of_several_owners_of_an_address_goes_the_others_stay_connected() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let (lab, _server) = dropping_lab();
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        let neighbour = Tenant::new(&lab, 3, json!({}));
+        neighbour.add(&lab);
+        let before = sorted_rules(&lab.host);
+        let all = claimants(&tenant);
+        for (config, target) in &all {
+            call(&lab.host, Verb::Add, config, target).succeeds();
+        }
+        for (n, gone) in order.into_iter().enumerate() {
+            for other in &order[n..] {
+                call(&lab.host, Verb::Check, &all[*other].0, &all[*other].1).succeeds();
+            }
+            reaches(&tenant.container.netns, &client(80), "client");
+            call(&lab.host, Verb::Del, &all[gone].0, &all[gone].1.without_netns()).succeeds();
+        }
+        is_cut_off(&tenant.container.netns, &client(80));
+        assert_eq!(sorted_rules(&lab.host), before, "{order:?}");
+    }
+}
+
+#[test]
+fn after_a_flush_and_by_gc_the_elder_owner_of_an_address_gets_it_back_too() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({"antiSpoof": true}));
+    let next = Tenant::new(&lab, 3, json!({}));
+    let all = claimants(&tenant);
+    for (config, target) in &all {
+        call(&lab.host, Verb::Add, config, target).succeeds();
+    }
+    lab.host.run("nft flush ruleset");
+    lab.host.drop_forwarded();
+    next.add(&lab);
+    for (config, target) in &all {
+        call(&lab.host, Verb::Check, config, target).succeeds();
+    }
+    let gc = |network: &str, live: &[&str]| {
+        let mut gc = json!({"cniVersion": VERSION, "name": network, "type": "firewall"});
+        gc["cni.dev/valid-attachments"] = live.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+        call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+    };
+    gc("net", &["first", "container-3"]);
+    for (config, target) in &all[..2] {
+        call(&lab.host, Verb::Check, config, target).succeeds();
+    }
+    reaches(&tenant.container.netns, &client(80), "client");
+    gc("other", &[]);
+    call(&lab.host, Verb::Check, &all[0].0, &all[0].1).succeeds();
+    reaches(&tenant.container.netns, &client(80), "client");
+    // An ADD with other addresses gives them back as well.
+    call(&lab.host, Verb::Add, &all[2].0, &all[2].1).succeeds();
+    let mut moved = all[2].0.clone();
+    moved["prevResult"]["ips"][0]["address"] = "10.88.0.77/24".into();
+    moved["prevResult"]["ips"][1]["address"] = "fd00:88::77/64".into();
+    call(&lab.host, Verb::Add, &moved, &all[2].1).succeeds();
+    call(&lab.host, Verb::Check, &all[0].0, &all[0].1).succeeds();
+    gc("net", &["container-3"]);
+    is_cut_off(&tenant.container.netns, &client(80));
+    assert!(!lab.host.run("nft list ruleset").contains("10.88.0.2 "));
+}
+
+#[test]
+fn what_an_old_container_has_left_at_an_interface_does_not_restrict_the_new_one() {
+    let (lab, _server) = dropping_lab();
+    for which in ["iptables", "ip6tables"] {
+        lab.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{which}"), "0");
+    }
+    let mut old = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated", "antiSpoof": true}));
+    let neighbour = Tenant::new(&lab, 3, json!({}));
+    old.add(&lab);
+    is_cut_off(&old.container.netns, &neighbour.at(80));
+    // The same interface, and another container.
+    let former = old.container.target();
+    old.container.id = "new".into();
+    let former_config = old.config.clone();
+    for key in ["ingressPolicy", "antiSpoof"] {
+        old.config.as_object_mut().unwrap().remove(key);
+    }
+    old.add(&lab);
+    old.check(&lab);
+    reaches(&old.container.netns, &neighbour.at(80), "container 3");
+    call(&lab.host, Verb::Del, &former_config, &former.without_netns()).succeeds();
+    old.check(&lab);
+    reaches(&old.container.netns, &client(80), "client");
+    // A stranger may do the same later.
+    lab.host.run("nft add element bridge cni_chain_firewall isolated_ports { veth2 }");
+    let error = old.call(&lab, Verb::Check).fails_with(101);
+    assert!(error.details.contains("isolated_ports"), "{error:?}");
+    old.add(&lab);
+    old.check(&lab);
+    reaches(&old.container.netns, &neighbour.at(80), "container 3");
+}
+
+#[test]
+fn a_record_of_which_a_line_was_removed_by_hand_is_whole_after_the_next_add() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    for n in 0..12 {
+        let address = json!({"interface": 2, "address": format!("fd00:1234:5678:9abc:def0:1234:5678:{n:x}/64")});
+        tenant.config["prevResult"]["ips"].as_array_mut().unwrap().push(address);
+    }
+    tenant.add(&lab);
+    let before = sorted_rules(&lab.host);
+    for line in [0, 1, 2] {
+        let records = lab.host.run("nft list map inet cni_chain_firewall records");
+        let elements = records.split_once("elements = {").unwrap().1;
+        let key = elements.split(',').map(str::trim).find(|e| e.contains(&format!(". 0x{line:08x} ")));
+        let key = key.unwrap().split(" comment").next().unwrap().split(" :").next().unwrap();
+        lab.host.run(&format!("nft delete element inet cni_chain_firewall records {{ {key} }}"));
+        tenant.call(&lab, Verb::Check).fails_with(101);
+        tenant.add(&lab);
+        tenant.check(&lab);
+        assert_eq!(sorted_rules(&lab.host), before, "line {line}");
+    }
+}
+
+#[test]
+fn a_lost_record_of_others_is_no_reason_to_open_their_bridge() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "same-bridge"});
+    let (goes, stays) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys.clone()));
+    let there = neighbour(&lab, keys);
+    for tenant in [&goes, &stays, &there] {
+        tenant.add(&lab);
+    }
+    is_cut_off(&stays.container.netns, &there.at(80));
+    lab.host.run("nft flush map inet cni_chain_firewall records");
+    goes.del(&lab);
+    let mut gc = json!({"cniVersion": VERSION, "name": "elsewhere", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([]);
+    call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+    is_cut_off(&stays.container.netns, &there.at(80));
+    stays.add(&lab);
+    stays.check(&lab);
+    stays.del(&lab);
+    there.add(&lab);
+    there.del(&lab);
+    assert!(!lab.host.run("nft list ruleset").contains("same-bridge-"));
 }
 
 #[test]
@@ -410,7 +619,7 @@ fn twenty_at_once_leave_nothing_doubled_and_nothing_behind() {
     assert_eq!(saved.matches("--mark").count(), 1, "{saved}");
     all(Verb::Del);
     let ruleset = lab.host.run("nft list ruleset");
-    for left in ["record-", "same-bridge-", "10.88.7", "\"cni0\""] {
+    for left in ["\"net/", "same-bridge-", "10.88.7", "\"cni0\""] {
         assert!(!ruleset.contains(left), "{left} is left:\n{ruleset}");
     }
 }
@@ -939,7 +1148,7 @@ fn del_knows_what_to_remove_even_if_its_record_was_flushed() {
         (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({"ingressPolicy": "same-bridge"})));
     stays.add(&lab);
     goes.add(&lab);
-    lab.host.run("nft flush table inet cni_chain_firewall");
+    lab.host.run("nft flush map inet cni_chain_firewall records");
     let mut bare = goes.config.clone();
     bare.as_object_mut().unwrap().remove("prevResult");
     call(&lab.host, Verb::Del, &bare, &goes.container.target().without_netns()).succeeds();
@@ -959,19 +1168,18 @@ fn no_packet_and_no_transaction_meets_what_is_one_containers_own() {
     let tenants = [2, 3].map(|n| Tenant::new(&lab, n, keys.clone()));
     let skeleton = |lab: &Lab| {
         let rules = lab.host.run("nft --stateless list ruleset");
-        assert!(!rules.contains("vmap") && !rules.contains("map "), "no verdict hangs on an element: {rules}");
-        rules.split("chain ").filter(|c| !c.starts_with("record-")).map(str::to_owned).collect::<Vec<_>>()
+        assert!(!rules.contains("vmap") && !rules.contains("@records"), "no verdict hangs on an element: {rules}");
+        rules.split("chain ").map(str::to_owned).collect::<Vec<_>>()
     };
     tenants[0].add(&lab);
     let one = skeleton(&lab);
     tenants[1].add(&lab);
-    let rules = lab.host.run("nft --stateless list ruleset");
-    assert_eq!(rules.matches("chain record-").count(), 2);
-    for verdict in ["jump", "goto"] {
-        assert!(!rules.contains(&format!("{verdict} record-")), "a record is reachable: {rules}");
+    let records = lab.host.run("nft list map inet cni_chain_firewall records");
+    for tenant in &tenants {
+        assert!(records.contains(&format!("comment \"net/{}/eth0\"", tenant.container.id)), "{records}");
     }
     let chains = |all: &[String]| all.iter().filter(|c| !c.contains("elements")).cloned().collect::<Vec<_>>();
-    assert_eq!(chains(&skeleton(&lab)), chains(&one), "a second container adds no rule that packets meet");
+    assert_eq!(chains(&skeleton(&lab)), chains(&one), "a second container adds no chain and no rule");
 }
 
 #[test]

@@ -152,6 +152,21 @@ fn a_late_del_leaves_the_new_owner_in_its_zone() {
 }
 
 #[test]
+fn the_del_of_the_younger_leaves_the_elder_in_its_zone() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({}));
+    let younger = Target::new("younger", &container.netns.path(), "eth0");
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.call(Verb::Add, &config, &younger).succeeds();
+    guarded.call(Verb::Del, &config, &younger.without_netns()).succeeds();
+    assert_eq!(guarded.sources("trusted"), ["10.88.0.2/32", "fd00:88::2/128"]);
+    guarded.call(Verb::Check, &config, &container.target()).succeeds();
+    guarded.call(Verb::Del, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+}
+
+#[test]
 fn the_reference_s_sources_go_with_the_container() {
     let guarded = Guarded::new();
     let container = guarded.lab.container(2);

@@ -31,7 +31,20 @@ impl NftSocket {
                 differences.push(Difference::missing(format!("chain {} of table {table}", chain.name), "the chain"));
             }
         }
+        differences.extend(self.foreign_hooks(skeleton)?);
         Ok(differences)
+    }
+
+    /// Base chains that somebody has added: packets meet them.
+    fn foreign_hooks(&mut self, skeleton: &Skeleton) -> Result<Vec<Difference>> {
+        let Skeleton { table, chains, .. } = skeleton;
+        let is_foreign = |found: &ChainInfo| found.is_base && chains.iter().all(|chain| chain.name != found.name);
+        let foreign = self.chains(table)?.into_iter().filter(is_foreign);
+        let told = foreign.map(|found| {
+            let hook = found.hook.map_or_else(|| "a hook".to_owned(), |hook| hook.to_string());
+            Difference::other(format!("chain {} of table {table}", found.name), "no such chain", hook)
+        });
+        Ok(told.collect())
     }
 
     fn set_difference(&mut self, table: &Table, wanted: &Set) -> Result<Option<Difference>> {

@@ -255,6 +255,22 @@ impl NftSocket {
         Ok(found.and_then(|raw| read::pair_up(read::sorted(raw), set).into_iter().next()))
     }
 
+    /// Elements of several sets by their keys, many asked for by one datagram; in their order, `None` for those that aren't
+    /// there, and where there is no such set. Not for ranges.
+    pub fn elements_in(&mut self, places: &[(&Table, &Set, &[Value])]) -> Result<Vec<Option<Element>>> {
+        let mut all = Vec::with_capacity(places.len());
+        for places in places.chunks(KEYS_AT_ONCE) {
+            let asked: Vec<Message> =
+                places.iter().map(|(table, set, key)| element_request(table, &set.name, key)).collect::<Result<_>>()?;
+            let found = self.channel.get_all(&asked, |place, bytes| {
+                let (_, set, _) = places.get(place)?;
+                read::pair_up(read::elements(bytes, set), set).into_iter().next()
+            });
+            all.extend(found.map_err(refused("read", "elements by their keys"))?);
+        }
+        Ok(all)
+    }
+
     /// The elements with these keys, in their order, up to the first that isn't there, in one request; at most as many
     /// as [`KEYS_AT_ONCE`] keys. Not for ranges.
     pub fn elements_until_missing(&mut self, table: &Table, set: &Set, keys: &[Vec<Value>]) -> Result<Vec<Element>> {

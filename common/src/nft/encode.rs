@@ -174,9 +174,16 @@ impl Encoder {
                 self.send(table, libc::NFT_MSG_DELSETELEM, 0, Body::Elements(set_name_object(table, set)?));
             }
             Command::AddChain(table, chain) => {
+                let object = chain_object(table, chain)?;
+                if let Some(Hook { policy, .. }) = chain.hook {
+                    object.number(sys::NFTNL_CHAIN_POLICY, policy_code(policy));
+                }
+                self.send(table, libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, Body::Chain(object));
+                self.add_rules(table, chain)?;
+            }
+            Command::UseChain(table, chain) => {
                 let body = Body::Chain(chain_object(table, chain)?);
                 self.send(table, libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, body);
-                self.add_rules(table, chain)?;
             }
             Command::AddRules(table, chain) => self.add_rules(table, chain)?,
             Command::DeleteChain(table, chain) => {
@@ -339,22 +346,25 @@ pub(super) fn chain_name_object(table: &Table, chain: &str) -> Result<ChainObjec
     Ok(object)
 }
 
+fn policy_code(policy: Policy) -> u32 {
+    match policy {
+        Policy::Accept => verdict::ACCEPT,
+        Policy::Drop => verdict::DROP,
+    }
+}
+
+/// A chain without its policy and its rules.
 fn chain_object(table: &Table, chain: &Chain) -> Result<ChainObject> {
     let object = chain_name_object(table, &chain.name)?;
-    if let Some(Hook { kind, point, priority, policy }) = chain.hook {
+    if let Some(Hook { kind, point, priority, policy: _ }) = chain.hook {
         let kind = match kind {
             HookKind::Filter => c"filter",
             HookKind::Nat => c"nat",
             HookKind::Route => c"route",
         };
-        let policy = match policy {
-            Policy::Accept => verdict::ACCEPT,
-            Policy::Drop => verdict::DROP,
-        };
         object.string(sys::NFTNL_CHAIN_TYPE, kind);
         object.number(sys::NFTNL_CHAIN_HOOKNUM, point as u32);
         object.priority(priority);
-        object.number(sys::NFTNL_CHAIN_POLICY, policy);
     }
     if let Some(text) = &chain.comment {
         object.userdata(sys::NFTNL_CHAIN_USERDATA, &userdata::comment(uapi::userdata::COMMENT, text));

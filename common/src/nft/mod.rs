@@ -12,10 +12,11 @@
 //!
 //! Reading order: [`value`] and [`model`] (what can be said), `print.rs` (how it looks), [`transaction`] (what is sent),
 //! `expression.rs` and `compile.rs` (what the kernel runs), `encode.rs` (into libnftnl's objects), [`kernel`] (the door),
-//! `skeleton.rs` (the static part, put in once), `dump.rs` and `read.rs` (reading back), `compare.rs` (CHECK).
+//! `skeleton.rs` (the static part, put in once), [`records`] (what each attachment owns), `dump.rs` and `read.rs` (reading
+//! back), `compare.rs` (CHECK).
 //! Unsafe code is in `object.rs`, `message.rs` and `option.rs`, each under its reasons.
 //!
-//! Everything of ours in the kernel is one [`Skeleton`] a table, and for each attachment elements and a chain. An ADD is
+//! Everything of ours in the kernel is one [`Skeleton`] a table, and for each attachment elements. An ADD is
 //! a look-up ([`NftSocket::commit_on`] asks whether the skeleton is there) and one batch:
 //!
 //! ```no_run
@@ -68,6 +69,7 @@ mod option;
 mod prefix;
 mod print;
 mod read;
+pub mod records;
 mod skeleton;
 mod socket;
 pub mod transaction;
@@ -81,5 +83,6 @@ pub use model::{
     Chain, Data, DnatTarget, Element, Family, Hook, HookKind, HookPoint, MarkOf, Pattern, Policy, Rule, Selector, Set,
     SetData, SetSource, Skeleton, Statement, Table, Transport, Verdict,
 };
+pub use records::RecordKey;
 pub use transaction::{Command, Position, Presence, Transaction};
 pub use value::{DataType, IpVersion, Value};

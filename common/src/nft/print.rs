@@ -500,6 +500,11 @@ impl Display for Command {
             Command::DeleteSet(table, set) => write!(f, "delete set {table} {set}"),
             Command::FlushSet(table, set) => write!(f, "flush set {table} {set}"),
             Command::AddChain(table, chain) => write_add_chain(f, table, chain),
+            Command::UseChain(table, chain) => {
+                write!(f, "add chain {table} {}", chain.name)?;
+                let Some(Hook { kind, point, priority, .. }) = chain.hook else { return Ok(()) };
+                write!(f, " {{ type {kind} hook {point} priority {priority}; }}")
+            }
             Command::AddRules(table, chain) => {
                 let mut rules = chain.rules.iter();
                 rules.try_for_each(|rule| writeln!(f, "add rule {table} {} {rule}", chain.name))

@@ -42,6 +42,9 @@ pub enum Command {
     FlushSet(Table, String),
     /// `add chain`, then `add rule` for each of its rules
     AddChain(Table, Chain),
+    /// `add chain` in somebody else's table: without a policy, so that a chain that is there keeps its own. One that is
+    /// made accepts. No rules.
+    UseChain(Table, Chain),
     /// `add rule` for each of a chain's rules; the chain is there already
     AddRules(Table, Chain),
     /// `delete chain`; it must be empty and nothing may jump to it any more
@@ -67,7 +70,9 @@ impl Command {
             Command::AddSet(table, set) => ("add", format!("{} {} of table {table}", set.keyword(), set.name)),
             Command::DeleteSet(table, set) => ("delete", format!("set {set} of table {table}")),
             Command::FlushSet(table, set) => ("flush", format!("set {set} of table {table}")),
-            Command::AddChain(table, chain) => ("add", format!("chain {} of table {table}", chain.name)),
+            Command::AddChain(table, chain) | Command::UseChain(table, chain) => {
+                ("add", format!("chain {} of table {table}", chain.name))
+            }
             Command::AddRules(table, chain) => ("add", format!("the rules of chain {} of table {table}", chain.name)),
             Command::DeleteChain(table, chain) => ("delete", format!("chain {chain} of table {table}")),
             Command::FlushChain(table, chain) => ("flush", format!("chain {chain} of table {table}")),
@@ -90,6 +95,7 @@ impl Command {
             Command::AddTable(..)
             | Command::AddSet(..)
             | Command::AddChain(..)
+            | Command::UseChain(..)
             | Command::AddRules(..)
             | Command::AddRule(..)
             | Command::AddElements(..) => true,

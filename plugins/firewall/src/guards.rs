@@ -121,16 +121,25 @@ fn is_told(scope: Scope<'_>, table: &Table, name: &str) -> bool {
         || scope.host.chains.iter().any(|chain| chain.table() == *table && chain.chain == name)
 }
 
-/// A last rule without a condition that drops or rejects, as firewalld's.
-fn refuses_the_rest(info: &RuleInfo) -> bool {
+/// A rule without a condition that drops or rejects, as firewalld's last.
+pub fn refuses_the_rest(info: &RuleInfo) -> bool {
     match &info.rule {
         Some(rule) => rule.statements.iter().filter(|s| **s != Statement::Counter).eq([&Statement::DROP]),
-        None => is_reject(info) && !info.text.contains("] [") || info.text.starts_with("[counter] [reject]"),
+        None => is_reject(info) && expressions(info).all(|e| e == "counter" || REJECTS.contains(&e)),
     }
 }
 
+/// nft's own, and iptables'.
+const REJECTS: [&str; 2] = ["reject", "target REJECT"];
+
 fn is_reject(info: &RuleInfo) -> bool {
-    info.text.contains("[reject]")
+    expressions(info).any(|e| REJECTS.contains(&e))
+}
+
+/// Of a rule that the model has no words for, what it is made of: `[counter] [reject] comment "…"`.
+fn expressions(info: &RuleInfo) -> impl Iterator<Item = &str> {
+    let text = info.text.split(" comment \"").next().unwrap_or_default();
+    text.trim_matches(['[', ']']).split("] [")
 }
 
 /// Whether a rule may let new connections through; replies and published ports aside.

@@ -20,6 +20,7 @@ use common::nft::{
 use common::{Difference, Error, Result};
 
 use crate::config::{FORWARD_CHAIN, HostChain, HostFamily};
+use crate::guards;
 use crate::plan::HostPart;
 use crate::rules::{ACCEPT_COMMENT, accept_rule};
 
@@ -45,11 +46,14 @@ pub const fn filter_table(version: IpVersion) -> Table {
 pub struct FoundRule {
     handle: u64,
     rule: Option<Rule>,
+    /// The rule as text, if it drops or rejects every packet that comes to it.
+    refuses_all: Option<String>,
 }
 
 impl From<RuleInfo> for FoundRule {
     fn from(info: RuleInfo) -> FoundRule {
-        FoundRule { handle: info.handle, rule: info.rule }
+        let refuses_all = guards::refuses_the_rest(&info).then(|| info.text.clone());
+        FoundRule { handle: info.handle, rule: info.rule, refuses_all }
     }
 }
 
@@ -164,7 +168,7 @@ fn command(host: &HostPart, table: &Table, need: Need) -> Command {
     let rule = |chain: &str, at, rule| Command::AddRule(table.clone(), chain.to_owned(), at, rule);
     match need {
         Need::ForwardChain => {
-            Command::AddChain(table.clone(), Chain::base(FORWARD, HookKind::Filter, HookPoint::Forward, 0, vec![]))
+            Command::UseChain(table.clone(), Chain::base(FORWARD, HookKind::Filter, HookPoint::Forward, 0, vec![]))
         }
         Need::OurChain => chain(FORWARD_CHAIN),
         Need::AdminChain => chain(&host.admin_chain),
@@ -177,6 +181,28 @@ fn command(host: &HostPart, table: &Table, need: Need) -> Command {
 
 fn jump_rule(chain: &str, comment: &str) -> Rule {
     Rule::new([Statement::Counter, Statement::jump(chain)]).comment(comment)
+}
+
+/// A rule that lets nothing come to the one that is wanted, if there is one in front of it. What stands in the
+/// administrator's own chain is his business.
+fn in_front(object: String, rules: &[FoundRule], is_wanted: impl Fn(&FoundRule) -> bool) -> Option<Difference> {
+    let wanted = rules.iter().position(is_wanted)?;
+    let (at, text) = rules.iter().take(wanted).enumerate().find_map(|(at, r)| Some((at, r.refuses_all.as_ref()?)))?;
+    let expected = format!("nothing that drops all in front of rule {} (ours)", wanted + 1);
+    Some(Difference::other(object, expected, format!("rule {}: {text}", at + 1)))
+}
+
+/// Rules of one iptables filter table that drop what is admitted before ours accepts it.
+pub fn dropped_before(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<Difference> {
+    let table = filter_table(version);
+    let object = |chain: &str| format!("chain {table} {chain}");
+    let forward = found.forward.as_deref().unwrap_or_default();
+    let ours = found.ours.as_deref().unwrap_or_default();
+    let before = [
+        in_front(object(FORWARD), forward, |r| r.jumps_to(FORWARD_CHAIN)),
+        in_front(object(FORWARD_CHAIN), ours, |r| r.accepts(host.mark)),
+    ];
+    before.into_iter().flatten().collect()
 }
 
 /// What CHECK says about one iptables filter table.
@@ -198,7 +224,7 @@ pub fn differences(host: &HostPart, version: IpVersion, found: &FoundFilter) -> 
         };
         Difference::missing(format!("chain {table} {object}"), expected)
     };
-    needs(host, found).into_iter().map(say).collect()
+    needs(host, found).into_iter().map(say).chain(dropped_before(host, version, found)).collect()
 }
 
 impl HostChain {
@@ -234,8 +260,11 @@ impl HostChain {
 
     /// What CHECK says about it.
     pub fn difference(&self, mark: u32, found: &[FoundRule]) -> Option<Difference> {
-        let lacks = || Difference::missing(format!("chain {self}"), accept_rule(mark).to_string());
-        (!found.iter().any(|r| r.accepts(mark))).then(lacks)
+        let object = format!("chain {self}");
+        if !found.iter().any(|r| r.accepts(mark)) {
+            return Some(Difference::missing(object, accept_rule(mark).to_string()));
+        }
+        in_front(object, found, |r| r.accepts(mark))
     }
 }
 
@@ -254,7 +283,11 @@ mod tests {
     }
 
     fn found(handle: u64, rule: Rule) -> FoundRule {
-        FoundRule { handle, rule: Some(rule) }
+        FoundRule { handle, rule: Some(rule), refuses_all: None }
+    }
+
+    fn refusing(handle: u64) -> FoundRule {
+        FoundRule { refuses_all: Some("counter drop".into()), ..found(handle, Rule::new([Statement::DROP])) }
     }
 
     fn complete() -> FoundFilter {
@@ -276,7 +309,7 @@ mod tests {
             text(&host(), &FoundFilter::default()),
             [
                 "add table ip filter".to_owned(),
-                "add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }".into(),
+                "add chain ip filter FORWARD { type filter hook forward priority 0; }".into(),
                 "add chain ip filter CNI-FORWARD".into(),
                 "add chain ip filter CNI-ADMIN".into(),
                 format!("insert rule ip filter FORWARD {}", jump("CNI-FORWARD", JUMP_COMMENT)),
@@ -321,6 +354,29 @@ mod tests {
         assert_eq!(commands[0], "delete rule ip filter CNI-FORWARD handle 5");
         assert!(commands[1].starts_with("add rule ip filter CNI-FORWARD meta mark"), "{commands:?}");
         assert_eq!(commands.len(), 2);
+    }
+
+    #[test]
+    fn a_rule_that_drops_all_in_front_of_ours_is_named_and_left_to_who_has_put_it_there() {
+        let mut blocked = complete();
+        blocked.forward.as_mut().unwrap().insert(0, refusing(1));
+        blocked.ours.as_mut().unwrap().insert(1, refusing(2));
+        let told: Vec<String> = differences(&host(), IpVersion::V4, &blocked).iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("chain ip filter FORWARD") && told[0].contains("rule 1: counter drop"), "{told:?}");
+        assert!(
+            told[1].contains("chain ip filter CNI-FORWARD") && told[1].contains("rule 2: counter drop"),
+            "{told:?}"
+        );
+        assert_eq!(text(&host(), &blocked), [""; 0]);
+        let mut behind = complete();
+        behind.forward.as_mut().unwrap().push(refusing(1));
+        behind.ours.as_mut().unwrap().push(refusing(2));
+        assert_eq!(differences(&host(), IpVersion::V4, &behind), []);
+        let host_chain: HostChain = "inet filter forward".parse().unwrap();
+        let accepts = || found(7, accept_rule(0x1000));
+        assert!(host_chain.difference(0x1000, &[refusing(1), accepts()]).is_some());
+        assert!(host_chain.difference(0x1000, &[accepts(), refusing(1)]).is_none());
     }
 
     #[test]

@@ -93,7 +93,27 @@ impl LegacyFilter<'_> {
     pub fn differences(&self, table: &FilterTable) -> Vec<Difference> {
         let program = kernel::program(self.version);
         let lacks = |missing: Missing| Difference::missing(format!("{program} -t filter"), self.line(missing));
-        self.missing(table).into_iter().map(lacks).collect()
+        let missing = self.missing(table).into_iter().map(lacks);
+        missing.chain(self.dropped_before(table)).collect()
+    }
+
+    /// Rules that drop what is admitted before ours accepts it.
+    fn dropped_before(&self, table: &FilterTable) -> Vec<Difference> {
+        let in_front = |chain: &str, is_wanted: &dyn Fn(&Rule) -> bool| {
+            let rules = table.chain(chain)?.rules.as_slice();
+            let wanted = rules.iter().position(is_wanted)?;
+            let (at, rule) = rules.iter().take(wanted).enumerate().find(|(_, rule)| rule.refuses_all())?;
+            let object = format!("chain {chain} of {} -t filter", kernel::program(self.version));
+            let expected = format!("nothing that drops all in front of rule {} (ours)", wanted + 1);
+            Some(Difference::other(object, expected, format!("rule {}: {}", at + 1, rule.target)))
+        };
+        let jump = in_front("FORWARD", &|rule| rule.jumps_to(FORWARD_CHAIN));
+        let accept = in_front(FORWARD_CHAIN, &|rule| self.is_accepted_by(rule));
+        jump.into_iter().chain(accept).collect()
+    }
+
+    fn is_accepted_by(&self, rule: &Rule) -> bool {
+        rule.tests_mark_only(self.mark) && rule.target == Target::Verdict(Verdict::Accept)
     }
 
     /// Puts in what isn't there.
@@ -119,14 +139,12 @@ impl LegacyFilter<'_> {
         let has_rule = |chain: &str, wanted: &dyn Fn(&Rule) -> bool| {
             table.chain(chain).is_some_and(|chain| chain.rules.iter().any(wanted))
         };
-        let jumps = |to: &str, rule: &Rule| rule.is_unconditional() && rule.target == Target::Jump(to.to_owned());
-        let accepts = |rule: &Rule| rule.tests_mark_only(self.mark) && rule.target == Target::Verdict(Verdict::Accept);
         [
             (Missing::ForwardChain, table.chain(FORWARD_CHAIN).is_some()),
             (Missing::AdminChain, table.chain(self.admin_chain).is_some()),
-            (Missing::Jump, has_rule("FORWARD", &|r| jumps(FORWARD_CHAIN, r))),
-            (Missing::AdminJump, has_rule(FORWARD_CHAIN, &|r| jumps(self.admin_chain, r))),
-            (Missing::Accept, has_rule(FORWARD_CHAIN, &accepts)),
+            (Missing::Jump, has_rule("FORWARD", &|r| r.jumps_to(FORWARD_CHAIN))),
+            (Missing::AdminJump, has_rule(FORWARD_CHAIN, &|r| r.jumps_to(self.admin_chain))),
+            (Missing::Accept, has_rule(FORWARD_CHAIN, &|r| self.is_accepted_by(r))),
         ]
         .into_iter()
         .filter_map(|(missing, is_there)| (!is_there).then_some(missing))
@@ -248,7 +266,7 @@ fn leftovers(
 fn isolation_lines(table: &FilterTable) -> Vec<String> {
     let [first, _] = ISOLATION;
     let rules = table.chain("FORWARD").map(|chain| chain.rules.as_slice()).unwrap_or_default();
-    let jumps = rules.iter().filter(|r| r.is_unconditional() && r.target == Target::Jump(first.to_owned()));
+    let jumps = rules.iter().filter(|r| r.jumps_to(first));
     let unhook = |rule: &Rule| match rule.comment().filter(|c| !c.contains(['"', '\n', '\\'])) {
         Some(comment) => format!("-D FORWARD -m comment --comment \"{comment}\" -j {first}"),
         None => format!("-D FORWARD -j {first}"),

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
 //! [`hostfilter`], [`legacy`] and [`firewalld`] (what the host's own firewalls need), [`record`] (what an attachment
-//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`status`], [`upgrade`].
+//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`stored`] and [`others`] (after a flush of all rules),
+//! [`strays`], [`status`], [`upgrade`].
 
 pub mod config;
 pub mod firewalld;
@@ -18,13 +19,14 @@ pub mod rules;
 pub mod state;
 pub mod status;
 pub mod stored;
+pub mod strays;
 pub mod upgrade;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use common::cni::CniResult;
-use common::nft::NftSocket;
+use common::nft::{NftSocket, RecordKey};
 use common::{Attachment, Call, Error, Plugin, Result};
 
 use crate::config::{Config, Written};
@@ -60,9 +62,8 @@ impl Plugin for Firewall {
 
     fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        let removed = removal::remove(&mut socket, &call.attachment.key());
-        let recorded = removed.iter().flatten();
-        let ours: BTreeSet<IpAddr> = recorded.map(|recorded| recorded.address).collect();
+        let removed = removal::remove(&mut socket, &call.attachment);
+        let ours: BTreeSet<IpAddr> = removed.iter().flatten().copied().collect();
         let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
         let rules = upgrade::remove_rules_for(&mut socket, &(&ours | &hinted));
         // What still has its record is left to the next DEL.
@@ -72,7 +73,7 @@ impl Plugin for Firewall {
     }
 
     fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
-        let live: BTreeSet<String> = live.iter().map(Attachment::key).collect();
+        let live: BTreeSet<RecordKey> = live.iter().map(RecordKey::of).collect();
         let mut socket = NftSocket::new();
         let collected = removal::collect(&mut socket, network, &live);
         let superseded = upgrade::remove_superseded_rules(&mut socket);

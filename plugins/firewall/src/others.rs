@@ -3,13 +3,22 @@
 use std::collections::HashSet;
 
 use common::Result;
-use common::nft::{Command, Element, NftSocket, Presence, Set, Table};
+use common::nft::{Command, Element, NftSocket, Presence, RecordKey, Set, Table};
 
 use crate::plan::{HostPart, Share};
 use crate::record::Record;
 use crate::rules::TABLE;
 use crate::state::{self, Changes};
 use crate::stored::Shelf;
+
+/// Where the elements of a share are.
+fn places(share: &Share) -> HashSet<String> {
+    share.own_elements().iter().map(|(table, set, element)| place_of(table, set, element)).collect()
+}
+
+fn place_of(table: &Table, set: &Set, element: &Element) -> String {
+    format!("{table} {} {}", set.name, Element::key(element.key.clone()))
+}
 
 /// What others have lost.
 #[derive(Debug, Default)]
@@ -29,6 +38,12 @@ impl Others {
             Vec::new()
         });
         shares.retain(|share| share.attachment != own.attachment);
+        let mut known = HashSet::new();
+        for share in shares.iter_mut().rev() {
+            let places = places(share);
+            share.notes.shared |= places.iter().any(|place| known.contains(place));
+            known.extend(places);
+        }
         let mut hosts: Vec<HostPart> = Vec::new();
         for host in shares.iter().map(|share| &share.host) {
             if !hosts.contains(host) {
@@ -49,13 +64,15 @@ impl Others {
         self.shares.is_empty()
     }
 
+    /// Whether one of them has had something that is this one's now.
+    pub fn claim_any_of(&self, own: &Share) -> bool {
+        let own = places(own);
+        self.shares.iter().flat_map(places).any(|place| own.contains(&place))
+    }
+
     /// Adds what isn't there and nobody else has by now.
     pub fn put_in(&self, socket: &mut NftSocket, own: &Share, changes: &mut Changes) -> Result<()> {
-        let place = |table: &Table, set: &Set, element: &Element| {
-            format!("{table} {} {}", set.name, Element::key(element.key.clone()))
-        };
-        let mut taken: HashSet<String> =
-            own.own_elements().iter().map(|(table, set, element)| place(table, set, element)).collect();
+        let mut taken = places(own);
         let mut known: Vec<Table> = own.skeletons().into_iter().map(|skeleton| skeleton.table).collect();
         for share in &self.shares {
             let unknown = share.skeletons().into_iter().filter(|skeleton| !known.contains(&skeleton.table));
@@ -64,12 +81,12 @@ impl Others {
             changes.rebuilding.extend(state::damaged_skeletons(socket, &unknown, false)?);
             state::add_shared(share, &mut changes.transaction);
             for (table, set, element) in share.own_elements() {
-                let is_free = taken.insert(place(&table, &set, &element));
+                let is_free = taken.insert(place_of(&table, &set, &element));
                 if is_free && socket.element(&table, &set, &element.key)?.is_none() {
                     changes.transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
                 }
             }
-            let record = Record::read(socket, &share.attachment.key())?;
+            let record = Record::read(socket, RecordKey::of(&share.attachment))?;
             state::add_record(share, record.as_ref(), &mut changes.transaction);
         }
         log::debug!("{} other attachments are put into {TABLE} again", self.shares.len());

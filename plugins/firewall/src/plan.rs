@@ -5,10 +5,12 @@ use std::fmt;
 use std::net::IpAddr;
 
 use common::cni::CniResult;
+use common::nft::records;
 use common::nft::{Chain, Element, IpVersion, Presence, Set, Skeleton, Table, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::config::{Backend, Config, HostChain, IngressPolicy};
+use crate::record;
 use crate::rules::{
     self, BRIDGE_SOURCES, BRIDGE_TABLE, BridgePolicy, NEIGHBOURS, PortGuard, ROUTED_SOURCES, SOURCES_TABLE, TABLE,
 };
@@ -39,10 +41,21 @@ pub struct Share {
     pub policy: Option<(BridgePolicy, String)>,
     /// What stands at the host's ends of its interfaces.
     pub guards: Vec<(PortGuard, Vec<String>)>,
-    /// Whether the kernel has nothing to keep ports of one bridge apart with.
-    pub without_bridge_family: bool,
+    /// What was found while it was put in.
+    pub notes: Notes,
+    /// The host's interfaces of prevResult: nothing may stand at them that isn't planned.
+    pub interfaces: Vec<String>,
     /// The static part.
     pub host: HostPart,
+}
+
+/// What is found out about a share only while it is put in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Whether the kernel has nothing to keep ports of one bridge apart with.
+    pub without_bridge_family: bool,
+    /// Whether an element of it was another attachment's before, who may need it again.
+    pub shared: bool,
 }
 
 /// What the host's own filters need, once for all attachments.
@@ -91,7 +104,8 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         addresses: addresses.into_iter().collect(),
         zone: facts.firewalld.then(|| config.zone.clone()),
         guards: guards(config, facts)?,
-        without_bridge_family: false,
+        notes: Notes::default(),
+        interfaces: on_host(prev).map(str::to_owned).collect(),
         policy,
         host: HostPart::of(config, facts.firewalld, versions),
     })
@@ -139,9 +153,8 @@ fn makes_forward(backend: Backend, firewalld: bool) -> bool {
 /// The bridge whose policy it is: the first that is one, else the first interface, as in the reference (for ptp, that
 /// is the container's own interface on the host).
 fn bridge(policy: IngressPolicy, prev: &CniResult, facts: &Facts) -> Result<String> {
-    let on_host = prev.interfaces.iter().filter(|i| i.sandbox.is_empty()).map(|i| &i.name);
-    let name = facts.bridges.iter().chain(on_host).find(|name| !name.is_empty());
-    let name = name.cloned().ok_or_else(|| Error::BadPrevResult {
+    let name = facts.bridges.iter().map(String::as_str).chain(on_host(prev)).next().map(str::to_owned);
+    let name = name.ok_or_else(|| Error::BadPrevResult {
         reason: format!(
             "interface needs to be set for ingress policy \"{policy}\", make sure to chain \"firewall\" plugin with \
              \"bridge\""
@@ -154,32 +167,22 @@ fn bridge(policy: IngressPolicy, prev: &CniResult, facts: &Facts) -> Result<Stri
     Ok(name)
 }
 
-/// What an attachment's chain says if its isolation had to do without.
-pub const WITHOUT_BRIDGE_FAMILY: &str = "this kernel's nftables has no bridge family";
+/// The host's interfaces of prevResult.
+fn on_host(prev: &CniResult) -> impl Iterator<Item = &str> {
+    let named = prev.interfaces.iter().filter(|i| i.sandbox.is_empty() && !i.name.is_empty());
+    named.map(|i| i.name.as_str())
+}
 
 /// IFNAMSIZ less the NUL (include/uapi/linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
 
 impl Share {
-    /// The same for a kernel whose nftables has no bridge family: within a bridge, isolation reaches as far as
-    /// net.bridge.bridge-nf-call-iptables does.
-    pub fn without_bridge_family(&self) -> Share {
-        let guards = self.guards.iter().filter(|(guard, _)| *guard != NEIGHBOURS).cloned().collect();
-        Share { guards, without_bridge_family: true, ..self.clone() }
-    }
-
-    /// The attachment's record: what it owns, in rules that no packet meets.
-    pub fn record(&self) -> Chain {
-        let zone = self.zone.as_deref();
-        let mut rules = vec![rules::label_rule(self.attachment.label())];
-        rules.extend(self.addresses.iter().map(|a| rules::address_rule(*a, zone)));
-        if let Some((policy, bridge)) = &self.policy {
-            let rule = rules::policy_rule(*policy, bridge);
-            rules.push(if self.without_bridge_family { rule.comment(WITHOUT_BRIDGE_FAMILY) } else { rule });
-        }
-        let ports = self.guards.iter().flat_map(|(guard, ports)| ports.iter().map(move |port| guard.rule(port)));
-        rules.extend(ports);
-        Chain::regular(rules::record_name(&self.attachment.key()), rules)
+    /// The same, knowing this. For a kernel whose nftables has no bridge family, isolation within a bridge reaches as far
+    /// as net.bridge.bridge-nf-call-iptables does.
+    pub fn noting(&self, notes: Notes) -> Share {
+        let stays = |guard: &PortGuard| !notes.without_bridge_family || *guard != NEIGHBOURS;
+        let guards = self.guards.iter().filter(|(guard, _)| stays(guard)).cloned().collect();
+        Share { guards, notes, ..self.clone() }
     }
 
     /// The elements that are the attachment's own.
@@ -216,7 +219,7 @@ impl Share {
     /// What makes the share where nothing of it is.
     pub fn transaction(&self) -> Transaction {
         let mut transaction = Transaction::new();
-        for chain in self.policy_chain().into_iter().chain([self.record()]) {
+        if let Some(chain) = self.policy_chain() {
             transaction.add_chain(&TABLE, chain);
         }
         for (set, element) in self.policy_elements() {
@@ -226,6 +229,7 @@ impl Share {
             // Exclusively, so that another's is seen.
             transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
         }
+        transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record::lines(self));
         transaction
     }
 }

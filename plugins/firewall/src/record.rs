@@ -1,33 +1,42 @@
-//! What an attachment owns, read back from its record: DEL and GC need nothing else.
+//! What an attachment owns, as [lines of a map](common::nft::records): DEL and GC need nothing else.
+//!
+//! The owner's label is the first line's text; the lines behind it hold words:
+//!
+//! * `10.88.0.2`: an address that is admitted;
+//! * `zone=trusted`: where firewalld was told of them;
+//! * `isolated_port=veth2`: what stands at the host's end of an interface;
+//! * `without_bridge_family`, `shared`: see [`Notes`].
+//!
+//! The policy of a bridge that it needs is a chain that the first line jumps to.
 
 use std::net::IpAddr;
 
-use common::Result;
-use common::nft::{Chain, Element, NftSocket, Pattern, Rule, Selector, Set, Statement, Table, Value, Verdict};
+use common::nft::records::{TEXT_MAX, jumps, texts};
+use common::nft::{Element, NftSocket, RecordKey, Set, Table, Value};
+use common::{Attachment, Result};
 
-use crate::plan::{Share, WITHOUT_BRIDGE_FAMILY};
-use crate::rules::{self, ATTACHMENTS, BRIDGE_POLICIES, BridgePolicy, IN_ZONE, PORT_GUARDS, PortGuard, TABLE};
+use crate::plan::{Notes, Share};
+use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, PortGuard, TABLE};
 
 /// An attachment's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The name of its chain.
-    pub name: String,
-    /// Whether there is such a chain.
-    pub is_in_kernel: bool,
-    /// Whether the kernel counts its jumps: not if it is known from elsewhere.
-    pub is_counted: bool,
-    /// `None` stands for a rule that nobody of us has written.
-    rules: Vec<Option<Rule>>,
-}
-
-/// An address that an attachment has had, and the zone of firewalld it was put in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordedAddress {
-    /// The address.
-    pub address: IpAddr,
-    /// The zone.
+    /// Whose it is, briefly.
+    pub key: RecordKey,
+    /// The comment of the attachment's elements. Empty if the first line is lost: then it says nothing.
+    pub label: String,
+    /// The addresses it has had.
+    pub addresses: Vec<IpAddr>,
+    /// The zone of firewalld they were put in.
     pub zone: Option<String>,
+    /// The policies it needs, each with its bridge.
+    pub policies: Vec<(BridgePolicy, String)>,
+    /// What stands at the host's ends of its interfaces, one by one.
+    pub guards: Vec<(PortGuard, String)>,
+    /// What was found at its ADD.
+    pub notes: Notes,
+    /// As it stands in the kernel; empty if it is known from elsewhere.
+    pub lines: Vec<Element>,
 }
 
 /// An element with its place.
@@ -44,92 +53,138 @@ pub enum Holder {
     Nobody,
 }
 
-impl Record {
-    /// Reads the record of the attachment with this key; `None` if there is none.
-    pub fn read(socket: &mut NftSocket, key: &str) -> Result<Option<Record>> {
-        let name = rules::record_name(key);
-        if socket.chain(&TABLE, &name)?.is_none() {
-            return Ok(None);
+const ZONE: &str = "zone";
+const WITHOUT_BRIDGE_FAMILY: &str = "without_bridge_family";
+const SHARED: &str = "shared";
+
+/// The lines that say what a share is.
+pub fn lines(share: &Share) -> Vec<Element> {
+    let mut words: Vec<String> = share.addresses.iter().map(IpAddr::to_string).collect();
+    words.extend(share.zone.iter().map(|zone| format!("{ZONE}={zone}")));
+    for (guard, ports) in &share.guards {
+        words.extend(ports.iter().map(|port| format!("{}={port}", guard.name)));
+    }
+    let Notes { without_bridge_family, shared } = share.notes;
+    words.extend(without_bridge_family.then(|| WITHOUT_BRIDGE_FAMILY.to_owned()));
+    words.extend(shared.then(|| SHARED.to_owned()));
+    let texts = [share.attachment.label()].into_iter().chain(joined(words));
+    RecordKey::of(&share.attachment).lines(texts, share.policy.iter().map(|(policy, bridge)| policy.chain_for(bridge)))
+}
+
+/// As many words to a text as it holds.
+fn joined(words: Vec<String>) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    for word in words {
+        match texts.last_mut().filter(|text| text.len() + 1 + word.len() <= TEXT_MAX) {
+            Some(text) => {
+                text.push(' ');
+                text.push_str(&word);
+            }
+            None => texts.push(word),
         }
-        let rules = socket.rules(&TABLE, &name)?.into_iter().map(|info| info.rule).collect();
-        Ok(Some(Record { name, is_in_kernel: true, is_counted: true, rules }))
+    }
+    texts
+}
+
+impl Record {
+    /// Reads the record with this key; `None` if there is none.
+    pub fn read(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Record>> {
+        let lines = socket.record(&TABLE, key)?;
+        Ok((!lines.is_empty()).then(|| Record::of_lines(key, lines)))
+    }
+
+    /// The same where somebody may have removed lines by hand: all that are left, by a look through the map.
+    pub fn scattered(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Record>> {
+        Ok(Record::all(socket, |other| *other == key)?.pop())
+    }
+
+    /// All records whose keys are wanted: one look through the map.
+    pub fn all(socket: &mut NftSocket, wanted: impl Fn(&RecordKey) -> bool) -> Result<Vec<Record>> {
+        let all = socket.all_records(&TABLE, wanted)?;
+        Ok(all.into_iter().map(|(key, lines)| Record::of_lines(key, lines)).collect())
     }
 
     /// The record that a share has had.
-    pub fn of(share: &Share, is_in_kernel: bool) -> Record {
-        let Chain { name, rules, .. } = share.record();
-        Record { name, is_in_kernel, is_counted: false, rules: rules.into_iter().map(Some).collect() }
+    pub fn of(share: &Share) -> Record {
+        let record = Record::of_lines(RecordKey::of(&share.attachment), lines(share));
+        Record { lines: Vec::new(), ..record }
     }
 
-    /// Whether it says this and nothing else.
-    pub fn says(&self, chain: &Chain) -> bool {
-        self.rules.iter().map(Option::as_ref).eq(chain.rules.iter().map(Some))
+    fn of_lines(key: RecordKey, lines: Vec<Element>) -> Record {
+        let policy = |chain| BRIDGE_POLICIES.into_iter().find_map(|policy| Some((policy, policy.bridge_of(chain)?)));
+        let mut texts = texts(&lines);
+        let mut record = Record {
+            key,
+            label: texts.next().unwrap_or_default().to_owned(),
+            addresses: Vec::new(),
+            zone: None,
+            policies: jumps(&lines).filter_map(policy).collect(),
+            guards: Vec::new(),
+            notes: Notes::default(),
+            lines: Vec::new(),
+        };
+        texts.flat_map(|text| text.split(' ')).for_each(|word| record.take(word));
+        Record { lines, ..record }
     }
 
-    /// The comment of the attachment's elements. A record that has lost it (`nft flush table`) says nothing.
-    pub fn label(&self) -> Option<&str> {
-        let first = self.rules().next()?;
-        (first.statements == [Statement::jump(ATTACHMENTS)]).then_some(first.comment.as_deref()?)
-    }
-
-    /// The addresses it has had.
-    pub fn addresses(&self) -> Vec<RecordedAddress> {
-        self.rules().filter_map(recorded_address).collect()
+    /// Takes a word in; one that isn't of ours says nothing.
+    fn take(&mut self, word: &str) {
+        if let Ok(address) = word.parse() {
+            self.addresses.push(address);
+        } else if let Some((name, of)) = word.split_once('=') {
+            if name == ZONE {
+                self.zone = Some(of.to_owned());
+            }
+            let guard = PORT_GUARDS.into_iter().find(|guard| guard.name == name);
+            self.guards.extend(guard.map(|guard| (guard, of.to_owned())));
+        }
+        self.notes.without_bridge_family |= word == WITHOUT_BRIDGE_FAMILY;
+        self.notes.shared |= word == SHARED;
     }
 
     /// The elements it has had; they are the attachment's own as long as they bear its label.
     pub fn elements(&self) -> Vec<Placed> {
-        let addresses: Vec<IpAddr> = self.addresses().into_iter().map(|a| a.address).collect();
+        let address = |address: &IpAddr| rules::address_element(*address);
         let mut elements: Vec<Placed> =
-            addresses.iter().map(|a| rules::address_element(*a)).map(|(set, element)| (TABLE, set, element)).collect();
-        for (guard, port) in self.rules().filter_map(recorded_port) {
-            let of_port = guard.elements(&port, &addresses).into_iter();
+            self.addresses.iter().map(address).map(|(set, element)| (TABLE, set, element)).collect();
+        for (guard, port) in &self.guards {
+            let of_port = guard.elements(port, &self.addresses).into_iter();
             elements.extend(of_port.map(|(set, element)| (guard.table.clone(), set, element)));
         }
         elements
     }
 
+    /// Whether it claims what is at this place.
+    pub fn claims(&self, (table, set, element): &Placed) -> bool {
+        self.elements().iter().any(|(t, s, e)| t == table && s.name == set.name && e.key == element.key)
+    }
+
     /// Its elements, each with whom it belongs to now.
     pub fn held_elements(&self, socket: &mut NftSocket) -> Result<Vec<(Placed, Holder)>> {
-        let mut held = Vec::new();
-        for (table, set, element) in self.elements() {
-            let holder = match socket.element(&table, &set, &element.key)? {
-                None => Holder::Nobody,
-                Some(found) if found.comment.as_deref() == self.label() => Holder::Itself,
-                Some(_) => Holder::Another,
-            };
-            held.push(((table, set, element), holder));
-        }
-        Ok(held)
+        let places = self.elements();
+        let asked: Vec<_> = places.iter().map(|(table, set, element)| (table, set, element.key.as_slice())).collect();
+        let found = socket.elements_in(&asked)?;
+        let holder = |found: Option<Element>| match found {
+            None => Holder::Nobody,
+            Some(found) if found.comment.as_ref() == Some(&self.label) => Holder::Itself,
+            Some(_) => Holder::Another,
+        };
+        Ok(places.into_iter().zip(found.into_iter().map(holder)).collect())
     }
+}
 
-    /// The policies it needs, each with its bridge.
-    pub fn policies(&self) -> Vec<(BridgePolicy, String)> {
-        self.rules().filter_map(recorded_policy).collect()
-    }
-
-    /// Whether its isolation had to do without the bridge family.
-    pub fn is_without_bridge_family(&self) -> bool {
-        self.rules().any(|rule| rule.comment.as_deref() == Some(WITHOUT_BRIDGE_FAMILY))
-    }
-
-    fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().flatten()
-    }
+/// Whether the element at this place, which bears this label, is another's who says that it shares it: then whoever had
+/// it before loses nothing by that.
+pub fn is_shared(socket: &mut NftSocket, place: &Placed, label: &str) -> Result<bool> {
+    let [network, container, ifname] = label.split('/').collect::<Vec<_>>()[..] else { return Ok(false) };
+    let holder = Record::read(socket, RecordKey::of(&Attachment::new(network, container, ifname)))?;
+    Ok(holder.is_some_and(|holder| holder.notes.shared && holder.claims(place)))
 }
 
 /// Whether some attachment of ours has this address.
 pub fn is_ours(socket: &mut NftSocket, address: IpAddr) -> Result<bool> {
     let (set, element) = rules::address_element(address);
     Ok(socket.element(&TABLE, &set, &element.key)?.is_some())
-}
-
-/// A rule's test, if it is for equality.
-fn tested(statement: &Statement) -> Option<(Selector, &Value)> {
-    match statement {
-        Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => Some((*selector, value)),
-        _ => None,
-    }
 }
 
 /// An address, if the value is one.
@@ -141,55 +196,22 @@ pub fn address(value: &Value) -> Option<IpAddr> {
     }
 }
 
-fn recorded_address(rule: &Rule) -> Option<RecordedAddress> {
-    let sent = |statement: &Statement| match tested(statement)? {
-        (Selector::Saddr(_), value) => address(value),
-        _ => None,
-    };
-    let address = rule.statements.iter().find_map(sent)?;
-    let zone = rule.comment.as_deref().and_then(|comment| comment.strip_prefix(IN_ZONE)).map(str::to_owned);
-    Some(RecordedAddress { address, zone })
-}
-
-/// A rule that sends what comes from an interface to a chain that counts.
-fn counted(rule: &Rule) -> Option<(&str, &str)> {
-    match rule.statements.as_slice() {
-        [test, Statement::Verdict(Verdict::Jump(chain))] => match tested(test)? {
-            (Selector::Iifname, Value::Ifname(name)) => Some((name, chain)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn recorded_policy(rule: &Rule) -> Option<(BridgePolicy, String)> {
-    let (bridge, chain) = counted(rule)?;
-    let policy = BRIDGE_POLICIES.into_iter().find(|policy| policy.chain_for(bridge) == chain)?;
-    Some((policy, bridge.to_owned()))
-}
-
-fn recorded_port(rule: &Rule) -> Option<(PortGuard, String)> {
-    let (port, chain) = counted(rule)?;
-    let guard = PORT_GUARDS.into_iter().find(|guard| guard.counter == chain)?;
-    Some((guard, port.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::HostPart;
     use crate::rules::{BRIDGE_SOURCES, ISOLATED, NEIGHBOURS};
-    use common::Attachment;
 
     fn share() -> Share {
-        let ports = || vec!["veth2".to_owned(), "br@7".to_owned()];
+        let ports = || vec!["veth2".to_owned(), "br@=7".to_owned()];
         Share {
             attachment: Attachment::new("n", "c", "eth0"),
             addresses: vec!["10.88.0.2".parse().unwrap(), "fd00:88::2".parse().unwrap()],
             zone: Some("trusted".into()),
             policy: Some((ISOLATED, "br@7".into())),
             guards: vec![(NEIGHBOURS, ports()), (BRIDGE_SOURCES, ports())],
-            without_bridge_family: false,
+            notes: Notes::default(),
+            interfaces: vec![],
             host: HostPart { mark: 1, versions: vec![], make: true, admin_chain: String::new(), chains: vec![] },
         }
     }
@@ -197,34 +219,48 @@ mod tests {
     #[test]
     fn what_the_record_says_is_what_was_planned() {
         let share = share();
-        let record = Record::of(&share, true);
-        assert_eq!(record.label(), Some("n/c/eth0"));
-        assert!(record.says(&share.record()));
-        let zone = Some("trusted".to_owned());
-        let addresses = share.addresses.iter().map(|a| RecordedAddress { address: *a, zone: zone.clone() });
-        assert_eq!(record.addresses(), addresses.collect::<Vec<_>>());
-        assert_eq!(record.policies(), [(ISOLATED, "br@7".to_owned())]);
+        let record = Record::of(&share);
+        assert_eq!(record.label, "n/c/eth0");
+        assert_eq!((&record.addresses, &record.zone), (&share.addresses, &share.zone));
+        assert_eq!(record.policies, [(ISOLATED, "br@7".to_owned())]);
+        assert_eq!(record.notes, Notes::default());
         let unlabelled = |(table, set, element): Placed| (table, set, Element { comment: None, ..element });
         let planned: Vec<_> = share.own_elements().into_iter().map(unlabelled).collect();
         assert_eq!(planned.len(), 2 + 2 + 2 * 3);
         assert_eq!(record.elements(), planned);
+        assert!(planned.iter().all(|place| record.claims(place)));
     }
 
     #[test]
-    fn isolation_without_the_bridge_family_is_remembered() {
-        assert!(!Record::of(&share(), true).is_without_bridge_family());
-        let reduced = share().without_bridge_family();
-        let record = Record::of(&reduced, true);
-        assert!(record.is_without_bridge_family());
+    fn what_was_found_at_add_is_remembered() {
+        let both = Notes { without_bridge_family: true, shared: true };
+        assert_eq!(Record::of(&Share { notes: both, ..share() }).notes, both);
+        let reduced = share().noting(Notes { without_bridge_family: true, shared: false });
         assert!(reduced.guards.iter().all(|(guard, _)| *guard != NEIGHBOURS));
-        assert_eq!(record.policies(), [(ISOLATED, "br@7".to_owned())]);
+        let record = Record::of(&reduced);
+        assert!(record.notes.without_bridge_family && !record.notes.shared);
+        assert_eq!(record.policies, [(ISOLATED, "br@7".to_owned())]);
     }
 
     #[test]
-    fn a_strangers_rule_is_no_record() {
-        let rules = vec![None, Some(Rule::new([Statement::DROP])), Some(Rule::new([]))];
-        let record = Record { name: "record-x".into(), is_in_kernel: true, is_counted: true, rules };
-        assert_eq!((record.label(), record.addresses(), record.policies()), (None, vec![], vec![]));
+    fn as_many_words_to_a_line_as_it_holds() {
+        let mut share = share();
+        share.zone = Some("z".repeat(64));
+        share.addresses =
+            (0..40).map(|n| format!("fd00:1234:5678:9abc:def0:1234:5678:{n:x}").parse().unwrap()).collect();
+        let lines = lines(&share);
+        assert!(texts(&lines).all(|text| text.len() <= TEXT_MAX));
+        assert!(lines.len() < 20, "{}", lines.len());
+        let record = Record::of(&share);
+        assert_eq!((record.addresses, record.zone), (share.addresses, share.zone));
+    }
+
+    #[test]
+    fn a_strangers_line_is_no_record() {
+        let key = RecordKey::of(&Attachment::new("n", "c", "eth0"));
+        let lines = key.lines(["".into(), "whatever=1 10.0.0.300 zone".into()], ["attachments".into()]);
+        let record = Record::of_lines(key, lines);
+        assert_eq!((record.label.as_str(), record.addresses.len(), record.policies.len()), ("", 0, 0));
         assert_eq!(record.elements(), []);
     }
 }

@@ -1,104 +1,162 @@
 //! The share removed: by DEL for one attachment, by GC for all the dead ones of a network.
 //!
 //! What is to go is read from the attachment's record, and of that, what is still its own: a newer container may have the
-//! address by now. The transaction is refused if anything has changed since, and thought out anew.
+//! address by now. What an older one had before, and still claims, it gets back. The transaction is refused if anything has
+//! changed since, and thought out anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use common::nft::{NftSocket, Transaction};
+use common::nft::records::{self, jumps};
+use common::nft::{NftSocket, Presence, RecordKey, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::firewalld::Firewalld;
 use crate::plan::Share;
-use crate::record::{Holder, Placed, Record, RecordedAddress};
-use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, RECORD, TABLE};
+use crate::record::{Holder, Placed, Record};
+use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, TABLE};
 use crate::state::repeat;
 use crate::stored::Shelf;
 
-/// Removes everything that belongs to the attachment with this key; nothing to remove is success. Gives the addresses
-/// that went.
-pub fn remove(socket: &mut NftSocket, key: &str) -> Result<Vec<RecordedAddress>> {
-    remove_all(socket, &BTreeSet::from([key]))
+/// What is to go, by its owner; `None` where nothing is known of it but that it may have a file.
+type Leaving = BTreeMap<RecordKey, Option<Record>>;
+
+/// Removes everything that belongs to the attachment; nothing to remove is success. Gives the addresses that went.
+pub fn remove(socket: &mut NftSocket, attachment: &Attachment) -> Result<BTreeSet<IpAddr>> {
+    let key = RecordKey::of(attachment);
+    remove_all(socket, |socket, shelf| {
+        let found = Record::read(socket, key)?;
+        Ok(BTreeMap::from([(key, known_record(key, found, shelf))]))
+    })
 }
 
-/// Removes everything that belongs to the attachments with these keys, in one transaction, because each that deletes waits
-/// for a grace period of the kernel. What can't be read, or what firewalld doesn't forget, stays for the next time, and
-/// the rest goes.
-fn remove_all(socket: &mut NftSocket, keys: &BTreeSet<&str>) -> Result<Vec<RecordedAddress>> {
-    let shelf = Shelf::open()?;
-    let mut removed = Vec::new();
-    let mut forgotten = BTreeSet::new();
-    let mut errors: BTreeMap<&str, Error> = BTreeMap::new();
-    repeat(|| {
-        let generation = socket.generation()?;
-        removed.clear();
-        let mut removal = Removal::default();
-        for key in keys.iter().filter(|key| !errors.contains_key(*key)).copied().collect::<Vec<&str>>() {
-            let (record, own, addresses) = match read_own(socket, shelf.as_ref(), key) {
-                Ok(Some(found)) => found,
-                Ok(None) => continue,
-                Err(error) => {
-                    errors.insert(key, error);
-                    continue;
-                }
-            };
-            // First, because without the record nobody would know what firewalld must forget.
-            if !forgotten.contains(key)
-                && let Err(error) = forget_sources(&addresses)
-            {
-                errors.insert(key, error);
-                continue;
-            }
-            forgotten.insert(key);
-            removal.take_out(&record, own);
-            removed.extend(addresses);
+/// Removes what the dead attachments of a network own.
+pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<RecordKey>) -> Result<()> {
+    let is_dead = |key: &RecordKey| key.is_of(network) && !live.contains(key);
+    let removed = remove_all(socket, |socket, shelf| {
+        let found = Record::all(socket, is_dead)?;
+        let mut leaving: Leaving =
+            found.into_iter().map(|record| (record.key, known_record(record.key, Some(record), shelf))).collect();
+        for key in shelf.map(Shelf::keys).transpose()?.into_iter().flatten().filter(is_dead) {
+            leaving.entry(key).or_insert_with(|| known_record(key, None, shelf));
         }
-        removal.release_policies(socket)?;
-        // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
-        socket.commit_at(&removal.transaction, generation)
-    })?;
-    let gone = keys.iter().filter(|key| !errors.contains_key(*key));
-    let left = shelf.iter().flat_map(|shelf| gone.clone().filter_map(|key| shelf.remove(key).err()));
-    let left: Vec<Error> = left.collect();
-    Error::gather(errors.into_values().chain(left).collect()).map(|()| removed)
-}
-
-/// An attachment's record, the elements that are its own, and the addresses that are no other's.
-type Own = (Record, Vec<Placed>, Vec<RecordedAddress>);
-
-fn read_own(socket: &mut NftSocket, shelf: Option<&Shelf>, key: &str) -> Result<Option<Own>> {
-    let Some(record) = known_record(socket, shelf, key)? else { return Ok(None) };
-    let held = record.held_elements(socket)?;
-    let mut addresses = record.addresses();
-    addresses.retain(|a| !is_anothers(&held, a));
-    let own = held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(element, _)| element);
-    Ok(Some((record, own.collect(), addresses)))
+        Ok(leaving)
+    });
+    let policies = collect_policies(socket);
+    Error::gather([removed.map(drop), policies].into_iter().filter_map(Result::err).collect())
 }
 
 /// What the kernel says; if it has lost that (`nft flush ruleset`), what was put on the shelf.
-fn known_record(socket: &mut NftSocket, shelf: Option<&Shelf>, key: &str) -> Result<Option<Record>> {
-    let found = Record::read(socket, key)?;
-    if found.as_ref().is_some_and(|record| record.label().is_some()) {
-        return Ok(found);
+fn known_record(key: RecordKey, found: Option<Record>, shelf: Option<&Shelf>) -> Option<Record> {
+    if found.as_ref().is_some_and(|record| !record.label.is_empty()) {
+        return found;
     }
-    let is_in_kernel = found.is_some();
-    let stored = shelf.and_then(|shelf| shelf.read(key)).map(|share| Record::of(&share, is_in_kernel));
-    Ok(stored.or(found))
+    let Some(share) = shelf.and_then(|shelf| shelf.read(key)) else { return found };
+    let lines = found.map(|record| record.lines).unwrap_or_default();
+    Some(Record { lines, ..Record::of(&share) })
 }
 
-fn is_anothers(held: &[(Placed, Holder)], recorded: &RecordedAddress) -> bool {
-    let (_, element) = rules::address_element(recorded.address);
-    held.iter().any(|((table, _, e), holder)| *table == TABLE && *e == element && *holder == Holder::Another)
+/// Removes what `find` finds in one transaction, because each that deletes waits for a grace period of the kernel. What
+/// firewalld doesn't forget stays for the next time, and the rest goes.
+fn remove_all(
+    socket: &mut NftSocket,
+    find: impl Fn(&mut NftSocket, Option<&Shelf>) -> Result<Leaving>,
+) -> Result<BTreeSet<IpAddr>> {
+    let shelf = Shelf::open()?;
+    let (mut keys, mut removed) = (BTreeSet::new(), BTreeSet::new());
+    let mut forgotten = BTreeSet::new();
+    let mut errors: BTreeMap<RecordKey, Error> = BTreeMap::new();
+    repeat(|| {
+        let generation = socket.generation()?;
+        let mut leaving = find(socket, shelf.as_ref())?;
+        leaving.retain(|key, _| !errors.contains_key(key));
+        let heirs = Heirs::of(socket, leaving.values().flatten())?;
+        let mut removal = Removal::default();
+        removed.clear();
+        for record in leaving.values().flatten() {
+            let own = Own::read(socket, record, &heirs)?;
+            // First, because without the record nobody would know what firewalld must forget.
+            if !forgotten.contains(&record.key)
+                && let Err(error) = own.forget_sources(record.zone.as_deref())
+            {
+                errors.insert(record.key, error);
+                continue;
+            }
+            forgotten.insert(record.key);
+            removal.take_out(record, &own);
+            removed.extend(own.addresses);
+        }
+        keys = leaving.into_keys().filter(|key| !errors.contains_key(key)).collect();
+        removal.release_policies(socket, shelf.as_ref(), &keys)?;
+        // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
+        socket.commit_at(&removal.transaction, generation)
+    })?;
+    let left = shelf.iter().flat_map(|shelf| keys.iter().filter_map(|key| shelf.remove(*key).err()));
+    Error::gather(std::mem::take(&mut errors).into_values().chain(left).collect()).map(|()| removed)
 }
 
-fn forget_sources(addresses: &[RecordedAddress]) -> Result<()> {
-    if addresses.iter().all(|a| a.zone.is_none()) {
-        return Ok(());
+/// Who had before what somebody has taken over, and still claims it.
+#[derive(Debug, Default)]
+pub struct Heirs(Vec<Record>);
+
+impl Heirs {
+    /// Of these. All records are looked through, but only if one of these says that it has taken something over.
+    pub fn of<'a>(socket: &mut NftSocket, leaving: impl Iterator<Item = &'a Record>) -> Result<Heirs> {
+        let leaving: Vec<&Record> = leaving.collect();
+        if !leaving.iter().any(|record| record.notes.shared) {
+            return Ok(Heirs::default());
+        }
+        let mut heirs = Record::all(socket, |key| leaving.iter().all(|record| record.key != *key))?;
+        // Who has taken it over himself knows that there may be another heir after him.
+        heirs.sort_by_key(|heir| !heir.notes.shared);
+        Ok(Heirs(heirs))
     }
-    // A firewalld that doesn't run remembers nothing.
-    let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
-    let zones = addresses.iter().filter_map(|a| a.zone.as_deref().map(|zone| (zone, a.address)));
-    Error::gather(zones.filter_map(|(zone, address)| firewalld.remove_source(zone, address).err()).collect())
+
+    fn of_place(&self, place: &Placed) -> Option<&Record> {
+        self.0.iter().find(|heir| !heir.label.is_empty() && heir.claims(place))
+    }
+
+    /// Takes an element away from whom it belongs to, and gives it to its heir.
+    pub fn pass_on(&self, place: &Placed, transaction: &mut Transaction) {
+        let (table, set, element) = place;
+        transaction.delete_elements(table, &set.name, vec![element.clone()]);
+        if let Some(heir) = self.of_place(place) {
+            let back = element.clone().comment(&heir.label);
+            transaction.add_elements(table, &set.name, Presence::Exclusive, vec![back]);
+        }
+    }
+}
+
+/// What is an attachment's own, and nobody else's.
+struct Own<'a> {
+    elements: Vec<Placed>,
+    /// Without those that another has by now, or gets back.
+    addresses: Vec<IpAddr>,
+    heirs: &'a Heirs,
+}
+
+impl<'a> Own<'a> {
+    fn read(socket: &mut NftSocket, record: &Record, heirs: &'a Heirs) -> Result<Own<'a>> {
+        let held = record.held_elements(socket)?;
+        let is_anothers = |address: &IpAddr| {
+            let (_, element) = rules::address_element(*address);
+            let of_address = held.iter().find(|((table, _, e), _)| *table == TABLE && *e == element);
+            // An heir that has told another firewalld zone, or none, doesn't need this one.
+            let gets_back = |place| heirs.of_place(place).is_some_and(|heir| heir.zone == record.zone);
+            of_address.is_some_and(|(place, holder)| *holder == Holder::Another || gets_back(place))
+        };
+        let addresses = record.addresses.iter().copied().filter(|address| !is_anothers(address)).collect();
+        let elements =
+            held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(place, _)| place).collect();
+        Ok(Own { elements, addresses, heirs })
+    }
+
+    fn forget_sources(&self, zone: Option<&str>) -> Result<()> {
+        let Some(zone) = zone.filter(|_| !self.addresses.is_empty()) else { return Ok(()) };
+        // A firewalld that doesn't run remembers nothing.
+        let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
+        Error::gather(self.addresses.iter().filter_map(|a| firewalld.remove_source(zone, *a).err()).collect())
+    }
 }
 
 /// What goes, and what is released by it.
@@ -112,30 +170,51 @@ struct Removal {
 }
 
 impl Removal {
-    fn take_out(&mut self, record: &Record, own: Vec<Placed>) {
-        for (table, set, element) in own {
+    fn take_out(&mut self, record: &Record, own: &Own<'_>) {
+        for place in &own.elements {
+            let (table, set, element) = place;
             if self.elements.insert(format!("{table} {} {:?}", set.name, element.key)) {
-                self.transaction.delete_elements(&table, &set.name, vec![element]);
+                own.heirs.pass_on(place, &mut self.transaction);
             }
         }
-        if record.is_in_kernel {
-            self.transaction.remove_chain(&TABLE, &record.name);
-        }
-        for (policy, bridge) in record.policies() {
-            let references = u32::from(record.is_counted);
-            match self.policies.iter_mut().find(|(p, b, _)| (*p, b) == (policy, &bridge)) {
+        self.transaction.delete_elements(&TABLE, &records::map().name, record.lines.clone());
+        for (policy, bridge) in &record.policies {
+            let references = references(record, *policy, bridge);
+            match self.policies.iter_mut().find(|(p, b, _)| (p, b) == (policy, bridge)) {
                 Some((_, _, count)) => *count += references,
-                None => self.policies.push((policy, bridge, references)),
+                None => self.policies.push((*policy, bridge.clone(), references)),
             }
         }
     }
 
-    fn release_policies(&mut self, socket: &mut NftSocket) -> Result<()> {
-        let transaction = &mut self.transaction;
-        self.policies.iter().try_for_each(|(policy, bridge, references)| {
-            release_policy(socket, *policy, bridge, *references, transaction)
-        })
+    fn release_policies(
+        &mut self,
+        socket: &mut NftSocket,
+        shelf: Option<&Shelf>,
+        leaving: &BTreeSet<RecordKey>,
+    ) -> Result<()> {
+        for (policy, bridge, references) in &self.policies {
+            // What isn't counted may have been lost for others, too.
+            if *references == 0 && is_needed(shelf, *policy, bridge, leaving)? {
+                continue;
+            }
+            release_policy(socket, *policy, bridge, *references, &mut self.transaction)?;
+        }
+        Ok(())
     }
+}
+
+/// How often the kernel has counted that a record needs a policy.
+fn references(record: &Record, policy: BridgePolicy, bridge: &str) -> u32 {
+    let chain = policy.chain_for(bridge);
+    u32::from(jumps(&record.lines).any(|jump| jump == chain))
+}
+
+/// Whether any attachment on the shelf needs the policy, besides those that are leaving.
+fn is_needed(shelf: Option<&Shelf>, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
+    let shares: Vec<Share> = shelf.map(Shelf::all).transpose()?.unwrap_or_default();
+    let needs = |share: &Share| share.policy.as_ref().is_some_and(|(p, b)| *p == policy && b == bridge);
+    Ok(shares.iter().any(|share| needs(share) && !leaving.contains(&RecordKey::of(&share.attachment))))
 }
 
 /// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
@@ -146,9 +225,9 @@ pub fn release_stale_policies(
     transaction: &mut Transaction,
 ) -> Result<bool> {
     let mut any = false;
-    for (policy, bridge) in record.policies() {
-        if share.policy.as_ref() != Some(&(policy, bridge.clone())) {
-            release_policy(socket, policy, &bridge, 1, transaction)?;
+    for (policy, bridge) in &record.policies {
+        if share.policy.as_ref() != Some(&(*policy, bridge.clone())) {
+            release_policy(socket, *policy, bridge, references(record, *policy, bridge), transaction)?;
             any = true;
         }
     }
@@ -157,7 +236,7 @@ pub fn release_stale_policies(
 
 /// Removes a bridge's policy if nobody needs it besides the `references` that this very transaction removes.
 ///
-/// The kernel counts: the `use` of the policy's chain is the number of rules that jump to it. Should another attachment
+/// The kernel counts: the `use` of the policy's chain is the number of lines that jump to it. Should another attachment
 /// come to need it in between, the kernel refuses to delete the chain, and with it the whole transaction.
 fn release_policy(
     socket: &mut NftSocket,
@@ -179,29 +258,17 @@ fn release_policy(
     Ok(())
 }
 
-/// Removes what the dead attachments of a network own; `live` are the keys of the living ones.
-pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<String>) -> Result<()> {
-    let prefix = format!("{}-", Attachment::network_key(network));
-    let mut keys: BTreeSet<String> = match Shelf::open()? {
-        Some(shelf) => shelf.keys()?,
-        None => BTreeSet::new(),
-    };
-    keys.extend(socket.chains(&TABLE)?.iter().filter_map(|chain| chain.name.strip_prefix(RECORD)).map(str::to_owned));
-    keys.retain(|key| key.starts_with(&prefix));
-    let dead = keys.difference(live).map(String::as_str).collect();
-    let removed = remove_all(socket, &dead).map(drop);
-    let policies = collect_policies(socket);
-    Error::gather([removed, policies].into_iter().filter_map(Result::err).collect())
-}
-
 /// Policies that no attachment needs: what a record removed by hand leaves behind.
 fn collect_policies(socket: &mut NftSocket) -> Result<()> {
+    let shelf = Shelf::open()?;
     repeat(|| {
         let generation = socket.generation()?;
         let mut transaction = Transaction::new();
-        for chain in socket.chains(&TABLE)? {
+        for chain in socket.chains(&TABLE)?.into_iter().filter(|chain| chain.uses == 0) {
             for policy in BRIDGE_POLICIES {
-                if let Some(bridge) = policy.bridge_of(&chain.name) {
+                if let Some(bridge) = policy.bridge_of(&chain.name)
+                    && !is_needed(shelf.as_ref(), policy, &bridge, &BTreeSet::new())?
+                {
                     release_policy(socket, policy, &bridge, 0, &mut transaction)?;
                 }
             }

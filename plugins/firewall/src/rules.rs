@@ -17,7 +17,7 @@
 //!   (host's own filter decides about all the rest)
 //!   admitted       set the mark, accept
 //!   cleared (200)  clear the mark
-//!   record-KEY     no packet comes here: what an attachment owns
+//!   map records    no packet is looked up here: what each attachment owns
 //!
 //! table bridge cni_chain_firewall (only where a network is isolated or a container is on a bridge with antiSpoof)
 //!   forward        iifname, oifname in isolated_ports: drop
@@ -44,13 +44,13 @@
 //!   that is reachable from a hook, and through every element of every verdict map on the way (`nft_chain_validate`,
 //!   net/netfilter/nf_tables_api.c): one reachable chain per container would make ADD cost more with every container.
 //!
-//! An element belongs to the attachment whose label is its comment. A chain of the attachment's own that no packet
-//! meets, the *record*, says in rules what it owns: DEL reads that and nothing else. What several attachments share (a
-//! bridge's policy) is a chain that their records jump to: the kernel's count of its uses is the number of those who need
-//! it.
+//! An element belongs to the attachment whose label is its comment. The attachment's *record*, lines of a map that no
+//! packet meets, says what it owns: DEL reads that and nothing else. What several attachments share (a bridge's policy) is
+//! a chain that their records jump to: the kernel's count of its uses is the number of those who need it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use common::nft::records;
 use common::nft::{
     Chain, DataType, Element, Family, HookKind, HookPoint, IpVersion, Pattern, Rule, Selector, Set, Skeleton,
     Statement, Table, Value,
@@ -85,17 +85,6 @@ const TO_CONTAINER: &str = "to_container";
 
 /// The chain that keeps bridges apart.
 const BETWEEN_BRIDGES: &str = "between_bridges";
-
-/// The chain that every record jumps to: its count of uses is the number of attachments.
-pub const ATTACHMENTS: &str = "attachments";
-
-/// The beginning of the name of every attachment's record; [`common::Attachment::key`] follows.
-pub const RECORD: &str = "record-";
-
-/// The record of an attachment, by the attachment's key.
-pub fn record_name(key: &str) -> String {
-    format!("{RECORD}{key}")
-}
 
 /// The set of the containers' addresses of one version.
 pub fn addresses(version: IpVersion) -> Set {
@@ -189,15 +178,19 @@ pub fn ifname(name: &str) -> Value {
 /// What is static in [`TABLE`].
 pub fn skeleton(admit_mark: u32) -> Skeleton {
     let policies = BRIDGE_POLICIES.map(|policy| policy.bridges());
-    let counters = PORT_GUARDS.map(|guard| guard.counter);
-    let counters = [ATTACHMENTS].into_iter().chain(counters).map(|name| Chain::regular(name, vec![]));
-    let chains =
-        [admitted(admit_mark), to_container(), between_bridges(), from_same_bridge()].into_iter().chain(counters);
+    let sets = IpVersion::ALL.map(addresses).into_iter().chain(policies).chain([within(), records::map()]);
     Skeleton {
         table: TABLE,
         comment: Some("CNI firewall plugin".into()),
-        sets: IpVersion::ALL.map(addresses).into_iter().chain(policies).chain([within()]).collect(),
-        chains: chains.chain([forward(admit_mark), cleared(admit_mark)]).collect(),
+        sets: sets.collect(),
+        chains: vec![
+            admitted(admit_mark),
+            to_container(),
+            between_bridges(),
+            from_same_bridge(),
+            forward(admit_mark),
+            cleared(admit_mark),
+        ],
     }
 }
 
@@ -371,23 +364,23 @@ pub struct PortGuard {
     pub table: Table,
     /// The set of the interfaces at which it stands.
     pub ports: &'static str,
-    /// The chain of [`TABLE`] that records jump to whose attachments have it.
-    pub counter: &'static str,
+    /// What records call it.
+    pub name: &'static str,
     /// Whether it lets only a container's own addresses pass.
     by_source: bool,
 }
 
 /// Keeps the frames of isolated containers from the other ports of their bridges.
 pub const NEIGHBOURS: PortGuard =
-    PortGuard { table: BRIDGE_TABLE, ports: "isolated_ports", counter: "isolated_port", by_source: false };
+    PortGuard { table: BRIDGE_TABLE, ports: "isolated_ports", name: "isolated_port", by_source: false };
 
 /// Keeps containers on a bridge to their own addresses.
 pub const BRIDGE_SOURCES: PortGuard =
-    PortGuard { table: BRIDGE_TABLE, ports: "guarded_ports", counter: "guarded_port", by_source: true };
+    PortGuard { table: BRIDGE_TABLE, ports: "guarded_ports", name: "guarded_port", by_source: true };
 
 /// Keeps containers on no bridge to their own source addresses.
 pub const ROUTED_SOURCES: PortGuard =
-    PortGuard { table: SOURCES_TABLE, ports: "guarded_ports", counter: "guarded_routed_port", by_source: true };
+    PortGuard { table: SOURCES_TABLE, ports: "guarded_ports", name: "guarded_routed_port", by_source: true };
 
 /// All of them.
 pub const PORT_GUARDS: [PortGuard; 3] = [NEIGHBOURS, BRIDGE_SOURCES, ROUTED_SOURCES];
@@ -404,39 +397,11 @@ impl PortGuard {
         let own = addresses.iter().filter(|_| self.by_source).map(own);
         [(self.port_set(), Element::key([ifname(port)]))].into_iter().chain(own).collect()
     }
-
-    /// What a record says about one port.
-    pub fn rule(&self, port: &str) -> Rule {
-        Rule::new([Statement::is(Selector::Iifname, ifname(port)), Statement::jump(self.counter)])
-    }
 }
 
 /// The element of one address.
 pub fn address_element(address: IpAddr) -> (Set, Element) {
     (addresses(IpVersion::of(address)), Element::key([Value::ip(address)]))
-}
-
-/// What a record says about one address; the zone of firewalld that it was bound to is remembered in a comment.
-pub fn address_rule(address: IpAddr, zone: Option<&str>) -> Rule {
-    let from = Statement::is(Selector::Saddr(IpVersion::of(address)), Value::ip(address));
-    let rule = Rule::new([from, Statement::goto(ADMITTED)]);
-    match zone {
-        Some(zone) => rule.comment(format!("{IN_ZONE}{zone}")),
-        None => rule,
-    }
-}
-
-/// The beginning of a comment that names a zone of firewalld.
-pub const IN_ZONE: &str = "in firewalld's zone ";
-
-/// What a record says about the attachment's need of a bridge's policy.
-pub fn policy_rule(policy: BridgePolicy, bridge: &str) -> Rule {
-    Rule::new([Statement::is(Selector::Iifname, ifname(bridge)), Statement::jump(policy.chain_for(bridge))])
-}
-
-/// A record's first rule.
-pub fn label_rule(label: String) -> Rule {
-    Rule::new([Statement::jump(ATTACHMENTS)]).comment(label)
 }
 
 /// The one rule for the host's own filter.

@@ -5,7 +5,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::cni::Difference;
-use common::nft::{Command, CommitError, Element, NftSocket, Presence, Skeleton, Transaction};
+use common::nft::records;
+use common::nft::{Command, CommitError, Element, NftSocket, Presence, RecordKey, Skeleton, Transaction};
 use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
@@ -14,11 +15,12 @@ use crate::guards::{self, Scope};
 use crate::hostfilter::{self, FoundFilter};
 use crate::legacy::{self, LegacyFilter};
 use crate::others::Others;
-use crate::plan::{HostPart, Share};
-use crate::record::{Holder, Record};
-use crate::removal;
+use crate::plan::{HostPart, Notes, Share};
+use crate::record::{self, Holder, Placed as Place, Record};
+use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
 use crate::stored::Shelf;
+use crate::strays;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
 const TRIES: u32 = 50;
@@ -37,18 +39,16 @@ impl State for Placed {
         let host = mend_legacy(&self.share.host)?;
         let told = self.tell_firewalld()?;
         let mut socket = NftSocket::new();
-        let reduced = self.share.without_bridge_family();
-        let mut share = &self.share;
-        let installed = match install(&mut socket, share, &host) {
+        let installed = match install(&mut socket, &self.share, &host) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
-                share = &reduced;
-                install(&mut socket, share, &host)
+                let notes = Notes { without_bridge_family: true, ..self.share.notes };
+                install(&mut socket, &self.share.noting(notes), &host)
             }
             outcome => outcome,
         };
-        let mended = installed.inspect_err(|_| self.untell_firewalld(&told))?;
-        if let Err(error) = Shelf::put(share) {
+        let Installed { share, mended } = installed.inspect_err(|_| self.untell_firewalld(&told))?;
+        if let Err(error) = Shelf::put(&share) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
         if let Err(error) = self.name_guards(&mut socket, mended) {
@@ -150,11 +150,19 @@ pub struct Changes {
     pub guarded: bool,
 }
 
-/// Puts the share in; whether something static was missing.
+/// What has been put in.
+struct Installed {
+    /// The share, with what was found out about it.
+    share: Share,
+    /// Whether something static was missing.
+    mended: bool,
+}
+
+/// Puts the share in.
 ///
 /// Where a table of ours is gone or another, somebody may have flushed the host's rules: then the shares of all others
 /// are put in again as well.
-fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<bool> {
+fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Installed> {
     let mut others = None;
     match install_with(socket, share, host, &mut others) {
         Err(error) if others.as_ref().is_some_and(|others| !others.is_empty()) => {
@@ -165,15 +173,33 @@ fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<b
     }
 }
 
-fn install_with(socket: &mut NftSocket, share: &Share, host: &[HostPart], others: &mut Option<Others>) -> Result<bool> {
-    let mut mended = false;
+fn install_with(
+    socket: &mut NftSocket,
+    share: &Share,
+    host: &[HostPart],
+    others: &mut Option<Others>,
+) -> Result<Installed> {
+    let mut installed = Installed { share: share.clone(), mended: false };
+    let mut scattered = false;
     repeat(|| {
         let generation = socket.generation()?;
-        let Changes { rebuilding, transaction, guarded } = changes(socket, share, host, others)?;
-        mended = guarded || !rebuilding.is_empty();
-        socket.commit_rebuilding(&rebuilding, &transaction, guarded.then_some(generation))
+        let key = RecordKey::of(&share.attachment);
+        let record = if scattered { Record::scattered(socket, key)? } else { Record::read(socket, key)? };
+        installed.share = share.clone();
+        let changes = changes(socket, &mut installed.share, record.as_ref(), host, others)?;
+        installed.mended = changes.guarded || !changes.rebuilding.is_empty();
+        let generation = changes.guarded.then_some(generation);
+        let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
+        scattered = outcome.as_ref().is_err_and(is_about_records);
+        outcome
     })?;
-    Ok(mended)
+    Ok(installed)
+}
+
+/// Whether a line was in the way: of a record of which somebody has removed a line by hand, those behind it aren't seen.
+fn is_about_records(error: &CommitError) -> bool {
+    let map = format!("set {} of", records::map().name);
+    error.refusal().is_some_and(|refusal| refusal.errno == Errno::EEXIST && refusal.object.contains(&map))
 }
 
 /// Does it again as long as somebody else comes between.
@@ -197,22 +223,34 @@ fn is_contention(error: &CommitError) -> bool {
     errno.is_some_and(|e| [Errno::EEXIST, Errno::ENOENT, Errno::EBUSY, Errno::ERESTART].contains(&e))
 }
 
-fn changes(socket: &mut NftSocket, share: &Share, host: &[HostPart], others: &mut Option<Others>) -> Result<Changes> {
-    let mut changes = Changes::default();
-    let record = Record::read(socket, &share.attachment.key())?;
-    changes.rebuilding = damaged_skeletons(socket, &share.skeletons(), record.is_some())?;
-    if let Some(record) = &record {
+/// What makes the share that of the plan; notes in it what is found out.
+fn changes(
+    socket: &mut NftSocket,
+    share: &mut Share,
+    record: Option<&Record>,
+    host: &[HostPart],
+    others: &mut Option<Others>,
+) -> Result<Changes> {
+    let mut changes =
+        Changes { rebuilding: damaged_skeletons(socket, &share.skeletons(), record.is_some())?, ..Changes::default() };
+    let others =
+        if changes.rebuilding.is_empty() { None } else { Some(others.get_or_insert_with(|| Others::of(share))) };
+    share.notes.shared |= record.is_some_and(|record| record.notes.shared);
+    share.notes.shared |= others.as_ref().is_some_and(|others| others.claim_any_of(share));
+    if let Some(record) = record {
         changes.guarded |= drop_stale(socket, share, record, &mut changes.transaction)?;
     }
+    changes.guarded |= drop_strays(socket, share, record.is_some(), &mut changes.transaction)?;
     add_shared(share, &mut changes.transaction);
-    changes.guarded |= add_own(socket, share, &mut changes.transaction)?;
-    add_record(share, record.as_ref(), &mut changes.transaction);
-    if let Some(record) = &record {
+    let any_taken = add_own(socket, share, &mut changes.transaction)?;
+    changes.guarded |= any_taken;
+    share.notes.shared |= any_taken;
+    changes.guarded |= add_record(share, record, &mut changes.transaction);
+    if let Some(record) = record {
         changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
     }
     let mut mending = host_mending(socket, host)?;
-    if !changes.rebuilding.is_empty() {
-        let others = others.get_or_insert_with(|| Others::of(share));
+    if let Some(others) = others {
         changes.guarded |= !others.is_empty();
         others.put_in(socket, share, &mut changes)?;
         mending.extend(others.host_mending(socket));
@@ -244,16 +282,36 @@ pub fn damaged_skeletons(socket: &mut NftSocket, skeletons: &[Skeleton], thoroug
 
 /// Addresses and ports that the attachment had at an earlier ADD and no longer has. Whether there were any.
 fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transaction: &mut Transaction) -> Result<bool> {
-    let wanted = share.own_elements();
-    let mut any = false;
-    for ((table, set, element), holder) in record.held_elements(socket)? {
-        let is_wanted = wanted.iter().any(|(t, s, e)| *t == table && s.name == set.name && e.key == element.key);
-        if !is_wanted && holder == Holder::Itself {
-            transaction.delete_elements(&table, &set.name, vec![element]);
-            any = true;
-        }
+    let wanted = Record::of(share);
+    let held = record.held_elements(socket)?.into_iter();
+    let own = held.filter(|(place, holder)| *holder == Holder::Itself && !wanted.claims(place));
+    let stale: Vec<_> = own.map(|(place, _)| place).collect();
+    if stale.is_empty() {
+        return Ok(false);
     }
-    Ok(any)
+    let heirs = Heirs::of(socket, std::iter::once(record))?;
+    stale.iter().for_each(|place| heirs.pass_on(place, transaction));
+    Ok(true)
+}
+
+/// What would restrict the container though it isn't planned. Whether there was any. An attachment's first ADD looks at
+/// its own interfaces only.
+fn drop_strays(socket: &mut NftSocket, share: &Share, thoroughly: bool, transaction: &mut Transaction) -> Result<bool> {
+    let mut found = strays::at_interfaces(socket, share)?;
+    // What the attachment's own former ADD has put there is dropped as stale.
+    let deleted = |(table, set, element): &Place| {
+        let deletion = Command::DeleteElements(table.clone(), set.name.clone(), vec![element.clone()]);
+        transaction.commands().contains(&deletion)
+    };
+    found.retain(|place| !deleted(place));
+    if thoroughly {
+        found.extend(strays::of_policies(socket, share)?);
+    }
+    for (table, set, element) in &found {
+        log::info!("{element} is taken out of set {} of table {table}: nobody needs it", set.name);
+        transaction.delete_elements(table, &set.name, vec![element.clone()]);
+    }
+    Ok(!found.is_empty())
 }
 
 /// What it needs together with others; nothing happens to what is there.
@@ -270,16 +328,16 @@ pub fn add_shared(share: &Share, transaction: &mut Transaction) {
 /// still its own. Whether any were.
 fn add_own(socket: &mut NftSocket, share: &Share, transaction: &mut Transaction) -> Result<bool> {
     let mut any_taken = false;
-    for (table, set, element) in share.own_elements() {
-        if let Some(found) = socket.element(&table, &set, &element.key)? {
+    let own = share.own_elements();
+    let asked: Vec<_> = own.iter().map(|(table, set, element)| (table, set, element.key.as_slice())).collect();
+    let all_found = socket.elements_in(&asked)?;
+    for ((table, set, element), found) in own.into_iter().zip(all_found) {
+        if let Some(found) = found {
             if found.comment == element.comment {
                 continue;
             }
             let owner = found.comment.as_deref().unwrap_or("somebody");
-            log::info!(
-                "{} is taken over from {owner}, whose container should be gone",
-                Element::key(element.key.clone())
-            );
+            log::info!("{} is taken over from {owner}", Element::key(element.key.clone()));
             transaction.delete_elements(&table, &set.name, vec![Element::key(element.key.clone())]);
             any_taken = true;
         }
@@ -289,17 +347,17 @@ fn add_own(socket: &mut NftSocket, share: &Share, transaction: &mut Transaction)
     Ok(any_taken)
 }
 
-/// The record as it should be, if it isn't.
-pub fn add_record(share: &Share, found: Option<&Record>, transaction: &mut Transaction) {
-    let chain = share.record();
-    match found {
-        Some(found) if found.says(&chain) => return,
-        Some(_) => {
-            transaction.push(Command::FlushChain(TABLE, chain.name.clone()));
-        }
-        None => {}
+/// The record as it should be, if it isn't. Whether there was another.
+pub fn add_record(share: &Share, found: Option<&Record>, transaction: &mut Transaction) -> bool {
+    let lines = record::lines(share);
+    let there = found.map(|record| record.lines.as_slice()).unwrap_or_default();
+    if there == lines {
+        return false;
     }
-    transaction.add_chain(&TABLE, chain);
+    let map = records::map().name;
+    transaction.delete_elements(&TABLE, &map, there.to_vec());
+    transaction.add_elements(&TABLE, &map, Presence::Exclusive, lines);
+    !there.is_empty()
 }
 
 /// What puts the host's own filters right.
@@ -308,6 +366,9 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
     for part in host {
         for (version, part) in part.each_version() {
             let found = FoundFilter::read(socket, version, &part.admin_chain)?;
+            for blocked in hostfilter::dropped_before(&part, version, &found) {
+                log::warn!("what is admitted is dropped: {blocked}");
+            }
             commands.extend(hostfilter::mending(&part, version, &found));
         }
         for chain in &part.chains {
@@ -320,20 +381,42 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
 
 fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
-    let record = Record::read(socket, &share.attachment.key())?;
-    let reduced = record.is_some_and(|r| r.is_without_bridge_family()).then(|| share.without_bridge_family());
-    let share = reduced.as_ref().unwrap_or(share);
+    let record = Record::read(socket, RecordKey::of(&share.attachment))?;
+    let share = &share.noting(record.as_ref().map(|record| record.notes).unwrap_or_default());
     for skeleton in share.skeletons() {
         all.extend(socket.differences(&skeleton)?);
     }
-    for chain in share.policy_chain().into_iter().chain([share.record()]) {
+    if let Some(chain) = share.policy_chain() {
         all.extend(socket.chain_differences(&TABLE, &chain)?);
     }
-    let shared = share.policy_elements().into_iter().map(|(set, element)| (TABLE, set, element));
-    for (table, set, element) in shared.chain(share.own_elements()) {
-        all.extend(socket.element_differences(&table, &set, &[element])?);
+    let lines = record::lines(share);
+    for line in record.iter().flat_map(|record| record.lines.iter().skip(lines.len())) {
+        let object = format!("map {} of table {TABLE}", records::map().name);
+        all.push(Difference::other(object, "no such line", line.to_string()));
     }
+    all.extend(socket.element_differences(&TABLE, &records::map(), &lines)?);
+    for (set, element) in share.policy_elements() {
+        all.extend(socket.element_differences(&TABLE, &set, &[element])?);
+    }
+    for place in share.own_elements() {
+        let (table, set, element) = &place;
+        let differences = socket.element_differences(table, set, std::slice::from_ref(element))?;
+        if !differences.is_empty() && !is_shared(socket, &place)? {
+            all.extend(differences);
+        }
+    }
+    let strays = [strays::at_interfaces(socket, share)?, strays::of_policies(socket, share)?];
+    all.extend(strays.into_iter().flatten().map(strays::difference));
     Ok(all)
+}
+
+/// Whether the element is there, and of somebody who will give it back.
+fn is_shared(socket: &mut NftSocket, place: &Place) -> Result<bool> {
+    let (table, set, element) = place;
+    match socket.element(table, set, &element.key)?.and_then(|found| found.comment) {
+        Some(holder) => record::is_shared(socket, place, &holder),
+        None => Ok(false),
+    }
 }
 
 /// What CHECK and STATUS say about the host's own filters.

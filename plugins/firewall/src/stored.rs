@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use common::nft::IpVersion;
+use common::nft::{IpVersion, RecordKey};
 use common::store::{Directory, Stored};
 use common::{Attachment, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::config::HostChain;
-use crate::plan::{HostPart, Share};
+use crate::plan::{HostPart, Notes, Share};
 use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS};
 
 /// Where it is; a tmpfs, as all of /run.
@@ -31,9 +31,10 @@ struct Written {
     zone: Option<String>,
     /// The set of the policy, and the bridge.
     policy: Option<(String, String)>,
-    /// The counter of each guard, and its ports.
+    /// The name of each guard, and its ports.
     guards: Vec<(String, Vec<String>)>,
     without_bridge_family: bool,
+    shared: bool,
     mark: u32,
     v4: bool,
     v6: bool,
@@ -52,8 +53,9 @@ impl From<&Share> for Written {
             addresses: share.addresses.clone(),
             zone: share.zone.clone(),
             policy: share.policy.as_ref().map(|(policy, bridge)| (policy.set.to_owned(), bridge.clone())),
-            guards: share.guards.iter().map(|(guard, ports)| (guard.counter.to_owned(), ports.clone())).collect(),
-            without_bridge_family: share.without_bridge_family,
+            guards: share.guards.iter().map(|(guard, ports)| (guard.name.to_owned(), ports.clone())).collect(),
+            without_bridge_family: share.notes.without_bridge_family,
+            shared: share.notes.shared,
             mark: host.mark,
             v4: host.versions.contains(&IpVersion::V4),
             v6: host.versions.contains(&IpVersion::V6),
@@ -71,8 +73,8 @@ impl Written {
             None => None,
             Some((set, bridge)) => Some((BRIDGE_POLICIES.into_iter().find(|p| p.set == set)?, bridge)),
         };
-        let guard = |(counter, ports): (String, Vec<String>)| {
-            Some((PORT_GUARDS.into_iter().find(|guard| guard.counter == counter)?, ports))
+        let guard = |(name, ports): (String, Vec<String>)| {
+            Some((PORT_GUARDS.into_iter().find(|guard| guard.name == name)?, ports))
         };
         let versions = [(IpVersion::V4, self.v4), (IpVersion::V6, self.v6)];
         Some(Share {
@@ -81,7 +83,8 @@ impl Written {
             zone: self.zone,
             policy,
             guards: self.guards.into_iter().map(guard).collect::<Option<_>>()?,
-            without_bridge_family: self.without_bridge_family,
+            notes: Notes { without_bridge_family: self.without_bridge_family, shared: self.shared },
+            interfaces: Vec::new(),
             host: HostPart {
                 mark: self.mark,
                 versions: versions.into_iter().filter(|(_, has)| *has).map(|(version, _)| version).collect(),
@@ -93,7 +96,7 @@ impl Written {
     }
 }
 
-/// The place where shares are kept, a file each, named by its attachment's key.
+/// The place where shares are kept, a file each, named by its record's key.
 #[derive(Debug)]
 pub struct Shelf {
     directory: Directory,
@@ -108,16 +111,17 @@ impl Shelf {
     /// Puts a share there.
     pub fn put(share: &Share) -> Result<()> {
         let bytes = serde_json::to_vec(&Written::from(share)).unwrap_or_default();
-        Directory::create(Path::new(DIRECTORY))?.write(&share.attachment.key(), &bytes)
+        Directory::create(Path::new(DIRECTORY))?.write(&RecordKey::of(&share.attachment).to_string(), &bytes)
     }
 
     /// The share of the attachment with this key. One that can't be read is none.
-    pub fn read(&self, key: &str) -> Option<Share> {
+    pub fn read(&self, key: RecordKey) -> Option<Share> {
+        let name = key.to_string();
         let spoilt = |reason: String| {
-            log::warn!("{}: {reason}; it is passed over", self.directory.path_of(key).display());
+            log::warn!("{}: {reason}; it is passed over", self.directory.path_of(&name).display());
             None
         };
-        let bytes = match self.directory.read(key) {
+        let bytes = match self.directory.read(&name) {
             Ok(Stored::Bytes(bytes)) => bytes,
             Ok(Stored::Absent) => return None,
             Ok(Stored::Spoilt(reason)) => return spoilt(reason),
@@ -127,17 +131,19 @@ impl Shelf {
             Ok(written) => written.read(),
             Err(error) => return spoilt(error.to_string()),
         };
-        share.filter(|share| share.attachment.key() == key).or_else(|| spoilt("it is not of this attachment".into()))
+        share
+            .filter(|share| RecordKey::of(&share.attachment) == key)
+            .or_else(|| spoilt("it is not of this attachment".into()))
     }
 
     /// Takes it away.
-    pub fn remove(&self, key: &str) -> Result<()> {
-        self.directory.remove(key).map(drop)
+    pub fn remove(&self, key: RecordKey) -> Result<()> {
+        self.directory.remove(&key.to_string()).map(drop)
     }
 
-    /// The keys of all.
-    pub fn keys(&self) -> Result<BTreeSet<String>> {
-        Ok(self.directory.names()?.into_iter().collect())
+    /// The keys of all. What else lies there is nobody's share.
+    pub fn keys(&self) -> Result<BTreeSet<RecordKey>> {
+        Ok(self.directory.names()?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// All shares, the latest first.
@@ -148,7 +154,7 @@ impl Shelf {
         };
         let mut names = self.directory.names()?;
         names.sort_by_cached_key(|name| std::cmp::Reverse(time(name)));
-        Ok(names.iter().filter_map(|name| self.read(name)).collect())
+        Ok(names.iter().filter_map(|name| self.read(name.parse().ok()?)).collect())
     }
 }
 
@@ -164,7 +170,8 @@ mod tests {
             zone: Some("trusted".into()),
             policy: Some((SAME_BRIDGE, "cni0".into())),
             guards: vec![(NEIGHBOURS, vec!["veth2".into()]), (BRIDGE_SOURCES, vec!["veth2".into()])],
-            without_bridge_family: true,
+            notes: Notes { without_bridge_family: true, shared: true },
+            interfaces: vec![],
             host: HostPart {
                 mark: 16,
                 versions: vec![IpVersion::V6],

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use common::cni::CniResult;
-use common::nft::NftSocket;
+use common::nft::{NftSocket, RecordKey};
 use common::{Attachment, Call, Error, Plugin, Result};
 
 pub mod conditions;
@@ -26,7 +26,7 @@ pub mod state;
 pub mod transact;
 
 use config::{Config, Written};
-use record::{RecordKey, Recorded};
+use record::Recorded;
 use rules::{Facts, Share};
 
 /// The plugin.

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
+use common::nft::records;
 use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Value, Verdict};
 use common::sysctl;
 use common::{Error, Result};
 
-use crate::record::{self, Record, Recorded};
+use crate::record::{Record, Recorded};
 use crate::rules::{
     self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, TABLE, is_kind,
 };
@@ -84,7 +85,7 @@ impl Removal {
                 elements.retain(|e| records.len() == 1 || seen.insert((set.name.clone(), e.key.clone())));
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
             }
-            self.transaction.delete_elements(&TABLE, &record::map().name, lines.clone());
+            self.transaction.delete_elements(&TABLE, &records::map().name, lines.clone());
             for jump in &record.jumps {
                 *counts.entry(jump).or_default() += 1;
             }

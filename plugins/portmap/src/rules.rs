@@ -47,16 +47,17 @@ use std::net::IpAddr;
 
 use common::attachment::reference_hash_name;
 use common::cni::CniResult;
+use common::nft::records;
 use common::nft::{
-    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Position, Rule, Selector, Set,
-    SetSource, Skeleton, Statement, Table, Value,
+    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Position, RecordKey, Rule, Selector,
+    Set, SetSource, Skeleton, Statement, Table, Value,
 };
 use common::{Attachment, Call, Error, Result};
 use ipnet::IpNet;
 
 use crate::config::{Config, HostIp, MARK_BIT, Mapping, Mark, Masquerade, Protocol};
 use crate::origin::Origin;
-use crate::record::{self, Record, RecordKey};
+use crate::record::Record;
 
 /// Our table, nobody else's.
 pub const TABLE: Table = Table::new(Family::Inet, "cni_chain_portmap");
@@ -209,7 +210,7 @@ pub fn skeleton(priority: i32) -> Skeleton {
     Skeleton {
         table: TABLE,
         comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
-        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set(), record::map()]).collect(),
+        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set(), records::map()]).collect(),
         chains: vec![
             Chain::regular(ATTACHMENTS, Vec::new()),
             Chain::regular(HOSTPORTS, Vec::new()),
@@ -519,7 +520,7 @@ impl fmt::Display for Share {
             writeln!(f, "\troute_localnet on {link}, guarded")?;
         }
         let record = self.record();
-        for (set, elements) in [(record::map(), record.lines())].into_iter().chain(record.elements()) {
+        for (set, elements) in [(records::map(), record.lines())].into_iter().chain(record.elements()) {
             for element in elements {
                 writeln!(f, "\tadd element {} {{ {element} }}", set.name)?;
             }

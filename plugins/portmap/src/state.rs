@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 
+use common::nft::records;
 use common::nft::{Chain, Command, NftSocket, Presence, Rule, SetData, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
-use crate::record::{self, Record, Recorded};
+use crate::record::{Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
 use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
 use crate::transact::{came_too_late, transact};
@@ -48,7 +49,7 @@ fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<()> {
 }
 
 fn object_of_record() -> String {
-    format!("map {} of table {TABLE}", record::map().name)
+    format!("map {} of table {TABLE}", records::map().name)
 }
 
 impl Share {
@@ -111,7 +112,7 @@ impl Share {
             add_shared(socket, &rules::loopback(link, &value), mend, transaction)?;
         }
         let record = self.record_since(before);
-        transaction.add_elements(&TABLE, &record::map().name, Presence::Exclusive, record.lines());
+        transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
         for (set, elements) in record.elements() {
             // In a map, somebody else's claim must fail; in the sets beside it there is nobody's claim.
             let presence = if set.data == SetData::None { Presence::Shared } else { Presence::Exclusive };
@@ -192,7 +193,7 @@ impl Share {
         for line in recorded.iter().flat_map(|r| r.lines.iter().skip(lines.len())) {
             differences.push(Difference::other(object_of_record(), "no such line", line.to_string()));
         }
-        for (set, elements) in [(record::map(), lines)].into_iter().chain(record.elements()) {
+        for (set, elements) in [(records::map(), lines)].into_iter().chain(record.elements()) {
             differences.extend(socket.element_differences(&TABLE, &set, &elements)?);
         }
         Ok(differences)

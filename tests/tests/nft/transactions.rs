@@ -62,6 +62,25 @@ fn a_shared_key_may_be_there_with_the_same_data_only() {
 }
 
 #[test]
+fn a_chain_that_is_only_used_keeps_its_policy() {
+    let netns = Netns::new("nft");
+    let table = Table::new(Family::Ip, "filter");
+    let forward = || Chain::base("FORWARD", HookKind::Filter, HookPoint::Forward, 0, vec![]);
+    let mut transaction = Transaction::new();
+    transaction.push(Command::AddTable(table.clone(), None));
+    transaction.push(Command::UseChain(table.clone(), forward()));
+    let policy = || {
+        let found = netns.inside(|| NftSocket::new().chain(&table, "FORWARD").unwrap());
+        found.unwrap().hook.unwrap().policy
+    };
+    netns.inside(|| NftSocket::new().commit(&transaction).unwrap());
+    assert_eq!(policy(), Policy::Accept);
+    netns.run("nft add chain ip filter FORWARD { policy drop ; }");
+    netns.inside(|| NftSocket::new().commit(&transaction).unwrap());
+    assert_eq!(policy(), Policy::Drop);
+}
+
+#[test]
 fn an_element_may_change_owner_in_one_transaction() {
     let netns = prepared();
     let mut transaction = Transaction::new();

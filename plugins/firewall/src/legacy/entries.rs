@@ -6,6 +6,7 @@
 //! carries its name. A verdict that isn't negative is a jump to the entry at that offset.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use common::nft::IpVersion;
@@ -51,6 +52,16 @@ pub(super) enum Target {
     Jump(String),
     /// LOG, REJECT, …
     Extension(String),
+}
+
+/// As after `iptables`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Verdict(verdict) => write!(f, "-j {}", format!("{verdict:?}").to_uppercase()),
+            Target::Jump(name) | Target::Extension(name) => write!(f, "-j {name}"),
+        }
+    }
 }
 
 /// A final verdict, or the end of a chain.
@@ -135,6 +146,21 @@ impl Rule {
     /// Whether every packet meets its target.
     pub(super) fn is_unconditional(&self) -> bool {
         !self.tests_header() && self.matches.iter().all(|m| m.name == "comment")
+    }
+
+    /// Whether every packet that comes to it goes on in this chain.
+    pub(super) fn jumps_to(&self, chain: &str) -> bool {
+        self.is_unconditional() && matches!(&self.target, Target::Jump(to) if to == chain)
+    }
+
+    /// Whether no packet gets past it.
+    pub(super) fn refuses_all(&self) -> bool {
+        let refuses = match &self.target {
+            Target::Verdict(verdict) => *verdict == Verdict::Drop,
+            Target::Extension(name) => name == "REJECT",
+            Target::Jump(_) => false,
+        };
+        refuses && self.is_unconditional()
     }
 
     /// Whether it tests that the bits of `mark` are set, and nothing else.

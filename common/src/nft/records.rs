@@ -1,0 +1,181 @@
+//! Records: what each attachment owns, as lines of one verdict map that no packet ever sees.
+//!
+//! A line is an element. Its key is the attachment's [`RecordKey`] and the line's number, its comment is text, and its
+//! verdict jumps to something that several attachments share, which the kernel so counts. DEL finds in the lines what it
+//! has to remove, and the transaction that removes it fails as a whole if they are gone.
+//!
+//! One chain for each attachment would say the same more simply, but each transaction of anybody in the namespace looks
+//! at every chain there is (`nf_tables_commit`, net/netfilter/nf_tables_api.c): with 10,000 of them, for longer than all
+//! the rest of an ADD takes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use super::dump::KEYS_AT_ONCE;
+use super::kernel::NftSocket;
+use super::model::{Data, Element, Set, Table, Verdict};
+use super::value::{DataType, Value};
+use crate::attachment::Attachment;
+use crate::cni::error::Result;
+
+/// Bytes of a line's text: what every nft takes for a comment.
+pub const TEXT_MAX: usize = 120;
+
+/// As many lines as a record has as a rule: they are asked for at once.
+const USUAL_LINES: u32 = 8;
+
+/// Two words for the network, two for the attachment: the beginnings of the halves of [`Attachment::key`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordKey([u32; 4]);
+
+impl RecordKey {
+    /// Of this attachment.
+    pub fn of(attachment: &Attachment) -> RecordKey {
+        let key = attachment.key();
+        let (network, own) = key.split_once('-').unwrap_or_default();
+        let [a, b] = words(network).unwrap_or_default();
+        let [c, d] = words(own).unwrap_or_default();
+        RecordKey([a, b, c, d])
+    }
+
+    /// Whether it is one of this network's.
+    pub fn is_of(&self, network: &str) -> bool {
+        words(&Attachment::network_key(network)).is_some_and(|words| self.0.starts_with(&words))
+    }
+
+    fn line(self, number: u32) -> Vec<Value> {
+        self.0.into_iter().chain([number]).map(Value::Mark).collect()
+    }
+
+    fn of_line(key: &[Value]) -> Option<(RecordKey, u32)> {
+        match key {
+            [Value::Mark(a), Value::Mark(b), Value::Mark(c), Value::Mark(d), Value::Mark(line)] => {
+                Some((RecordKey([*a, *b, *c, *d]), *line))
+            }
+            _ => None,
+        }
+    }
+
+    /// A record's lines: as many as it takes for all texts and all jumps.
+    pub fn lines(
+        self,
+        texts: impl IntoIterator<Item = String>,
+        jumps: impl IntoIterator<Item = String>,
+    ) -> Vec<Element> {
+        let (mut texts, mut jumps) = (texts.into_iter(), jumps.into_iter().map(Verdict::Jump));
+        let lines = std::iter::from_fn(|| match (texts.next(), jumps.next()) {
+            (None, None) => None,
+            (text, jump) => Some((text.filter(|text| !text.is_empty()), jump.unwrap_or(Verdict::Continue))),
+        });
+        let element =
+            |(number, (comment, verdict))| Element { comment, ..Element::verdict(self.line(number), verdict) };
+        (0..).zip(lines).map(element).collect()
+    }
+}
+
+/// The first 16 digits as two words.
+fn words(hex: &str) -> Option<[u32; 2]> {
+    let word = |at| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok();
+    Some([word(0)?, word(8)?])
+}
+
+/// As it is in the names of files.
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d] = self.0;
+        write!(f, "{a:08x}{b:08x}-{c:08x}{d:08x}")
+    }
+}
+
+impl FromStr for RecordKey {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<RecordKey, ()> {
+        let halves = text.split_once('-').and_then(|(network, own)| Some((words(network)?, words(own)?)));
+        let ([a, b], [c, d]) = halves.ok_or(())?;
+        let key = RecordKey([a, b, c, d]);
+        if key.to_string() == text { Ok(key) } else { Err(()) }
+    }
+}
+
+/// The map with all records.
+pub fn map() -> Set {
+    Set::vmap("records", [DataType::Mark; 5]).comment("network (2), attachment (2), line: its text, what it needs")
+}
+
+/// The texts of lines, empty ones included.
+pub fn texts(lines: &[Element]) -> impl Iterator<Item = &str> {
+    lines.iter().map(|line| line.comment.as_deref().unwrap_or_default())
+}
+
+/// The chains that lines jump to.
+pub fn jumps(lines: &[Element]) -> impl Iterator<Item = &str> {
+    lines.iter().filter_map(|line| match &line.data {
+        Some(Data::Verdict(Verdict::Jump(chain))) => Some(chain.as_str()),
+        _ => None,
+    })
+}
+
+impl NftSocket {
+    /// The lines of the record with this key; none if there is no such record.
+    pub fn record(&mut self, table: &Table, key: RecordKey) -> Result<Vec<Element>> {
+        let mut lines: Vec<Element> = Vec::new();
+        let mut asked = 0..USUAL_LINES;
+        loop {
+            let keys: Vec<_> = asked.clone().map(|line| key.line(line)).collect();
+            let found = self.elements_until_missing(table, &map(), &keys)?;
+            let is_end = found.len() < keys.len();
+            lines.extend(found);
+            if is_end {
+                return Ok(lines);
+            }
+            asked = asked.end..asked.end.saturating_add(KEYS_AT_ONCE as u32);
+        }
+    }
+
+    /// The lines of all records whose keys are wanted: one look through the map.
+    pub fn all_records(
+        &mut self,
+        table: &Table,
+        wanted: impl Fn(&RecordKey) -> bool,
+    ) -> Result<BTreeMap<RecordKey, Vec<Element>>> {
+        let mut all: BTreeMap<RecordKey, BTreeMap<u32, Element>> = BTreeMap::new();
+        for line in self.elements(table, &map())? {
+            if let Some((key, number)) = RecordKey::of_line(&line.key).filter(|(key, _)| wanted(key)) {
+                all.entry(key).or_default().insert(number, line);
+            }
+        }
+        Ok(all.into_iter().map(|(key, lines)| (key, lines.into_values().collect())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_of_its_network_and_comes_back_from_its_name() {
+        let key = RecordKey::of(&Attachment::new("net", "c1", "eth0"));
+        assert!(key.is_of("net") && !key.is_of("other"));
+        assert_ne!(key, RecordKey::of(&Attachment::new("net", "c2", "eth0")));
+        assert_eq!(key.to_string().parse(), Ok(key));
+        let longer = Attachment::new("net", "c1", "eth0").key();
+        for name in ["", "-", "garbage", "0-1", longer.as_str(), &key.to_string().to_uppercase()] {
+            assert_eq!(name.parse::<RecordKey>(), Err(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn lines_are_as_many_as_texts_or_jumps() {
+        let key = RecordKey([1, 2, 3, 4]);
+        let texts_of = |lines: &[Element]| texts(lines).map(str::to_owned).collect::<Vec<_>>();
+        let more_texts = key.lines(["a".into(), String::new(), "b".into()], ["x".into()]);
+        assert_eq!(texts_of(&more_texts), ["a", "", "b"]);
+        assert_eq!(jumps(&more_texts).collect::<Vec<_>>(), ["x"]);
+        let more_jumps = key.lines(["a".into()], ["x".into(), "y".into()]);
+        assert_eq!(texts_of(&more_jumps), ["a", ""]);
+        assert_eq!(jumps(&more_jumps).collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!(RecordKey::of_line(&more_jumps[1].key), Some((key, 1)));
+    }
+}

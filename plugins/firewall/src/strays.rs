@@ -1,0 +1,60 @@
+//! Elements in our sets that nobody's plan has put there: a stranger's, or an old container's that had the same interface.
+
+use common::nft::{Element, NftSocket, Value};
+use common::{Difference, Result};
+
+use crate::plan::Share;
+use crate::record::Placed;
+use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS, TABLE};
+
+/// What stands at an interface of the attachment's though its plan has nothing there.
+pub fn at_interfaces(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
+    let mut places: Vec<Placed> = Vec::new();
+    for (guard, interface) in PORT_GUARDS.iter().flat_map(|g| share.interfaces.iter().map(move |i| (g, i))) {
+        if !share.guards.iter().any(|(planned, ports)| planned == guard && ports.contains(interface)) {
+            let stands = guard.elements(interface, &[]).into_iter();
+            places.extend(stands.map(|(set, element)| (guard.table.clone(), set, element)));
+        }
+    }
+    let asked: Vec<_> = places.iter().map(|(table, set, element)| (table, set, element.key.as_slice())).collect();
+    let found = socket.elements_in(&asked)?;
+    Ok(places.into_iter().zip(found).filter_map(|(place, found)| found.map(|_| place)).collect())
+}
+
+/// Bridges that are restricted though no attachment needs it.
+pub fn of_policies(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
+    let mut strays = Vec::new();
+    for policy in BRIDGE_POLICIES {
+        // The sets are those that any bridge is put into.
+        for (set, _) in policy.elements("") {
+            for found in socket.elements(&TABLE, &set)? {
+                let bridge = of_bridge(&found);
+                let is_own = share.policy.as_ref().is_some_and(|(p, b)| *p == policy && Some(b.as_str()) == bridge);
+                let is_needed = match bridge {
+                    Some(_) if is_own => true,
+                    Some(bridge) => socket.chain(&TABLE, &policy.chain_for(bridge))?.is_some(),
+                    None => false,
+                };
+                if !is_needed {
+                    strays.push((TABLE, set.clone(), found));
+                }
+            }
+        }
+    }
+    Ok(strays)
+}
+
+/// The bridge that an element of a policy is about: the only one that it names.
+fn of_bridge(element: &Element) -> Option<&str> {
+    let (first, rest) = element.key.split_first()?;
+    match first {
+        Value::Ifname(name) if rest.iter().all(|other| other == first) => Some(name),
+        _ => None,
+    }
+}
+
+/// What CHECK says of one.
+pub fn difference((table, set, element): Placed) -> Difference {
+    let object = format!("element of {} {} of table {table}", set.keyword(), set.name);
+    Difference::other(object, "no such element: nobody needs it", element.to_string())
+}
