@@ -37,11 +37,16 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Starts logging for the plugin; a level that isn't one means the default.
+/// Starts logging for the plugin; a level that isn't one means the default, and is told.
 pub fn init(plugin: &'static str) {
-    let level = std::env::var("CNI_CHAIN_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(LevelFilter::Warn);
+    let wanted = std::env::var_os("CNI_CHAIN_LOG").filter(|level| !level.is_empty());
+    let level = wanted.as_ref().map(|level| level.to_str().and_then(|level| level.parse().ok()));
     if log::set_boxed_logger(Box::new(Stderr { plugin })).is_ok() {
-        log::set_max_level(level);
+        log::set_max_level(level.flatten().unwrap_or(LevelFilter::Warn));
+    }
+    if let (Some(wanted), Some(None)) = (wanted, level) {
+        let wanted = wanted.to_string_lossy();
+        log::warn!("CNI_CHAIN_LOG is \"{}\"; it can be off, error, warn, info, debug or trace", wanted.escape_debug());
     }
 }
 

@@ -116,15 +116,18 @@ pub fn run<P: Plugin>() -> bool {
     answer.success && written.is_ok()
 }
 
-/// Answers one call; `stdin` is asked at most once.
+/// Answers one call; `stdin` is asked once.
 pub fn answer<P: Plugin>(
     lookup: &dyn Fn(&str) -> Option<OsString>,
     stdin: &mut dyn FnMut() -> Result<Vec<u8>>,
 ) -> Answer {
     let command = lookup("CNI_COMMAND").unwrap_or_default().to_string_lossy().into_owned();
     let mut record = CallRecord::begin(P::NAME, &command);
-    let mut version = Version::LATEST;
-    let outcome = dispatch::<P>(&command, lookup, stdin, &mut version, &mut record);
+    // It is read before anything is looked at, because an error names the version that stands in it, too.
+    let config = stdin().and_then(|bytes| Network::parse(&bytes));
+    let named = config.as_ref().ok().and_then(network::named_version).map(str::to_owned);
+    let version = named.as_deref().unwrap_or(Version::LATEST.as_str());
+    let outcome = dispatch::<P>(&command, lookup, config, version, &mut record);
     record.end(outcome.as_ref().err());
     match outcome {
         Ok(stdout) => Answer { stdout, success: true },
@@ -135,19 +138,19 @@ pub fn answer<P: Plugin>(
 fn dispatch<P: Plugin>(
     command: &str,
     lookup: &dyn Fn(&str) -> Option<OsString>,
-    stdin: &mut dyn FnMut() -> Result<Vec<u8>>,
-    version: &mut Version,
+    config: Result<Json>,
+    version: &str,
     record: &mut CallRecord,
 ) -> Result<String> {
     let Some(verb) = Verb::from_command(command) else {
         return Err(Error::UnknownCommand { command: command.to_owned() });
     };
     if verb == Verb::Version {
-        return Ok(version_document(&stdin().unwrap_or_default()));
+        return Ok(version_document(version));
     }
     let env = Environment::read(verb, lookup)?;
     let own_netns_allowed = env.netns_override;
-    let (net, call) = receive(env, &stdin()?, version)?;
+    let (net, call) = receive(env, config?)?;
     record.concerns(&call);
     if !own_netns_allowed && matches!(verb, Verb::Add | Verb::Check | Verb::Del) {
         netns::refuse_own(call.netns.as_deref())?;
@@ -162,12 +165,9 @@ fn dispatch<P: Plugin>(
     }
 }
 
-/// Reads a call from its environment and stdin; `version` becomes the configuration's as soon as that can be told, so
-/// that an error can be written in it.
-fn receive(env: Environment, stdin: &[u8], version: &mut Version) -> Result<(Network, Call)> {
-    let json = Network::parse(stdin)?;
-    *version = network::version_for_errors(&json);
-    let net = Network::read(json, env.verb)?;
+/// Reads a call from its environment and configuration.
+fn receive(env: Environment, config: Json) -> Result<(Network, Call)> {
+    let net = Network::read(config, env.verb)?;
     let call = Call {
         verb: env.verb,
         attachment: Attachment::new(net.name.clone(), env.container, env.ifname),
@@ -181,7 +181,7 @@ fn receive(env: Environment, stdin: &[u8], version: &mut Version) -> Result<(Net
 /// What a plugin would make of a call before it looks at the host: the call, what was meant by the configuration, and
 /// the prevResult. Opens nothing; fuzzing and tools use it.
 pub fn interpret<P: Plugin>(env: Environment, stdin: &[u8]) -> Result<(Call, P::Config, Option<CniResult>)> {
-    let (net, call) = receive(env, stdin, &mut { Version::LATEST })?;
+    let (net, call) = receive(env, Network::parse(stdin)?)?;
     let config = configured::<P>(&net, &call)?;
     Ok((call, config, net.prev_result))
 }
@@ -271,13 +271,8 @@ struct VersionDocument<'a> {
 }
 
 /// SPEC.md, "VERSION Success": the version given on stdin comes back.
-fn version_document(stdin: &[u8]) -> String {
-    let json: Option<Json> = serde_json::from_slice(stdin).ok();
-    let given = json.as_ref().and_then(|j| j.get("cniVersion")).and_then(Json::as_str);
-    let document = VersionDocument {
-        cni_version: given.filter(|v| Version::is_well_formed(v)).unwrap_or(Version::LATEST.as_str()),
-        supported_versions: Version::ALL.map(Version::as_str),
-    };
+fn version_document(given: &str) -> String {
+    let document = VersionDocument { cni_version: given, supported_versions: Version::ALL.map(Version::as_str) };
     serde_json::to_string(&document).unwrap_or_default() + "\n"
 }
 
@@ -318,7 +313,7 @@ fn print_banner(name: &str) {
 fn print_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
         let error = Error::Internal { what: info.to_string().lines().collect::<Vec<_>>().join(" ") };
-        let _ = std::io::stdout().write_all(to_json(&error.to_document(Version::LATEST)).as_bytes());
+        let _ = std::io::stdout().write_all(to_json(&error.to_document(Version::LATEST.as_str())).as_bytes());
         std::process::exit(1);
     }));
 }
@@ -458,6 +453,60 @@ mod tests {
         let (answer, asked) = call("DEL", &keys, &[]);
         assert_eq!(answer, Answer { stdout: String::new(), success: true });
         assert_eq!(asked, ["remove net/c1/eth0 Some(true)"]);
+    }
+
+    #[test]
+    fn what_a_runtime_writes_for_others_has_its_type_all_the_same() {
+        let cases = [
+            (r#""ipam":"x""#, "ipam"),
+            (r#""ipam":{"type":1}"#, "ipam.type"),
+            (r#""dns":"x""#, "dns"),
+            (r#""dns":{"search":"x"}"#, "dns.search"),
+            (r#""capabilities":[]"#, "capabilities"),
+            (r#""capabilities":{"mac":1}"#, "capabilities.mac"),
+            (r#""Type":5"#, "type"),
+        ];
+        for (keys, named) in cases {
+            let config = config("1.1.0", &format!(r#""cni.dev/valid-attachments":[],{PREV},{keys}"#));
+            for verb in ["ADD", "CHECK", "STATUS"] {
+                let (answer, _) = call(verb, &config, &[]);
+                assert_eq!(code(&answer), 6, "{verb} {keys}");
+                assert!(answer.stdout.contains(&format!("configuration: {named}: ")), "{}", answer.stdout);
+            }
+            for verb in ["DEL", "GC"] {
+                let (answer, asked) = call(verb, &config, &[]);
+                assert!(answer.success && asked.len() == 1, "{verb} {keys}: {}", answer.stdout);
+            }
+        }
+        for keys in
+            [r#""dns":{"nameservers":[null]}"#, r#""capabilities":{"mac":null}"#, r#""ipam":null"#, r#""args":[1]"#]
+        {
+            assert!(call("ADD", &config("1.1.0", &format!("{PREV},{keys}")), &[]).0.success, "{keys}");
+        }
+        for needed in [r#""name":5"#, r#""cniVersion":5"#, r#""cni.dev/valid-attachments":{}"#] {
+            for verb in ["DEL", "GC"] {
+                let (answer, asked) = call(verb, &config("1.1.0", &format!(r#""ipam":"x",{needed}"#)), &[]);
+                assert_eq!(code(&answer), 6, "{verb} {needed}");
+                assert!(asked.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_version_of_the_configuration_whatever_is_wrong() {
+        let cases: [(&str, &str, &[(&str, &str)], &str); 6] = [
+            ("FROB", r#"{"cniVersion":"0.3.1"}"#, &[], "0.3.1"),
+            ("ADD", r#"{"cniVersion":"0.4.0"}"#, &[("CNI_IFNAME", "")], "0.4.0"),
+            ("DEL", r#"{"CNIVERSION":"1.0.0"}"#, &[("CNI_CONTAINERID", "a/b")], "1.0.0"),
+            ("ADD", r#"{"cniVersion":"9.9.9","name":"n"}"#, &[], "9.9.9"),
+            ("ADD", r#"{"cniVersion":"one","name":"n"}"#, &[], "1.1.0"),
+            ("ADD", "{", &[("CNI_IFNAME", "")], "1.1.0"),
+        ];
+        for (verb, config, env, version) in cases {
+            let (answer, _) = call(verb, config, env);
+            let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+            assert_eq!(json["cniVersion"], version, "{verb} {config}");
+        }
     }
 
     #[test]

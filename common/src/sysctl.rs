@@ -106,11 +106,15 @@ pub struct Key {
 impl Key {
     /// Reads a key; `ifname` takes the place of every [`PLACEHOLDER`].
     pub fn parse(written: &str, ifname: &str) -> std::result::Result<Key, String> {
+        let aside = || Err(format!("invalid net sysctl key: \"{written}\": \".\" and \"..\" are not taken"));
+        if written.split('/').any(|step| matches!(step, "." | "..")) {
+            return aside();
+        }
         let mut names: Vec<Name> = Vec::new();
         for text in [written.to_owned(), shield_dotted_ifname(written, ifname)] {
             let strict = split_as_sysctl8(&text);
             if strict.iter().any(|part| part == ".." || part == ".") {
-                return Err(format!("invalid net sysctl key: \"{written}\": \".\" and \"..\" are not taken"));
+                return aside();
             }
             for parts in [strict, split_everywhere(&text)] {
                 let filled: Vec<String> = parts.iter().map(|p| p.replace(PLACEHOLDER, ifname)).collect();
@@ -459,6 +463,9 @@ mod tests {
             "net/ipv4/../../kernel/hostname",
             "net.//.kernel.hostname",
             "net/./core/somaxconn",
+            "../net/core/somaxconn",
+            "./net/core/somaxconn",
+            "net.core/../somaxconn",
             "../../etc/passwd",
             "net/core/x\0y",
             "Net.core.somaxconn",

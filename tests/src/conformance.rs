@@ -69,7 +69,7 @@ impl Request {
         self.config[key] = value;
     }
 
-    /// The version that VERSION must echo; `None` where the call gives none that can be read.
+    /// The version that VERSION and errors must echo; `None` where the call gives none that can be read.
     fn echo(&self) -> Option<String> {
         let given = self.config["cniVersion"].as_str().filter(|v| Version::is_well_formed(v));
         given.filter(|_| self.stdin.is_none()).map(str::to_owned)
@@ -271,6 +271,11 @@ pub const CONDITIONS: &[Condition] = &[
         name: "a key twice, the last is right",
         change: |r| r.stdin(&r.config.to_string().replacen('{', "{\"name\":\"/\",", 1)),
         expect: success,
+    },
+    Condition {
+        name: "an ipam of the wrong type",
+        change: |r| r.key("ipam", json!("host-local")),
+        expect: |verb, version| only(&[Verb::Add, Verb::Check, Verb::Status], verb, version, 6),
     },
     Condition { name: "an unknown key", change: |r| r.key("x-vendor", json!({"any": ["thing"]})), expect: success },
     Condition {
@@ -490,7 +495,7 @@ fn judge(outcome: &process::Finished, expected: Expect, asked: &Asked<'_>) -> Op
     };
     match expected {
         Expect::Code(wanted) => match documents.as_slice() {
-            [error] if exit == Some(1) && code == Some(wanted) => malformed_error(error),
+            [error] if exit == Some(1) && code == Some(wanted) => malformed_error(error, asked.echo.as_deref()),
             [_, _, ..] => Some(format!("{} documents on stdout", documents.len())),
             _ => Some(said()),
         },
@@ -505,12 +510,15 @@ fn judge(outcome: &process::Finished, expected: Expect, asked: &Asked<'_>) -> Op
     }
 }
 
-/// SPEC.md, "Error": `cniVersion`, `code` and `msg` are there.
-fn malformed_error(error: &Value) -> Option<String> {
-    match (error["cniVersion"].is_string(), error["msg"].is_string()) {
-        (true, true) => None,
-        (false, _) => Some("right code, no cniVersion in the error".into()),
+/// SPEC.md, "Error": `code` and `msg` are there, and `cniVersion` is the configuration's.
+fn malformed_error(error: &Value, given: Option<&str>) -> Option<String> {
+    match (error["cniVersion"].as_str(), error["msg"].is_string()) {
+        (None, _) => Some("right code, no cniVersion in the error".into()),
         (_, false) => Some("no msg in the error".into()),
+        (Some(named), true) if given.is_some_and(|given| given != named) => {
+            Some("right code, another cniVersion in the error".into())
+        }
+        (Some(_), true) => None,
     }
 }
 

@@ -186,7 +186,7 @@ fn comes_back(result: &CniResult, version: Version) {
 }
 
 fn is_spoken(error: &Error) {
-    let document = serde_json::to_value(error.to_document(Version::LATEST)).expect("an error can be written");
+    let document = serde_json::to_value(error.to_document(Version::LATEST.as_str())).expect("an error can be written");
     assert!(error.code() != 199 && document["msg"].as_str().is_some_and(|msg| !msg.is_empty()), "{document}");
 }
 

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::Plugin;
+use common::cni::Version;
 use schemars::transform::{Transform, transform_subschemas};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -80,19 +81,29 @@ fn conflist(plugins: &[&str]) -> Value {
     let ours = plugins.iter().map(|plugin| {
         json!({"if": {"properties": {"type": {"const": plugin}}, "required": ["type"]}, "then": {"$ref": file(plugin)}})
     });
+    let versions = Version::ALL.map(Version::as_str);
+    let one_that_is_spoken =
+        json!({"properties": {"cniVersions": {"contains": {"enum": versions}}}, "required": ["cniVersions"]});
+    // They may stand in a folder beside the conflist, but then the conflist says so.
+    let in_folder =
+        json!({"properties": {"loadOnlyInlinedPlugins": {"const": false}}, "required": ["loadOnlyInlinedPlugins"]});
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A list of CNI plugins, with those of cni-chain checked key by key",
         "type": "object",
         "properties": {
-            "cniVersion": {"type": "string"},
-            "cniVersions": {"type": "array", "items": {"type": "string"}},
+            "cniVersion": {"enum": versions},
+            "cniVersions": {
+                "type": "array",
+                "items": {"type": "string", "pattern": "^[0-9]+(?:\\.[0-9]+){0,2}$"},
+            },
             "name": {"type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"},
             "disableCheck": {"type": ["boolean", "string"]},
             "disableGC": {"type": ["boolean", "string"]},
             "loadOnlyInlinedPlugins": {"type": "boolean"},
             "plugins": {
                 "type": "array",
+                "minItems": 1,
                 "items": {
                     "type": "object",
                     "properties": {"type": {"type": "string", "minLength": 1}},
@@ -102,6 +113,10 @@ fn conflist(plugins: &[&str]) -> Value {
             },
         },
         "required": ["name"],
+        "allOf": [
+            {"anyOf": [{"required": ["cniVersion"]}, one_that_is_spoken]},
+            {"anyOf": [{"required": ["plugins"]}, in_folder]},
+        ],
     })
 }
 
@@ -122,8 +137,11 @@ impl Transform for AsRead {
         // Words of OpenAPI about the width of a number, and the zero values of Rust's types.
         object.remove("format");
         object.remove("default");
+        let required = object.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
         let Some(properties) = object.get_mut("properties").and_then(Value::as_object_mut) else { return };
-        for (_, property) in properties.iter_mut().filter(|(key, _)| *key != "type") {
+        // The default of a key that must be there is a value that is refused.
+        let must_be_there = |key: &str| required.iter().any(|r| r == key);
+        for (_, property) in properties.iter_mut().filter(|(key, _)| *key != "type" && !must_be_there(key)) {
             *property = or_null(property.take());
         }
         object.entry("additionalProperties").or_insert(Value::Bool(false));

@@ -114,6 +114,8 @@ fn stderr_is_as_loud_as_it_was_asked_to_be() {
         let outcome = call(&host, "", "ADD", &misspelt, &[("CNI_CHAIN_LOG", level)]);
         outcome.succeeds();
         assert_eq!(outcome.stderr.contains("was \"sysctl\" meant?"), speaks, "{level:?}: {}", outcome.stderr);
+        let is_told = outcome.stderr.contains("warn: CNI_CHAIN_LOG is \"nonsense\"; it can be off, error, warn");
+        assert_eq!(is_told, level == "nonsense", "{level:?}: {}", outcome.stderr);
     }
 }
 

@@ -102,7 +102,7 @@ impl<'a> Attached<'a> {
 }
 
 fn assert_is_of_the_protocol(error: &Error) {
-    let document = serde_json::to_value(error.to_document(Version::LATEST)).unwrap();
+    let document = serde_json::to_value(error.to_document(Version::LATEST.as_str())).unwrap();
     let code = document["code"].as_u64().unwrap();
     // SPEC.md, "Error": ours begin at 100, and are about what the kernel holds, which was not asked.
     assert!((1..=99).contains(&code), "{document}");

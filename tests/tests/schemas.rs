@@ -11,6 +11,7 @@ use jsonschema::{Retrieve, Uri, Validator};
 use netns_tests::mutation::mutations;
 use netns_tests::recorded::{Call, recordings};
 use netns_tests::schema;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const PLUGINS: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
@@ -85,6 +86,12 @@ fn recorded() -> impl Iterator<Item = Call> {
         .filter(|call| call.verb() != "VERSION")
 }
 
+fn mapping(key: &str, value: Value) -> Value {
+    let mut mapping = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
+    mapping[key] = value;
+    mapping
+}
+
 /// A value at a key, and whether it may stand there.
 #[test]
 fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
@@ -118,19 +125,39 @@ fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
             false,
         ),
         ("portmap", json!({"runtimeConfig": {"portMappings": [{"containerPort": 1, "protocol": "tcp"}]}}), false),
+        ("portmap", json!({"runtimeConfig": {"portMappings": [mapping("hostPort", json!(null))]}}), false),
+        ("portmap", json!({"runtimeConfig": {"portMappings": [mapping("protocol", json!(null))]}}), false),
+        ("portmap", json!({"runtimeConfig": {"portMappings": [mapping("hostIP", json!(null))]}}), true),
+        ("portmap", json!({"runtimeConfig": {"portMappings": [mapping("hostIP", json!("zz"))]}}), false),
+        ("portmap", json!({"externalSetMarkChain": "a b"}), false),
         ("portmap", json!({"capabilities": {"portMappings": "yes"}}), false),
+        ("portmap", json!({"dns": {"search": "example.org"}}), false),
+        ("portmap", json!({"ipam": {"type": "host-local", "ranges": []}}), true),
+        ("portmap", json!({"ipam": "host-local"}), false),
         ("bandwidth", json!({"ingressRate": 8, "ingressBurst": 8}), true),
         ("bandwidth", json!({"ingresRate": 8, "ingressBurst": 8}), false),
         ("bandwidth", json!({"ingressRate": -8}), false),
         ("bandwidth", json!({"latency": 0}), false),
+        ("bandwidth", json!({"ingressRate": 0, "ingressBurst": 0}), true),
+        ("bandwidth", json!({"ingressRate": 7, "ingressBurst": 8}), false),
+        ("bandwidth", json!({"egressRate": 8, "egressBurst": 34_359_738_359_u64}), true),
+        ("bandwidth", json!({"egressRate": 8, "egressBurst": 34_359_738_360_u64}), false),
+        ("bandwidth", json!({"runtimeConfig": {"bandwidth": {"egressRate": 7, "egressBurst": 8}}}), false),
+        ("bandwidth", json!({"shapedSubnets": ["10.0.0.0/33"]}), false),
         ("firewall", json!({"backend": ""}), true),
         ("firewall", json!({"ingressPolicy": "closed"}), false),
         ("firewall", json!({"hostChains": "inet filter forward"}), false),
         ("firewall", json!({"ingresPolicy": "open"}), false),
+        ("firewall", json!({"iptablesAdminChainName": "INPUT"}), false),
+        ("firewall", json!({"iptablesAdminChainName": "-x"}), false),
+        ("firewall", json!({"firewalldZone": "a b"}), false),
+        ("firewall", json!({"hostChains": ["inet filter"]}), false),
         ("tuning", json!({"sysctl": {"net.core.somaxconn": 512, "net.ipv4.conf.IFNAME.arp_notify": "1"}}), true),
         ("tuning", json!({"sysctl": {"net.core.somaxconn": [512]}}), false),
         ("tuning", json!({"sysctls": {"net.core.somaxconn": "512"}}), false),
         ("tuning", json!({"mtu": "1400"}), false),
+        ("tuning", json!({"mac": "zz"}), false),
+        ("tuning", json!({"sysctl": {"kernel.hostname": "x"}}), false),
         ("tuning", json!({"args": {"cni": {"mtu": "1400"}}}), false),
         ("tuning", json!({"x-vendor": [1], "example.org/key": 1, "$schema": "tuning.schema.json"}), true),
     ];
@@ -176,7 +203,7 @@ fn schema_and_plugin_agree<P: Plugin>() {
         let of_prev = error.as_ref().is_some_and(|e| e.to_string().contains("prevResult"));
         let wrong_type = matches!(&error, Some(Error::WrongType { .. })) && !of_prev;
         assert!(!(valid && wrong_type), "the schema takes what the plugin refuses: {error:?}\n{mutant}");
-        let unread = ["type", "capabilities", "ipam", "ipMasq", "dns", "args", "runtimeConfig", "prevResult"];
+        let unread = ["type", "ipMasq", "args", "runtimeConfig", "prevResult"];
         let of_unread = || {
             validator.iter_errors(&mutant).all(|e| {
                 unread.iter().any(|key| e.instance_path().as_str().starts_with(&format!("/{key}")))
@@ -219,6 +246,110 @@ fn the_schema_of_firewall_agrees_with_the_plugin() {
 #[test]
 fn the_schema_of_tuning_agrees_with_the_plugin() {
     schema_and_plugin_agree::<tuning::Tuning>();
+}
+
+/// What a conflist is to a runtime, without its plugins' keys.
+#[test]
+fn a_conflist_has_a_version_and_plugins() {
+    let plugins = json!([{"type": "bridge"}, {"type": "portmap"}]);
+    let cases = [
+        (json!({"cniVersion": "1.0.0", "plugins": plugins}), true),
+        (json!({"cniVersions": ["1.0.0", "1.2.0"], "plugins": plugins}), true),
+        (json!({"cniVersion": "9.9", "plugins": plugins}), false),
+        (json!({"cniVersion": null, "plugins": plugins}), false),
+        (json!({"cniVersions": ["9.9.9"], "plugins": plugins}), false),
+        (json!({"cniVersions": ["one"], "cniVersion": "1.0.0", "plugins": plugins}), false),
+        (json!({"plugins": plugins}), false),
+        (json!({"cniVersion": "1.0.0"}), false),
+        (json!({"cniVersion": "1.0.0", "plugins": []}), false),
+        (json!({"cniVersion": "1.0.0", "plugins": [{}]}), false),
+        (json!({"cniVersion": "1.0.0", "loadOnlyInlinedPlugins": false}), true),
+        (json!({"cniVersion": "1.0.0", "loadOnlyInlinedPlugins": true}), false),
+    ];
+    let validator = validator("conflist");
+    for (mut list, valid) in cases {
+        list["name"] = "n".into();
+        assert_eq!(validator.is_valid(&list), valid, "{list}");
+    }
+}
+
+/// One text at one key: the schema takes what the plugin takes, to the letter.
+fn takes_the_same<P: Plugin>(
+    validator: &Validator,
+    keys: Value,
+    but_for: fn(&Error) -> bool,
+) -> Result<(), TestCaseError> {
+    let mut config = json!({"cniVersion": "1.0.0", "name": "n", "type": P::NAME});
+    keys.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+    let (error, _) = plugins_word::<P>(&config);
+    let valid = validator.is_valid(&config);
+    let excused = valid && error.as_ref().is_some_and(but_for);
+    prop_assert!(valid == error.is_none() || excused, "the schema says {valid}, the plugin {error:?}: {config}");
+    Ok(())
+}
+
+/// Of nobody.
+const NOBODY: fn(&Error) -> bool = |_| false;
+
+thread_local! {
+    static VALIDATORS: BTreeMap<&'static str, Validator> = PLUGINS.map(|plugin| (plugin, validator(plugin))).into();
+}
+
+macro_rules! texts {
+    ($($name:ident of $plugin:ty, like $($shape:literal)|+, but for $but:expr, at $keys:expr;)*) => {
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(2000))]
+            $(#[test]
+            fn $name(text in prop_oneof![$($shape),+]) {
+                let keys: fn(&str) -> Value = $keys;
+                VALIDATORS.with(|v| takes_the_same::<$plugin>(&v[<$plugin>::NAME], keys(&text), $but))?;
+            })*
+        }
+    };
+}
+
+texts! {
+    an_admin_chain_is_one_to_both of firewall::Firewall,
+        like "[!-~ é]{0,4}" | "(INPUT|FORWARD|OUTPUT|PREROUTING|POSTROUTING|ACCEPT|DROP|QUEUE|RETURN|CNI-FORWARD)x?"
+            | "[-!A-Z\"']X{26,29}", but for NOBODY,
+        at |text| json!({"iptablesAdminChainName": text});
+    a_zone_is_one_to_both of firewall::Firewall,
+        like "[!-~ é]{0,4}" | "[z\"]Z{62,66}", but for NOBODY,
+        at |text| json!({"firewalldZone": text});
+    a_host_chain_is_one_to_both of firewall::Firewall,
+        like "[ \t\u{b}]{0,2}(inet|ip|ip6|bridge)[ \t\u{b}\u{a0}]{1,2}(cni_chain_)?[a-zé]{1,2}[ ]{1,2}[!-~]{1,2}[ \n]?( x)?"
+            | "ip t{250,260} c{250,260}", but for NOBODY,
+        at |text| json!({"hostChains": [text]});
+    a_mark_chain_is_one_to_both of portmap::Portmap,
+        like "[!-~ é]{0,4}" | "[a-z ]K{26,29}", but for NOBODY,
+        at |text| json!({"externalSetMarkChain": text});
+    a_host_ip_is_one_to_both of portmap::Portmap,
+        like "[0-9]{1,3}\\.[0-9]{1,3}\\.(0|255|256|00|1)\\.[0-9]{1,3}" | "([0-9a-fA-F]{0,5}:){1,8}[0-9a-f]{0,4}"
+            | "(:|::|[0-9a-f]{1,4}:|[fF][fF]0[0-9]:){1,7}(1\\.2\\.3\\.4|[0-9a-f]{1,4})(%eth0)?" | "::[fF]{4}:(1|224)\\.0\\.0\\.1"
+            | "([0-9a-f]{1,2}:){0,7}:(:?[0-9a-f]{1,2}){0,7}" | "[0-9.:a-f]{0,8}",
+        // One in the other family's form.
+        but for |error| error.to_string().contains("::") && error.to_string().contains("multicast"),
+        at |text| json!({"runtimeConfig": {"portMappings": [mapping("hostIP", text.into())]}});
+    a_protocol_is_one_to_both of portmap::Portmap,
+        like "[tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP]" | "[tcpudsi]{0,4}", but for NOBODY,
+        at |text| json!({"runtimeConfig": {"portMappings": [mapping("protocol", text.into())]}});
+    a_subnet_is_one_to_both of bandwidth::Bandwidth,
+        like "[0-9]{1,3}\\.(0|255|256|00|01)\\.0\\.[0-9]{1,2}/[0-9]{0,3}" | "(::|[0-9a-f]{1,5}::)([0-9a-f]{1,4})?/[0-9]{0,4}"
+            | "([0-9a-f]{1,2}:){0,7}:(:?[0-9a-f]{1,2}){0,7}/[0-9]{1,3}" | "[0-9.:/a-f]{0,8}" | "10.0.0.0/[-+ 08]{0,2}8",
+        but for NOBODY,
+        at |text| json!({"shapedSubnets": [text]});
+    a_mac_is_one_to_both of tuning::Tuning,
+        like "([0-9a-fA-F]{2}:){4,8}[0-9a-g]{2}" | "([0-9a-f]{2}-){5}[0-9a-f]{1,2}" | "([0-9a-f]{4}\\.){1,3}[0-9a-f]{4}"
+            | "([0-9a-f]{2}[:-]){19}[0-9a-f]{2}" | "(00[:-]){5}0[01]" | "0000.0000.000[01]" | "[0-9a-f:.-]{0,17}",
+        but for NOBODY,
+        at |text| json!({"mac": text, "args": {"cni": {"mac": text}}, "runtimeConfig": {"mac": text}});
+    a_sysctl_is_one_to_both of tuning::Tuning,
+        like "[./]{0,2}(net|kernel|Net)([./]{1,3}[net.x]{0,3}){0,3}" | "[net./]{0,9}" | "net.[x\u{0}\n]{1,3}" | "(\\.\\./|\\./)?net/core/x",
+        but for NOBODY,
+        at |text| json!({"sysctl": {text: "1"}});
+    a_sysctls_value_is_one_to_both of tuning::Tuning,
+        like "[x\u{0}\n]{0,3}", but for NOBODY,
+        at |text| json!({"sysctl": {"net.core.somaxconn": text}});
 }
 
 /// Every key of a plugin's own has a word of explanation in its schema.

@@ -6,7 +6,9 @@
 //! [`Json`] keeps objects in their order and with their duplicates, so that a plugin can care about either.
 
 use std::fmt;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
 };
@@ -65,6 +67,15 @@ impl Json {
     pub fn read<T: DeserializeOwned>(&self, misspelt: &mut Vec<Misspelt>) -> Result<T, DecodeError> {
         let mut seen = Misspellings { found: misspelt, also_known: &[] };
         T::deserialize(Folding { value: self, misspelt: &mut seen })
+    }
+
+    /// This object without the keys whose value `T` can't take.
+    pub fn readable_by<T: DeserializeOwned>(&self) -> Json {
+        let Json::Object(pairs) = self else { return Json::Null };
+        let is_readable = |(key, value): &&(String, Json)| {
+            Json::Object(vec![(key.clone(), value.clone())]).read::<T>(&mut Vec::new()).is_ok()
+        };
+        Json::Object(pairs.iter().filter(is_readable).cloned().collect())
     }
 
     /// Like [`Json::read`] for one of several readers of the same object: `also_known` are the keys of the others.
@@ -383,6 +394,14 @@ impl<'de> MapAccess<'de> for Entries<'_, '_, '_> {
         let inner = &mut Misspellings { found: self.misspelt.found, also_known: &[] };
         seed.deserialize(Folding { value, misspelt: inner }).map_err(|e| e.at(key.text()))
     }
+}
+
+/// An address with the length of its prefix, as Go's `net.ParseCIDR` reads it: a number of the address doesn't begin with a
+/// nought, which elsewhere makes it octal.
+pub fn cidr(text: &str) -> Option<IpNet> {
+    let (address, _) = text.split_once('/')?;
+    address.parse::<IpAddr>().ok()?;
+    text.parse().ok()
 }
 
 /// The names of the fields that `T` reads from an object.

@@ -381,14 +381,9 @@ impl Error {
         Error::kernel(action, object, Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
     }
 
-    /// The document for stdout.
-    pub fn to_document(&self, version: Version) -> ErrorDocument {
-        ErrorDocument {
-            cni_version: version.as_str(),
-            code: self.code(),
-            msg: self.to_string(),
-            details: self.details(),
-        }
+    /// The document for stdout; `version` is the one that the configuration names.
+    pub fn to_document<'a>(&self, version: &'a str) -> ErrorDocument<'a> {
+        ErrorDocument { cni_version: version, code: self.code(), msg: self.to_string(), details: self.details() }
     }
 }
 
@@ -421,10 +416,10 @@ fn kernel_details(errno: Errno, ext_ack: &str) -> String {
 
 /// A CNI error as it stands on stdout.
 #[derive(Debug, Serialize)]
-pub struct ErrorDocument {
-    /// The version in use.
+pub struct ErrorDocument<'a> {
+    /// The same as in the configuration.
     #[serde(rename = "cniVersion")]
-    pub cni_version: &'static str,
+    pub cni_version: &'a str,
     /// See the table of [`crate::cni::error`].
     pub code: u32,
     /// One sentence.

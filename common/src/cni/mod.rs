@@ -5,6 +5,8 @@ pub mod env;
 pub mod error;
 pub mod network;
 pub mod result;
+#[cfg(feature = "schema")]
+pub mod shape;
 pub mod version;
 
 pub use decode::Json;

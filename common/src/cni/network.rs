@@ -1,9 +1,11 @@
 //! The configuration common to all plugins: what stands on stdin besides a plugin's own keys.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::decode::{Json, Misspelt, fields_of};
+use super::decode::{DecodeError, Json, Misspelt, fields_of};
 use super::env::{Verb, is_identifier};
 use super::error::{Error, Result};
 use super::result::CniResult;
@@ -25,25 +27,21 @@ pub struct Written {
     #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")))]
     name: Option<String>,
     /// The plugin's name.
-    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     #[serde(rename = "type")]
-    _type: IgnoredAny,
+    _type: Option<String>,
     /// What the runtime may put into `runtimeConfig`.
-    #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, bool>"))]
     #[serde(rename = "capabilities")]
-    _capabilities: IgnoredAny,
+    _capabilities: BTreeMap<String, Option<bool>>,
     /// Of main plugins; ignored here.
-    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "ipam")]
-    _ipam: IgnoredAny,
+    _ipam: Ipam,
     /// Of main plugins; ignored here.
     #[cfg_attr(feature = "schema", schemars(with = "bool"))]
     #[serde(rename = "ipMasq")]
     _ip_masq: IgnoredAny,
     /// Of main plugins; ignored here.
-    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "dns")]
-    _dns: IgnoredAny,
+    _dns: Dns,
     /// Labels and arguments of whoever called the runtime.
     #[cfg_attr(feature = "schema", schemars(with = "serde_json::Map<String, serde_json::Value>"))]
     #[serde(rename = "args")]
@@ -63,6 +61,40 @@ pub struct Written {
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
 }
+
+/// `ipam` as far as libcni's `types.IPAM` reads it.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ipam {
+    /// The name of the plugin that gives addresses.
+    #[serde(rename = "type")]
+    _type: Option<String>,
+}
+
+/// `dns` as libcni's `types.DNS` reads it.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("additionalProperties" = true)))]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Dns {
+    /// Name servers, by priority.
+    #[serde(rename = "nameservers")]
+    _nameservers: Vec<Option<String>>,
+    /// The local domain.
+    #[serde(rename = "domain")]
+    _domain: Option<String>,
+    /// Search list.
+    #[serde(rename = "search")]
+    _search: Vec<Option<String>>,
+    /// Resolver options.
+    #[serde(rename = "options")]
+    _options: Vec<Option<String>>,
+}
+
+/// The keys without which not even DEL and GC can go on: a wrong type of these is an error for every verb.
+const NEEDED: [&str; 4] = ["cniVersion", "name", "cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// An attachment that GC must leave alone.
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -104,9 +136,7 @@ impl Network {
     /// Validates what the protocol asks of every configuration, in the order of the reference: name, version, verb,
     /// prevResult.
     pub fn read(json: Json, verb: Verb) -> Result<Network> {
-        let mut ignored = Vec::new();
-        let written: Written =
-            json.read(&mut ignored).map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
+        let written = read_written(&json, verb)?;
         let name = match written.name {
             Some(name) if !name.is_empty() => name,
             _ => return Err(Error::MissingName),
@@ -144,21 +174,14 @@ impl Network {
     /// A plugin's own keys, and a warning for each key that is nearly one.
     pub fn own_keys<T: serde::de::DeserializeOwned>(&self) -> Result<(T, Vec<Misspelt>)> {
         let mut misspelt = Vec::new();
-        let own = self
-            .json
-            .read_beside(common_keys(), &mut misspelt)
-            .map_err(|e| Error::WrongType { key: e.key(), reason: e.reason().to_owned() })?;
+        let own = self.json.read_beside(common_keys(), &mut misspelt).map_err(|e| wrong_type(&e))?;
         Ok((own, misspelt))
     }
 
     /// A plugin's own keys, as if those whose value has a wrong type had not been written: what DEL and GC go by where ADD
     /// would refuse.
     pub fn readable_keys<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
-        let Json::Object(pairs) = &self.json else { return None };
-        let is_readable = |(key, value): &&(String, Json)| {
-            Json::Object(vec![(key.clone(), value.clone())]).read::<T>(&mut Vec::new()).is_ok()
-        };
-        Json::Object(pairs.iter().filter(is_readable).cloned().collect()).read(&mut Vec::new()).ok()
+        self.json.readable_by::<T>().read(&mut Vec::new()).ok()
     }
 }
 
@@ -167,9 +190,32 @@ pub fn common_keys() -> &'static [&'static str] {
     fields_of::<Written>()
 }
 
-/// The version of a configuration as far as it can be told, for an error about that configuration.
-pub fn version_for_errors(json: &Json) -> Version {
-    json.get("cniVersion").and_then(Json::as_str).and_then(Version::from_exact).unwrap_or(Version::LATEST)
+/// The version that a configuration names, whether it is spoken or not: an answer that is no result names the same
+/// (SPEC.md, "Error" and "VERSION Success").
+pub fn named_version(json: &Json) -> Option<&str> {
+    json.get("cniVersion").and_then(Json::as_str).filter(|version| Version::is_well_formed(version))
+}
+
+/// Reads the keys that every configuration may have, with the types that libcni's `types.NetConf` gives them.
+///
+/// DEL and GC must do what they can: a key that they don't need is as good as absent if its type is wrong.
+fn read_written(json: &Json, verb: Verb) -> Result<Written> {
+    let error = match json.read(&mut Vec::new()) {
+        Ok(written) => return Ok(written),
+        Err(error) => wrong_type(&error),
+    };
+    let readable = json.readable_by::<Written>();
+    // Of a key that stands there twice the last counts, even if the first alone could be read.
+    let is_lost = |key: &&str| json.get(key) != readable.get(key);
+    if !matches!(verb, Verb::Del | Verb::Gc) || NEEDED.iter().any(is_lost) {
+        return Err(error);
+    }
+    log::warn!("{error}; going on without it");
+    readable.read(&mut Vec::new()).map_err(|e| wrong_type(&e))
+}
+
+fn wrong_type(error: &DecodeError) -> Error {
+    Error::WrongType { key: error.key(), reason: error.reason().to_owned() }
 }
 
 fn read_version(written: Option<String>) -> Result<Version> {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::decode::{Json, Misspelt};
+use super::decode::{Json, Misspelt, cidr};
 use super::error::{Error, Result};
 use super::version::{Family, Version};
 
@@ -56,6 +56,7 @@ pub struct IpConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<i64>,
     /// Address with prefix length.
+    #[serde(deserialize_with = "network")]
     pub address: IpNet,
     /// The gateway of its subnet.
     #[serde(default, deserialize_with = "optional_address", skip_serializing_if = "Option::is_none")]
@@ -66,6 +67,7 @@ pub struct IpConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Route {
     /// Destination.
+    #[serde(deserialize_with = "network")]
     pub dst: IpNet,
     /// Next hop; absent means the address's gateway.
     #[serde(default, deserialize_with = "optional_address", skip_serializing_if = "Option::is_none")]
@@ -113,6 +115,11 @@ impl Dns {
 
 fn is_zero(n: &i64) -> bool {
     *n == 0
+}
+
+fn network<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    cidr(&text).ok_or_else(|| serde::de::Error::custom(format!("invalid CIDR address: {text}")))
 }
 
 /// An address, or the empty string that Go writes for none.
@@ -298,6 +305,7 @@ pub struct Ip4Ip6 {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct OldIp {
+    #[serde(deserialize_with = "network")]
     ip: IpNet,
     #[serde(default, deserialize_with = "optional_address", skip_serializing_if = "Option::is_none")]
     gateway: Option<IpAddr>,
@@ -307,6 +315,7 @@ struct OldIp {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct OldRoute {
+    #[serde(deserialize_with = "network")]
     dst: IpNet,
     #[serde(default, deserialize_with = "optional_address", skip_serializing_if = "Option::is_none")]
     gw: Option<IpAddr>,

@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use common::cni::decode::cidr;
+#[cfg(feature = "schema")]
+use common::cni::shape;
 use common::cni::{Error, Result};
 use common::tc::Hook;
 use ipnet::IpNet;
@@ -14,17 +17,23 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Written {
-    /// Bits per second towards the container.
+    /// Bits per second towards the container; the least is 8, and 0 is none.
+    #[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"maximum": 0}, {"minimum": RATE_MIN}])))]
     pub ingress_rate: Option<u64>,
     /// Bits.
+    #[cfg_attr(feature = "schema", schemars(range(max = BURST_MAX)))]
     pub ingress_burst: Option<u64>,
-    /// Bits per second from the container.
+    /// Bits per second from the container; the least is 8, and 0 is none.
+    #[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"maximum": 0}, {"minimum": RATE_MIN}])))]
     pub egress_rate: Option<u64>,
     /// Bits.
+    #[cfg_attr(feature = "schema", schemars(range(max = BURST_MAX)))]
     pub egress_burst: Option<u64>,
     /// Remote subnets whose traffic alone is limited.
+    #[cfg_attr(feature = "schema", schemars(length(max = SUBNETS_MAX), inner(regex(pattern = shape::cidr()))))]
     pub shaped_subnets: Option<Vec<String>>,
     /// Remote subnets whose traffic is not limited.
+    #[cfg_attr(feature = "schema", schemars(length(max = SUBNETS_MAX), inner(regex(pattern = shape::cidr()))))]
     pub unshaped_subnets: Option<Vec<String>>,
     /// What is made of the bursts: `auto`, `given` or `chosen`.
     #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "auto", "given", "chosen", null])))]
@@ -53,17 +62,23 @@ pub struct RuntimeConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct RuntimeBandwidth {
-    /// Bits per second towards the container.
+    /// Bits per second towards the container; the least is 8, and 0 is none.
+    #[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"maximum": 0}, {"minimum": RATE_MIN}])))]
     pub ingress_rate: u64,
     /// Bits.
+    #[cfg_attr(feature = "schema", schemars(range(max = BURST_MAX)))]
     pub ingress_burst: u64,
-    /// Bits per second from the container.
+    /// Bits per second from the container; the least is 8, and 0 is none.
+    #[cfg_attr(feature = "schema", schemars(extend("anyOf" = [{"maximum": 0}, {"minimum": RATE_MIN}])))]
     pub egress_rate: u64,
     /// Bits.
+    #[cfg_attr(feature = "schema", schemars(range(max = BURST_MAX)))]
     pub egress_burst: u64,
     /// As at top level (the reference's releases 1.5 had them here, too).
+    #[cfg_attr(feature = "schema", schemars(length(max = SUBNETS_MAX), inner(regex(pattern = shape::cidr()))))]
     pub shaped_subnets: Option<Vec<String>>,
     /// As at top level.
+    #[cfg_attr(feature = "schema", schemars(length(max = SUBNETS_MAX), inner(regex(pattern = shape::cidr()))))]
     pub unshaped_subnets: Option<Vec<String>>,
 }
 
@@ -122,6 +137,12 @@ const LATENCY: Duration = Duration::from_millis(25);
 
 /// Longest latency in milliseconds; more is a queue that nobody waits for.
 const LATENCY_MAX: u64 = 10_000;
+
+/// Least rate in bits per second: one byte.
+const RATE_MIN: u64 = 8;
+
+/// Greatest burst in bits, as in the reference, which counts bytes with 32 bits.
+const BURST_MAX: u64 = 8 * (u32::MAX as u64) - 1;
 
 /// Most subnets in a list: each is a filter, and every packet is compared with one after the other.
 const SUBNETS_MAX: usize = 256;
@@ -232,13 +253,13 @@ fn limit(key: &str, (rate, burst): (u64, u64), policy: BurstPolicy) -> Result<Op
         return refuse(&format!("{key}Rate"), rate, "if burst is set, rate must also be set");
     }
     let bytes = match u32::try_from(burst / 8) {
-        Ok(bytes) if bytes < u32::MAX => bytes,
+        Ok(bytes) if burst <= BURST_MAX => bytes,
         _ => return refuse(&burst_key, burst, "burst cannot be more than 4GB (34359738359 bits)"),
     };
     if rate == 0 {
         return Ok(None);
     }
-    if rate < 8 {
+    if rate < RATE_MIN {
         return refuse(&format!("{key}Rate"), rate, "the least rate is 8 bits a second, which is one byte");
     }
     let honoured = match policy {
@@ -269,8 +290,7 @@ fn subnets(key: &str, written: &[String]) -> Result<Vec<IpNet>> {
         return Err(Error::invalid(key, format!("{} subnets", written.len()), reason));
     }
     let parse = |text: &String| {
-        let parsed = text.parse::<IpNet>().map(|net| net.trunc());
-        parsed.map_err(|_| {
+        cidr(text).map(|net| net.trunc()).ok_or_else(|| {
             let reason =
                 format!("bad subnet \"{text}\" provided, details CIDR notation is due, as 10.0.0.0/8 or fd00::/8");
             Error::invalid(key, format!("\"{text}\""), reason)

@@ -18,14 +18,22 @@ pub struct Written {
     #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "iptables", "firewalld", "nftables"])))]
     backend: String,
     /// The chain for the administrator's overrides.
-    #[cfg_attr(feature = "schema", schemars(length(max = IPTABLES_NAME_MAX)))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(
+            regex(pattern = "^(?:[#-&(-,.-~][!#-&(-~]{0,27})?$"),
+            extend("not" = {"enum": taken_names()})
+        )
+    )]
     iptables_admin_chain_name: String,
     /// firewalld's zone for the container's addresses.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[!#-~]{0,64}$")))]
     firewalld_zone: String,
     /// `open`, `same-bridge` or `isolated`.
     #[cfg_attr(feature = "schema", schemars(extend("enum" = ["", "open", "same-bridge", "isolated"])))]
     ingress_policy: String,
     /// Chains of other tables that must accept admitted packets, each as `FAMILY TABLE CHAIN`.
+    #[cfg_attr(feature = "schema", schemars(inner(regex(pattern = host_chain_shape()))))]
     host_chains: Vec<String>,
     /// The bit of the packet mark by which admitted packets are known, 0 to 31.
     #[cfg_attr(feature = "schema", schemars(range(max = 31)))]
@@ -183,11 +191,30 @@ fn admin_chain(written: String) -> Result<String> {
         return refuse("a chain's name has no blanks, quotes or special characters, and doesn't begin with '-' or '!'");
     }
     match name.as_str() {
-        "INPUT" | "FORWARD" | "OUTPUT" | "PREROUTING" | "POSTROUTING" => refuse("it is a built-in chain of iptables"),
-        "ACCEPT" | "DROP" | "QUEUE" | "RETURN" => refuse("it is a verdict of iptables, not a chain"),
+        built_in if BUILT_IN.contains(&built_in) => refuse("it is a built-in chain of iptables"),
+        verdict if VERDICTS.contains(&verdict) => refuse("it is a verdict of iptables, not a chain"),
         FORWARD_CHAIN => refuse("it is the chain that jumps to it"),
         _ => Ok(name),
     }
+}
+
+/// The chains that iptables' tables begin with.
+const BUILT_IN: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"];
+
+/// What iptables' rules can jump to without its being a chain.
+const VERDICTS: [&str; 4] = ["ACCEPT", "DROP", "QUEUE", "RETURN"];
+
+/// The names that no chain for the administrator's overrides can have.
+#[cfg(feature = "schema")]
+fn taken_names() -> Vec<&'static str> {
+    BUILT_IN.into_iter().chain(VERDICTS).chain([FORWARD_CHAIN]).collect()
+}
+
+/// What [`HostChain`] reads, as a regular expression of JSON Schema.
+#[cfg(feature = "schema")]
+fn host_chain_shape() -> String {
+    let (blank, name) = ("[ \\t\\n\\f\\r]", format!("[!-~]{{1,{NFT_NAME_MAX}}}"));
+    format!("^{blank}*(?:inet|ip6?){blank}+(?!cni_chain_){name}{blank}+{name}{blank}*$")
 }
 
 /// Bytes of a zone's name: more than firewalld takes (17), and little enough for a comment.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use common::cni::env::Verb;
+#[cfg(feature = "schema")]
+use common::cni::shape;
 use common::nft::IpVersion;
 use common::{Call, Error, Result};
 use serde::Deserialize;
@@ -41,7 +43,7 @@ pub struct Written {
     #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 31)))]
     mark_masq_bit: Option<i64>,
     /// An iptables chain whose mark is set instead, as `KUBE-MARK-MASQ`.
-    #[cfg_attr(feature = "schema", schemars(length(max = 28)))]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[!-~]{0,28}$")))]
     external_set_mark_chain: Option<String>,
     /// What else a packet to an IPv4 address must fulfil, in words of iptables or nft.
     #[serde(rename = "conditionsV4")]
@@ -80,6 +82,10 @@ struct WrittenMapping {
     #[cfg_attr(feature = "schema", schemars(regex(pattern = "^(?:[tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP])$")))]
     protocol: String,
     /// The host's address at which it is published; empty for every one.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(regex(pattern = shape::address()), extend("not" = {"type": "string", "pattern": shape::multicast()}))
+    )]
     #[serde(rename = "hostIP")]
     host_ip: String,
 }

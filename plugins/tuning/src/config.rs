@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use common::cni::env::{Args, Verb};
+#[cfg(feature = "schema")]
+use common::cni::shape;
 use common::link::attributes::LinkAttributes;
 use common::sysctl::{self, Key};
 use common::{Call, Error, Result};
@@ -27,6 +29,10 @@ pub struct Written {
     /// Keys of /proc/sys/net, with dots or slashes, and their values; `IFNAME` stands for the interface's name.
     sysctl: Pairs,
     /// The hardware address: 6, 8 or 20 bytes.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(regex(pattern = shape::mac()), extend("not" = {"type": "string", "pattern": shape::nobodys_mac()}))
+    )]
     mac: Option<String>,
     /// Whether the interface takes every packet.
     promisc: Option<bool>,
@@ -52,6 +58,10 @@ pub struct Written {
 #[serde(default)]
 struct RuntimeConfig {
     /// Of the capability `mac`.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(regex(pattern = shape::mac()), extend("not" = {"type": "string", "pattern": shape::nobodys_mac()}))
+    )]
     mac: Option<String>,
 }
 
@@ -73,6 +83,10 @@ struct Overrides {
     /// Keys of /proc/sys/net, with dots or slashes, and their values; `IFNAME` stands for the interface's name.
     sysctl: Pairs,
     /// The hardware address: 6, 8 or 20 bytes.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(regex(pattern = shape::mac()), extend("not" = {"type": "string", "pattern": shape::nobodys_mac()}))
+    )]
     mac: Option<String>,
     /// Whether the interface takes every packet.
     promisc: Option<bool>,
@@ -89,6 +103,10 @@ struct Overrides {
 
 /// The pairs of `sysctl`, in the order written and with their duplicates.
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(extend("propertyNames" = {"pattern": shape::sysctl_key(), "not": {"pattern": shape::sysctl_key_with_a_step_aside()}}))
+)]
 #[derive(Debug, Default)]
 struct Pairs(
     #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, Option<Value>>"))]
@@ -96,7 +114,7 @@ struct Pairs(
 );
 
 /// A sysctl's value: a string, or a number or boolean that becomes one.
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("type" = ["string", "integer", "boolean"], "minimum" = i64::MIN, "maximum" = u64::MAX)))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("type" = ["string", "integer", "boolean"], "minimum" = i64::MIN, "maximum" = u64::MAX, "pattern" = "^[^\\u0000]*$")))]
 struct Value(String);
 
 /// What was meant.
