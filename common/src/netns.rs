@@ -146,14 +146,23 @@ nix::getsockopt_impl!(
 
 /// The cookie of the calling thread's namespace: unlike the inode of its file, the kernel gives it to no other namespace
 /// until it boots again. `None` where the kernel has none.
-pub fn cookie() -> Option<u64> {
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
-    NetnsCookie.get(&socket).ok()
+pub fn cookie() -> Result<Option<u64>> {
+    let refuse = |errno| Error::kernel("identify", "the network namespace", errno);
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(refuse)?;
+    match NetnsCookie.get(&socket) {
+        Ok(cookie) => Ok(Some(cookie)),
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(refuse(errno)),
+    }
 }
 
 /// The index of the calling thread's namespace's interface of this name; `None` if there is none.
-pub fn ifindex(ifname: &str) -> Option<u32> {
-    nix::net::if_::if_nametoindex(ifname).ok()
+pub fn ifindex(ifname: &str) -> Result<Option<u32>> {
+    match nix::net::if_::if_nametoindex(ifname) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(Error::kernel("look up", format!("interface {ifname}"), errno)),
+    }
 }
 
 /// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for
@@ -171,8 +180,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_interface_has_an_index_or_there_is_none() {
+        assert_eq!(ifindex("lo").unwrap(), Some(1));
+        for nobody in ["no-such", "a name that is longer than the kernel takes", ""] {
+            assert_eq!(ifindex(nobody).unwrap(), None, "{nobody:?}");
+        }
+    }
+
+    #[test]
     fn a_namespace_keeps_its_cookie() {
-        assert!(cookie().is_some_and(|cookie| cookie != 0));
-        assert_eq!(cookie(), cookie());
+        let own = cookie().unwrap();
+        assert!(own.is_some_and(|cookie| cookie != 0));
+        assert_eq!(cookie().unwrap(), own);
     }
 }

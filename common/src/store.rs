@@ -3,6 +3,7 @@
 //! Files are 0600 in a 0700 directory and change as a whole: a nameless file (`O_TMPFILE`, open(2)), fsync, a temporary
 //! name, rename, fsync of the directory. So what has a temporary name is whole, too, unless the file system knows no
 //! nameless files; a program that is killed in between leaves it there, and whoever removes the file removes it as well.
+//! A directory in which somebody else can give names to files is not used for new ones: what stands there could be exchanged.
 //! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
 //! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
 
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, linkat, unlinkat};
 
@@ -49,8 +50,17 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens a directory; `None` if there is none.
+    /// Opens a directory; `None` if there is none. One in which somebody else can exchange files is opened with a warning: what
+    /// has to be removed may be there.
     pub fn open(path: &Path) -> Result<Option<Directory>> {
+        let Some(directory) = Directory::open_any(path)? else { return Ok(None) };
+        if let Some(reason) = directory.exposure()? {
+            log::warn!("{}: {reason}", path.display());
+        }
+        Ok(Some(directory))
+    }
+
+    fn open_any(path: &Path) -> Result<Option<Directory>> {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC);
         match options.open(path) {
@@ -60,17 +70,27 @@ impl Directory {
         }
     }
 
-    /// Opens a directory, and makes it with its parents if there is none.
+    /// How somebody else could exchange a file, or take one away; `None` if nobody can.
+    fn exposure(&self) -> Result<Option<&'static str>> {
+        let stat = fstat(&self.handle)
+            .map_err(|errno| unusable(&self.path, format!("the directory can't be looked at: {}", errno.desc())))?;
+        Ok(exposure(stat.st_uid, stat.st_mode))
+    }
+
+    /// Opens a directory for new files, and makes it with its parents if there is none.
     pub fn create(path: &Path) -> Result<Directory> {
-        if let Some(directory) = Directory::open(path)? {
-            return Ok(directory);
+        if let Some(directory) = Directory::open_any(path)? {
+            return match directory.exposure()? {
+                Some(reason) => Err(unusable(path, format!("{reason}; {MEND}"))),
+                None => Ok(directory),
+            };
         }
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(|error| unusable(path, format!("the directory can't be made: {error}")))?;
-        Directory::open(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
+        Directory::open_any(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
     }
 
     /// Fails if no file could be made in a directory of this path, or the directory itself could not be made. Leaves nothing
@@ -81,6 +101,12 @@ impl Directory {
         let nearest =
             path.ancestors().find(|p| !matches!(p.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound));
         let nearest = nearest.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if nearest == path
+            && let Some(directory) = Directory::open_any(path)?
+            && let Some(reason) = directory.exposure()?
+        {
+            return Err(unusable(path, format!("{reason}; {MEND}")));
+        }
         let mut options = OpenOptions::new();
         options.write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE | nix::libc::O_CLOEXEC);
         match options.open(nearest).map_err(errno_of) {
@@ -232,6 +258,20 @@ impl Directory {
     }
 }
 
+/// What is to be done about an exposed directory.
+const MEND: &str = "make it root's with mode 0700, or name another one";
+
+/// How others than the caller and root can change what a directory of this owner and mode holds. With the sticky bit they can
+/// add files to it, which are not believed, and neither exchange nor remove ours (inode(7)).
+fn exposure(owner: u32, mode: u32) -> Option<&'static str> {
+    let sticky = mode & 0o1000 != 0;
+    match owner {
+        other if other != geteuid().as_raw() && other != 0 => Some("the directory belongs to another user"),
+        _ if mode & 0o022 != 0 && !sticky => Some("others can write the directory, and exchange what is in it"),
+        _ => None,
+    }
+}
+
 /// A name is one step: it can't lead out of the directory, and it can't be a temporary one.
 fn checked(name: &str) -> Result<&str> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
@@ -316,6 +356,23 @@ mod tests {
         let open_to_all = std::fs::Permissions::from_mode(0o666);
         std::fs::set_permissions(directory.path_of("a.json"), open_to_all).unwrap();
         assert!(matches!(directory.read("a.json").unwrap(), Stored::Spoilt(_)));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_takes_no_new_files() {
+        let (outer, directory) = directory();
+        directory.write("a.json", b"x").unwrap();
+        let chmod = |mode| std::fs::set_permissions(&directory.path, std::fs::Permissions::from_mode(mode)).unwrap();
+        for (mode, is_used) in [(0o777, false), (0o770, false), (0o702, false), (0o1777, true), (0o755, true)] {
+            chmod(mode);
+            assert_eq!(Directory::create(&directory.path).is_ok(), is_used, "{mode:o}");
+            assert_eq!(Directory::probe(&directory.path).is_ok(), is_used, "{mode:o}");
+            assert!(Directory::open(&directory.path).unwrap().unwrap().remove("b.json").is_ok(), "{mode:o}");
+        }
+        // The directory to be made is one's own, wherever it is.
+        std::fs::set_permissions(outer.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        Directory::create(&outer.path().join("new")).unwrap();
+        assert!(exposure(65534, 0o700).is_some() && exposure(0, 0o700).is_none());
     }
 
     #[test]

@@ -184,6 +184,8 @@ pub enum Content {
     Value(String),
     /// It has no value until somebody writes one, and can't go back to that (`net.ipv6.conf.*.stable_secret`).
     Unset,
+    /// It is a directory: others are below it.
+    Directory,
     /// It can be written only: writing it does something, there is no value to keep (`net.ipv4.route.flush`).
     WriteOnly,
 }
@@ -193,7 +195,7 @@ impl Content {
     pub fn value(&self) -> Option<&str> {
         match self {
             Content::Value(text) => Some(text),
-            Content::Unset | Content::WriteOnly => None,
+            Content::Unset | Content::Directory | Content::WriteOnly => None,
         }
     }
 }
@@ -214,6 +216,7 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
             let text = String::from_utf8_lossy(&value);
             Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
         }
+        Err(error) if error.raw_os_error() == Some(Errno::EISDIR as i32) => Ok(Some(Content::Directory)),
         // addrconf_sysctl_stable_secret (net/ipv6/addrconf.c) answers so while there is no secret.
         Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(Some(Content::Unset)),
         Err(error) => Err(Error::io("read", object(name), &error)),
@@ -558,6 +561,7 @@ mod tests {
         let name = Name::new("net/core/somaxconn").unwrap();
         let content = read(&name).unwrap().unwrap();
         assert!(content.value().unwrap().parse::<u32>().is_ok(), "{content:?}");
+        assert_eq!(read(&Name::new("net/core").unwrap()).unwrap(), Some(Content::Directory));
         assert_eq!(read(&Name::new("net/core/no_such_thing").unwrap()).unwrap(), None);
         assert_eq!(read(&Name::new("net/core/somaxconn/deeper").unwrap()).unwrap(), None);
     }

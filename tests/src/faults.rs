@@ -73,6 +73,8 @@ pub enum Which {
     First,
     /// The last.
     Last,
+    /// The first and the last.
+    Both,
 }
 
 /// How often a lie is told.
@@ -80,6 +82,8 @@ pub enum Which {
 pub enum Times {
     /// At this call only, counted from nought.
     At(usize),
+    /// At these two of the requests that change something.
+    AtChanges(usize, usize),
     /// Whenever it can be.
     Always,
 }
@@ -249,6 +253,10 @@ impl Liar {
         let this = self.seen.last()?;
         let is_due = match times {
             Times::At(n) => n == self.seen.len() - 1,
+            Times::AtChanges(one, other) => {
+                let is_one = |call: &&Answerable| call.is_change && call.is_request;
+                is_one(&this) && [one, other].contains(&(self.seen.iter().filter(is_one).count() - 1))
+            }
             Times::Always => match fault {
                 Fault::Fails(_) => true,
                 Fault::Refused(..) | Fault::Unanswered => this.is_request,
@@ -318,18 +326,20 @@ fn spoil(call: &Call, which: Which) {
     let all: Vec<Message> = messages(&parts.concat());
     let mut commands = all.iter().filter(|m| !m.is_bracket());
     let chosen = match which {
-        Which::First => commands.next(),
-        Which::Last => commands.next_back(),
+        Which::First => [commands.next(), None],
+        Which::Last => [commands.next_back(), None],
+        Which::Both => [commands.next(), commands.next_back()],
     };
-    let Some(message) = chosen else { return };
-    // The low byte of the type: a request's family of types stays.
-    let mut at = message.offset + 4;
-    for ((address, len), part) in places(call).into_iter().zip(&parts) {
-        if at < part.len() {
-            call.write(address + at as u64, &[0xff]);
-            return;
+    for message in chosen.into_iter().flatten() {
+        // The low byte of the type: a request's family of types stays.
+        let mut at = message.offset + 4;
+        for ((address, len), part) in places(call).into_iter().zip(&parts) {
+            if at < part.len() {
+                call.write(address + at as u64, &[0xff]);
+                break;
+            }
+            at -= len;
         }
-        at -= len;
     }
 }
 

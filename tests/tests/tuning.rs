@@ -1,6 +1,8 @@
 //! What `tuning` does to a container's namespace, and that it takes it back.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::io::{Seek, Write};
+
 use netns_tests::namespace::{End, connect};
 use netns_tests::{CniError, Host, Netns, Outcome, Plugin, Snapshot, Target, Verb};
 use serde_json::{Value, json};
@@ -53,6 +55,26 @@ impl Bench {
     #[track_caller]
     fn call(&self, verb: Verb, keys: &Value) -> Outcome {
         Plugin::ours("tuning").call(&self.host, verb, &self.config(keys.clone()), &self.target)
+    }
+
+    /// A call whose sysctls stand in just this order; an object of serde_json sorts them.
+    #[track_caller]
+    fn call_in_order(&self, verb: Verb, sysctls: [(&str, &str); 2]) -> Outcome {
+        let pairs = sysctls.map(|(key, value)| format!("\"{key}\":\"{value}\"")).join(",");
+        let config = self.config(json!({"sysctl": {}})).to_string();
+        let config = config.replace("\"sysctl\":{}", &format!("\"sysctl\":{{{pairs}}}"));
+        Plugin::ours("tuning").call_raw(&self.host, verb.as_str(), config.as_bytes(), &self.target)
+    }
+
+    /// A call under strace(1) with these options, which put an answer in the place of the kernel's.
+    fn call_under_strace(&self, verb: Verb, keys: &Value, options: &[&str]) -> std::process::Output {
+        let mut stdin = tempfile::tempfile().unwrap();
+        write!(stdin, "{}", self.config(keys.clone())).unwrap();
+        stdin.rewind().unwrap();
+        let mut strace = self.host.command("strace");
+        strace.args(["-f", "-qq"]).args(options).arg(Plugin::ours("tuning").path()).env("CNI_COMMAND", verb.as_str());
+        strace.env("CNI_CONTAINERID", &self.target.container).env("CNI_IFNAME", &self.target.ifname);
+        strace.env("CNI_NETNS", &self.target.netns).stdin(stdin).output().unwrap()
     }
 
     #[track_caller]
@@ -569,6 +591,14 @@ fn a_spoilt_state_file_is_removed_and_no_symlink_is_followed() {
         bench.host.write(&file, content);
         bench.del(&everything());
         bench.host.assert_same_as(&before);
+
+        bench.host.write(&file, content);
+        let outcome = bench.call(Verb::Add, &everything());
+        outcome.succeeds();
+        assert!(outcome.stderr.contains(&format!("warn: state file {file}: ")), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("it is replaced"), "{}", outcome.stderr);
+        bench.del(&everything());
+        bench.host.assert_same_as(&before);
     }
     bench.host.write("/run/precious", "untouched");
     let before = bench.host.snapshot();
@@ -671,6 +701,115 @@ fn status_names_a_state_directory_that_can_not_be_and_makes_none() {
     }
     bench.call(Verb::Status, &json!({"mtu": 1400, "dataDir": "/run/not/yet/there"})).succeeds();
     bench.assert_same_as(&before);
+}
+
+/// Who can exchange a state file could have anything "put back".
+#[test]
+fn a_state_directory_that_others_can_write_takes_no_files() {
+    let bench = Bench::new();
+    let keys = json!({"mtu": 1400});
+    let before = bench.snapshot();
+    for exposed in [format!("chmod 777 {DATA_DIR}"), format!("chown 65534 {DATA_DIR}")] {
+        bench.add(&keys);
+        bench.host.run(&exposed);
+        let error = bench.call(Verb::Status, &keys).fails_with(50);
+        assert!(error.msg.contains("the directory") && error.msg.contains("0700"), "{error:?}");
+        // What is there is put back all the same, with a warning.
+        let outcome = bench.call(Verb::Del, &keys);
+        outcome.succeeds();
+        assert!(outcome.stderr.contains(&format!("warn: {DATA_DIR}: ")), "{}", outcome.stderr);
+        bench.container.assert_same_as(&before.1);
+        bench.call(Verb::Add, &keys).fails_with(106);
+        bench.container.assert_same_as(&before.1);
+        bench.host.run(&format!("chown 0 {DATA_DIR}"));
+        bench.host.run(&format!("chmod 755 {DATA_DIR}"));
+        bench.host.assert_same_as(&before.0);
+    }
+    bench.host.run(&format!("chmod 1777 {DATA_DIR}"));
+    bench.call(Verb::Status, &keys).succeeds();
+    bench.add(&keys);
+    bench.del(&keys);
+}
+
+#[test]
+fn what_is_no_single_sysctl_is_said_to_be_none() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for (key, value, code, reason) in [
+        ("net.ipv4.conf.IFNAME", "1", 2, "is a directory of sysctls"),
+        ("net/core", "1", 2, "is a directory of sysctls"),
+        ("net.core.somaxconn", "1 2 3", 2, "the kernel takes 1 of these numbers"),
+        ("net.ipv4.tcp_rmem", "4096 131072 6291456 8", 2, "the kernel takes 3 of these numbers"),
+        ("../net/core/somaxconn", "1", 7, "\".\" and \"..\" are not taken"),
+        ("./net/core/somaxconn", "1", 7, "\".\" and \"..\" are not taken"),
+    ] {
+        let keys = json!({"sysctl": {"net.ipv4.conf.all.arp_notify": "1", (key): value}});
+        let error = bench.call(Verb::Add, &keys).fails_with(code);
+        assert!(error.msg.contains(reason), "{key}: {error:?}");
+        bench.assert_same_as(&before);
+    }
+    let error = bench.check_fails(&json!({"sysctl": {"net.ipv4.conf.IFNAME": "1"}}));
+    assert!(error.details.contains("found a directory"), "{error:?}");
+}
+
+/// A kernel without namespace cookies (before Linux 5.14), openat2(2) (5.6) and a file system without nameless files.
+#[test]
+fn older_kernels_and_other_file_systems_do_as_well() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let keys = json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}});
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let path = trace.path().to_str().unwrap();
+    assert!(bench.call_under_strace(Verb::Add, &keys, &["-e", "trace=openat", "-o", path]).status.success());
+    bench.del(&keys);
+    let opened = std::fs::read_to_string(path).unwrap();
+    let nameless = opened.lines().position(|line| line.contains("O_TMPFILE")).unwrap() + 1;
+    let lacks = [
+        "inject=getsockopt:error=ENOPROTOOPT",
+        "inject=openat2:error=ENOSYS",
+        &format!("inject=openat:error=EOPNOTSUPP:when={nameless}"),
+        &format!("inject=openat:error=EISDIR:when={nameless}"),
+    ];
+    for lack in lacks {
+        let options = ["-e", lack, "-o", path];
+        let output = bench.call_under_strace(Verb::Add, &keys, &options);
+        assert!(output.status.success(), "{lack}: {output:?}");
+        assert!(std::fs::read_to_string(path).unwrap().contains("(INJECTED)"), "{lack}: nothing was put in its place");
+        let file = format!("{DATA_DIR}/c1_eth0.json");
+        assert_eq!(bench.host.run(&format!("stat -c %a {file}")).trim(), "600", "{lack}");
+        assert_eq!(bench.state_files().len(), 1, "{lack}: {:?}", bench.state_files());
+        let record: Value = serde_json::from_str(&bench.host.read(&file)).unwrap();
+        assert_eq!(record["place"]["cookie"].is_null(), lack.contains("getsockopt"), "{lack}: {record}");
+        bench.check(&keys);
+        let output = bench.call_under_strace(Verb::Del, &keys, &options[..if lack.contains("when") { 0 } else { 4 }]);
+        assert!(output.status.success(), "{lack}: {output:?}");
+        bench.assert_same_as(&before);
+    }
+}
+
+/// What can't be found out is not "there is none": the container would keep what was to be put back.
+#[test]
+fn a_namespace_or_an_interface_that_can_not_be_identified_is_an_error() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let keys = json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}});
+    for (lack, said) in [
+        ("inject=getsockopt:error=EPERM", "the kernel refused to identify the network namespace"),
+        ("inject=ioctl:error=ENOBUFS", "the kernel refused to look up interface eth0"),
+    ] {
+        let fails = |verb| {
+            let output = bench.call_under_strace(verb, &keys, &["-o", "/dev/null", "-e", lack]);
+            let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(error["code"] == 102 && error["msg"].as_str().unwrap().contains(said), "{error}");
+        };
+        fails(Verb::Add);
+        bench.assert_same_as(&before);
+        bench.add(&keys);
+        fails(Verb::Del);
+        bench.check(&keys);
+        bench.del(&keys);
+        bench.assert_same_as(&before);
+    }
 }
 
 #[test]
@@ -817,10 +956,10 @@ fn a_key_of_the_interface_holds_beside_one_of_all_in_any_order() {
         ("net.ipv6.conf.all.addr_gen_mode", "net.ipv6.conf.IFNAME.addr_gen_mode"),
         ("net.ipv6.conf.all.disable_policy", "net.ipv6.conf.default.disable_policy"),
     ] {
-        for keys in [json!({"sysctl": {(all): "1", (own): "0"}}), json!({"sysctl": {(own): "0", (all): "1"}})] {
-            bench.add(&keys);
-            bench.check(&keys);
-            bench.del(&keys);
+        for sysctls in [[(all, "1"), (own, "0")], [(own, "0"), (all, "1")]] {
+            for verb in [Verb::Add, Verb::Check, Verb::Del] {
+                bench.call_in_order(verb, sysctls).succeeds();
+            }
             bench.assert_same_as(&before);
         }
     }

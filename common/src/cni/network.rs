@@ -93,7 +93,7 @@ struct Dns {
     _options: Vec<Option<String>>,
 }
 
-/// The keys without which not even DEL and GC can go on: a wrong type of these is an error for every verb.
+/// The keys without which nothing can go on, not even DEL and GC.
 const NEEDED: [&str; 4] = ["cniVersion", "name", "cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// An attachment that GC must leave alone.
@@ -136,7 +136,7 @@ impl Network {
     /// Validates what the protocol asks of every configuration, in the order of the reference: name, version, verb,
     /// prevResult.
     pub fn read(json: Json, verb: Verb) -> Result<Network> {
-        let written = read_written(&json, verb)?;
+        let (written, unreadable) = read_written(&json)?;
         let name = match written.name {
             Some(name) if !name.is_empty() => name,
             _ => return Err(Error::MissingName),
@@ -151,6 +151,12 @@ impl Network {
         }
         let version = read_version(written.cni_version)?;
         allow(verb, version)?;
+        match unreadable {
+            // They must do what they can, and need none of these keys.
+            Some(error) if matches!(verb, Verb::Del | Verb::Gc) => log::warn!("{error}; going on without it"),
+            Some(error) => return Err(error),
+            None => {}
+        }
         let prev_result = match json.get("prevResult") {
             None | Some(Json::Null) => None,
             Some(prev) => match CniResult::read(prev, version) {
@@ -196,22 +202,20 @@ pub fn named_version(json: &Json) -> Option<&str> {
     json.get("cniVersion").and_then(Json::as_str).filter(|version| Version::is_well_formed(version))
 }
 
-/// Reads the keys that every configuration may have, with the types that libcni's `types.NetConf` gives them.
-///
-/// DEL and GC must do what they can: a key that they don't need is as good as absent if its type is wrong.
-fn read_written(json: &Json, verb: Verb) -> Result<Written> {
+/// Reads the keys that every configuration may have, with the types that libcni's `types.NetConf` gives them; and the error
+/// of one that isn't needed for what follows.
+fn read_written(json: &Json) -> Result<(Written, Option<Error>)> {
     let error = match json.read(&mut Vec::new()) {
-        Ok(written) => return Ok(written),
+        Ok(written) => return Ok((written, None)),
         Err(error) => wrong_type(&error),
     };
     let readable = json.readable_by::<Written>();
     // Of a key that stands there twice the last counts, even if the first alone could be read.
     let is_lost = |key: &&str| json.get(key) != readable.get(key);
-    if !matches!(verb, Verb::Del | Verb::Gc) || NEEDED.iter().any(is_lost) {
+    if NEEDED.iter().any(is_lost) {
         return Err(error);
     }
-    log::warn!("{error}; going on without it");
-    readable.read(&mut Vec::new()).map_err(|e| wrong_type(&e))
+    Ok((readable.read(&mut Vec::new()).map_err(|e| wrong_type(&e))?, Some(error)))
 }
 
 fn wrong_type(error: &DecodeError) -> Error {

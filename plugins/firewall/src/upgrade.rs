@@ -8,10 +8,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use common::Result;
 use common::nft::{
     Command, IpVersion, NftSocket, Pattern, RuleInfo, Selector, Statement, Table, Transaction, Value, Verdict,
 };
+use common::{Error, Result};
 
 use crate::config::{Backend, Config, FORWARD_CHAIN};
 use crate::firewalld::Firewalld;
@@ -25,22 +25,22 @@ pub const ISOLATION: [&str; 2] = ["CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-
 
 /// Removes the reference's rules for these addresses, of which the container had no other share.
 pub fn remove_rules_for(socket: &mut NftSocket, addresses: &BTreeSet<IpAddr>) -> Result<()> {
-    for version in IpVersion::ALL {
-        if addresses.iter().any(|a| IpVersion::of(*a) == version) {
-            remove_where(socket, version, &mut |_, address| Ok(addresses.contains(&address)))?;
-            legacy::remove_reference_rules(version, &mut |address| Ok(addresses.contains(&address)))?;
-        }
-    }
-    Ok(())
+    let concerned = |version: &IpVersion| addresses.iter().any(|a| IpVersion::of(*a) == *version);
+    let versions = IpVersion::ALL.into_iter().filter(concerned);
+    let removed = versions.flat_map(|version| {
+        let by_nft = remove_where(socket, version, &mut |_, address| Ok(addresses.contains(&address)));
+        [by_nft, legacy::remove_reference_rules(version, &mut |address| Ok(addresses.contains(&address)))]
+    });
+    Error::gather(removed.filter_map(Result::err).collect())
 }
 
 /// Removes the reference's rules for addresses that attachments of ours have by now.
 pub fn remove_superseded_rules(socket: &mut NftSocket) -> Result<()> {
-    for version in IpVersion::ALL {
-        remove_where(socket, version, &mut record::is_ours)?;
-        legacy::remove_reference_rules(version, &mut |address| record::is_ours(socket, address))?;
-    }
-    Ok(())
+    let removed = IpVersion::ALL.into_iter().flat_map(|version| {
+        let by_nft = remove_where(socket, version, &mut record::is_ours);
+        [by_nft, legacy::remove_reference_rules(version, &mut |address| record::is_ours(socket, address))]
+    });
+    Error::gather(removed.filter_map(Result::err).collect())
 }
 
 /// Takes addresses out of firewalld's zone that the reference has put there: those that no attachment has now.
@@ -49,12 +49,10 @@ pub fn forget_sources(socket: &mut NftSocket, config: &Config, addresses: &BTree
         return Ok(());
     }
     let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
-    for address in addresses {
-        if !record::is_ours(socket, *address)? {
-            firewalld.remove_source(&config.zone, *address)?;
-        }
-    }
-    Ok(())
+    let forgotten = addresses.iter().map(|address| {
+        if record::is_ours(socket, *address)? { Ok(()) } else { firewalld.remove_source(&config.zone, *address) }
+    });
+    Error::gather(forgotten.filter_map(Result::err).collect())
 }
 
 fn remove_where(

@@ -45,7 +45,7 @@ impl Container {
     /// The container of an attachment in an open namespace.
     pub fn inside(netns: Netns, path: &Path, attachment: &Attachment) -> Result<Container> {
         let ifname = attachment.ifname.clone();
-        let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie(), netns::ifindex(&ifname))))?;
+        let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie()?, netns::ifindex(&ifname)?)))?;
         let (device, inode) = netns.identity()?;
         let place = Place { netns: format!("{device}:{inode}"), cookie, path: path.display().to_string(), ifindex };
         Ok(Container { netns, place, ifname, socket: OnceCell::new() })
@@ -90,7 +90,7 @@ impl Container {
                 let along = if vanish { sysctl::of_ipv6(&self.ifname) } else { own_mtu() };
                 facts.along_with_mtu = values(along.into_iter())?;
             }
-            facts.indexes = indexes(&facts, &self.ifname);
+            facts.indexes = indexes(&facts, &self.ifname)?;
             Ok(())
         })?;
         if !facts.loses_ipv6.is_empty() {
@@ -200,8 +200,10 @@ impl Container {
 
     fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Vec<Error> {
         let put_back = |former: &Former| {
-            let of_another =
-                former.ifindex.is_some() && former.name.interface().and_then(netns::ifindex) != former.ifindex;
+            let of_another = match (former.ifindex, former.name.interface()) {
+                (Some(meant), Some(interface)) => netns::ifindex(interface)? != Some(meant),
+                (meant, _) => meant.is_some(),
+            };
             match sysctl::read(&former.name)? {
                 Some(Content::Value(value)) if value == former.value => Ok(()),
                 None => Ok(()),
@@ -253,7 +255,7 @@ fn values(names: impl Iterator<Item = Name>) -> Result<Vec<(Name, String)>> {
 }
 
 /// The indexes of the interfaces whose sysctls change.
-fn indexes(facts: &Facts, ifname: &str) -> BTreeMap<String, u32> {
+fn indexes(facts: &Facts, ifname: &str) -> Result<BTreeMap<String, u32>> {
     let mut indexes = BTreeMap::new();
     let followed = facts.sysctls.iter().flat_map(|found| match found {
         Found::There { name, followers, .. } => std::iter::once(name).chain(followers.iter().map(|(n, _)| n)).collect(),
@@ -262,12 +264,12 @@ fn indexes(facts: &Facts, ifname: &str) -> BTreeMap<String, u32> {
     let concerned = followed.filter_map(Name::interface).chain([ifname]);
     for interface in concerned.chain(facts.loses_ipv6.iter().map(String::as_str)) {
         if !indexes.contains_key(interface)
-            && let Some(index) = netns::ifindex(interface)
+            && let Some(index) = netns::ifindex(interface)?
         {
             indexes.insert(interface.to_owned(), index);
         }
     }
-    indexes
+    Ok(indexes)
 }
 
 /// The first name of a key that exists in the calling thread's namespace.
@@ -282,6 +284,9 @@ fn first_existing(key: &Key) -> Result<Option<(Name, Content)>> {
 
 fn find(key: &Key, to_write: bool) -> Result<Found> {
     let Some((name, content)) = first_existing(key)? else { return Ok(Found::Missing { on_host: None }) };
+    if content == Content::Directory {
+        return Ok(Found::Directory { name });
+    }
     if !to_write {
         return Ok(Found::There { name, content, followers: Vec::new() });
     }
@@ -319,7 +324,11 @@ fn write_together(steps: &[Step]) -> Result<Vec<(Name, String)>> {
         let mut refused = Vec::new();
         for (name, value) in waiting {
             match write_sysctl(name, value) {
-                Ok(()) => written.push(Written { name, value, held: held(name)? }),
+                Ok(()) => {
+                    let held = held(name)?;
+                    held.iter().try_for_each(|held| took_all(name, value, held))?;
+                    written.push(Written { name, value, held });
+                }
                 Err(error @ Error::UnsupportedField { .. }) => {
                     refusals.push(error);
                     refused.push((name, value));
@@ -334,6 +343,25 @@ fn write_together(steps: &[Step]) -> Result<Vec<(Name, String)>> {
     }
     agree(&written)?;
     Ok(written.into_iter().filter_map(|w| w.held.map(|held| (w.name.clone(), held))).collect())
+}
+
+/// Of several numbers the kernel takes as many as the sysctl has, and says nothing about the rest (`__do_proc_dointvec` in
+/// kernel/sysctl.c).
+fn took_all(name: &Name, value: &str, held: &str) -> Result<()> {
+    let numbers = |text: &str| text.split_whitespace().count();
+    let has_dropped = numbers(held) < numbers(value) && sysctl::same_value(&first(value, numbers(held)), held);
+    if !has_dropped || !held.split_whitespace().all(|number| number.parse::<i64>().is_ok()) {
+        return Ok(());
+    }
+    Err(Error::UnsupportedField {
+        key: format!("sysctl {name}"),
+        value: format!("\"{value}\""),
+        reason: format!("the kernel takes {} of these numbers and drops the others", numbers(held)),
+    })
+}
+
+fn first(value: &str, words: usize) -> String {
+    value.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
 }
 
 fn held(name: &Name) -> Result<Option<String>> {

@@ -54,6 +54,11 @@ pub enum Found {
         /// What the kernel will write too when it is written, and what that holds.
         followers: Vec<(Name, String)>,
     },
+    /// It is not one, but has others below it.
+    Directory {
+        /// Its name.
+        name: Name,
+    },
     /// It is there, but the namespace can't change it.
     Locked {
         /// Its name.
@@ -179,6 +184,9 @@ fn sysctl_step(setting: &Setting, found: &Found) -> Result<Step> {
         Found::Awaited { name } => {
             Ok(Step::Sysctl { name: name.clone(), before: None, after: setting.value.clone(), followers: Vec::new() })
         }
+        Found::Directory { name } => {
+            Err(unsupported(setting, format!("{name} is a directory of sysctls; one of those in it can be set")))
+        }
         Found::Locked { name, reason } => Err(unsupported(
             setting,
             format!(
@@ -302,6 +310,9 @@ fn sysctl_difference(setting: &Setting, found: &Found, facts: &Facts) -> Option<
             if same || as_kept() { None } else { other(name, format!("\"{value}\"")) }
         }
         Found::There { name, content: Content::Unset, .. } => other(name, "no value".into()),
+        Found::There { name, content: Content::Directory, .. } | Found::Directory { name } => {
+            other(name, "a directory".into())
+        }
         // It did what it does when it was written; there is nothing to compare.
         Found::There { content: Content::WriteOnly, .. } => None,
         Found::Locked { name, reason } => other(name, reason.clone()),

@@ -38,6 +38,10 @@ impl State for Adjustment {
         let directory = Directory::create(&self.config.data_dir)?;
         let others = records_beside(&directory, &call.attachment, place)?;
         let mut slot = Slot::choose(&directory, &call.attachment)?;
+        if let Some(reason) = &slot.spoilt {
+            let path = directory.path_of(&slot.name);
+            log::warn!("state file {}: {reason}; it is replaced, nothing can be put back from it", path.display());
+        }
         let mut record = slot.take_record(&directory, call, self)?;
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
         if let Err(error) = directory.write(&slot.name, &record.to_bytes()) {
@@ -131,6 +135,8 @@ struct Slot {
     name: String,
     content: Option<Vec<u8>>,
     record: Option<Record>,
+    /// Why what stands there can't be read.
+    spoilt: Option<String>,
 }
 
 impl Slot {
@@ -138,17 +144,18 @@ impl Slot {
     fn choose(directory: &Directory, attachment: &Attachment) -> Result<Slot> {
         let mut free = None;
         for name in file_names(attachment) {
-            let (content, record) = match directory.read(&name)? {
-                Stored::Absent | Stored::Spoilt(_) => (None, None),
-                Stored::Bytes(bytes) => {
-                    let record = Record::parse(&bytes).ok();
-                    (Some(bytes), record)
-                }
+            let (content, record, spoilt) = match directory.read(&name)? {
+                Stored::Absent => (None, None, None),
+                Stored::Spoilt(reason) => (None, None, Some(reason)),
+                Stored::Bytes(bytes) => match Record::parse(&bytes) {
+                    Ok(record) => (Some(bytes), Some(record), None),
+                    Err(reason) => (Some(bytes), None, Some(reason)),
+                },
             };
             match record.as_ref().and_then(Record::owner) {
-                Some(owner) if owner == *attachment => return Ok(Slot { name, content, record }),
+                Some(owner) if owner == *attachment => return Ok(Slot { name, content, record, spoilt }),
                 Some(_) => {}
-                None => free = free.or(Some(Slot { name, content, record })),
+                None => free = free.or(Some(Slot { name, content, record, spoilt })),
             }
         }
         free.ok_or_else(|| Error::StateFile {

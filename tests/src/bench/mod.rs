@@ -4,7 +4,7 @@
 //! and drawn in one place), [`site`] (a contender's laboratory), [`launch`] (running a program and taking the time),
 //! [`trace`] (counting what it does), [`floor`] (the least
 //! that it could do), [`instructions`] (the gate of CI), then the cases: [`pod`], [`calls`], [`packets`], [`scaling`] (with
-//! a [`crowd`]), [`shaping`].
+//! a [`crowd`]), [`upkeep`], [`shaping`].
 //!
 //! # To add a case
 //!
@@ -64,6 +64,7 @@ pub mod scaling;
 pub mod shaping;
 pub mod site;
 pub mod trace;
+pub mod upkeep;
 
 /// Everything that can be measured, in the order of the report.
 pub fn cases() -> Vec<Box<dyn Case>> {
@@ -71,6 +72,7 @@ pub fn cases() -> Vec<Box<dyn Case>> {
         Box::new(pod::Pod),
         Box::new(calls::Calls),
         Box::new(scaling::Scaling),
+        Box::new(upkeep::Upkeep),
         Box::new(packets::Packets),
         Box::new(shaping::Picture),
         Box::new(shaping::Accuracy(Proto::Tcp, Direction::Ingress)),

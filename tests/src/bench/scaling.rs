@@ -38,7 +38,7 @@ const ITEMS: [Item; 6] = [
     ("together", together),
 ];
 
-fn subject(plugin: &'static str) -> Subject {
+pub(super) fn subject(plugin: &'static str) -> Subject {
     let keys = match plugin {
         "portmap" => ports(1),
         "bandwidth" => rates(),

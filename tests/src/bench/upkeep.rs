@@ -1,0 +1,137 @@
+//! What the calls cost that nobody waits for but every node makes: STATUS every few seconds, and GC of attachments that are
+//! gone.
+
+use std::io::Result;
+
+use serde_json::{Value, json};
+
+use super::crowd::{self, Member};
+use super::report::{Column, Report, Table};
+use super::scaling::subject;
+use super::site::Site;
+use super::{Bench, Case, Contender, quantile};
+
+/// The case.
+#[derive(Debug)]
+pub struct Upkeep;
+
+const PLUGINS: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
+
+/// Attachments that are gone.
+const STALE: usize = 5_000;
+
+/// A link and an ifb each, which the kernel removes one after the other, each with a grace period.
+const STALE_OF_BANDWIDTH: usize = 500;
+
+type Item = (&'static str, fn(&Bench, &Contender, &mut Report) -> Result<()>);
+
+const ITEMS: [Item; 5] = [
+    ("status", status),
+    ("gc portmap", |bench, ours, report| gc(bench, ours, report, "portmap")),
+    ("gc bandwidth", |bench, ours, report| gc(bench, ours, report, "bandwidth")),
+    ("gc firewall", |bench, ours, report| gc(bench, ours, report, "firewall")),
+    ("gc tuning", |bench, ours, report| gc(bench, ours, report, "tuning")),
+];
+
+impl Case for Upkeep {
+    fn name(&self) -> &'static str {
+        "upkeep"
+    }
+
+    fn run(&self, bench: &Bench) -> Result<Report> {
+        let mut report = Report::new(self.name(), "STATUS, and GC of attachments that are gone");
+        report.notes.push("Ours only: the reference's STATUS and GC do nothing.".into());
+        for (_, item) in bench.chosen(self, &ITEMS, |(name, _)| name) {
+            bench.contenders.first().map_or(Ok(()), |ours| item(bench, ours, &mut report))?;
+        }
+        Ok(report)
+    }
+}
+
+/// STATUS beside VERSION, which is what starting the program costs.
+fn status(bench: &Bench, ours: &Contender, report: &mut Report) -> Result<()> {
+    let mut columns = vec![Column::text("plugin")];
+    columns.extend(["STATUS, median", "STATUS, p95", "bare exec, median"].map(|name| Column::number(name, "ms", 2)));
+    columns.push(Column::number("system calls", "", 0));
+    columns.push(Column::number("failures", "", 0));
+    let mut table = Table::new("STATUS", columns);
+    let rounds = bench.rounds * 5;
+    for plugin in PLUGINS {
+        let (site, progress) = (Site::new(), bench.progress(&format!("STATUS of {plugin}"), rounds));
+        let config = of_1_1(site.config(&subject(plugin)), json!(null));
+        let (mut micros, mut failures) = ([Vec::new(), Vec::new()], 0);
+        // The first round warms up.
+        for round in 0..=rounds {
+            for (verb, micros) in ["STATUS", "VERSION"].into_iter().zip(&mut micros) {
+                let run = site.call(&ours.bin, plugin, verb, &config)?;
+                failures += usize::from(!run.success);
+                micros.extend((round > 0).then_some(run.micros / 1e3));
+            }
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+        let [status, exec] = micros.map(|mut all| {
+            all.sort_by(f64::total_cmp);
+            [0.5, 0.95].map(|part| quantile(&all, part))
+        });
+        let syscalls = site.trace(&ours.bin, plugin, "STATUS", &config, false)?.syscalls;
+        let figures = [status[0], status[1], exec[0], syscalls as f64, failures as f64];
+        let cells = figures.into_iter().map(Into::into);
+        table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
+    }
+    report.tables.push(table);
+    Ok(())
+}
+
+/// GC of so many attachments of a network, of which one lives, and again when there is nothing left to do.
+fn gc(bench: &Bench, ours: &Contender, report: &mut Report, plugin: &'static str) -> Result<()> {
+    let stale = if plugin == "bandwidth" { STALE_OF_BANDWIDTH } else { STALE };
+    let rounds = if plugin == "bandwidth" { 1 } else { bench.rounds.min(3) };
+    let progress = bench.progress(&format!("GC of {plugin}"), rounds * stale);
+    let (mut first, mut again, mut failures) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..rounds {
+        let (site, subject) = (Site::new(), subject(plugin));
+        crowd::add(&site, &ours.bin, &subject, 0..stale, &|| progress.inc(1))?;
+        let config = site.config(&subject).to_string().into_bytes();
+        let alive = [site.call(&ours.bin, plugin, "ADD", &config)?];
+        let own = json!([{"containerID": site.container.id, "ifname": site.container.ifname}]);
+        let list = of_1_1(site.config(&subject), own);
+        let calls = [&mut first, &mut again]
+            .map(|micros| site.call(&ours.bin, plugin, "GC", &list).inspect(|run| micros.push(run.micros / 1e3)));
+        let calls: Vec<_> = calls.into_iter().collect::<Result<_>>()?;
+        // The living one is untouched, and one that was dead can be made anew.
+        let check = site.call(&ours.bin, plugin, "CHECK", &config)?;
+        let anew = Member(1).config(&site, &subject).to_string();
+        let mut command = Member(1).command(&site, &ours.bin, plugin, "ADD");
+        let anew = site.lab.host.inside(|| super::launch::timed(&mut command, anew.as_bytes()))?;
+        failures += alive.iter().chain(&calls).chain([&check, &anew]).filter(|run| !run.success).count();
+    }
+    progress.finish_and_clear();
+    [&mut first, &mut again].into_iter().for_each(|all| all.sort_by(f64::total_cmp));
+    let columns = vec![
+        Column::text("plugin"),
+        Column::number("stale attachments", "", 0),
+        Column::number("GC, median", "ms", 1),
+        Column::number("GC again", "ms", 1),
+        Column::number("failures", "", 0),
+    ];
+    if report.tables.last().is_none_or(|table| table.title != GC) {
+        report.tables.push(Table::new(GC, columns));
+    }
+    let figures = [stale as f64, quantile(&first, 0.5), quantile(&again, 0.5), failures as f64];
+    let cells = figures.into_iter().map(Into::into);
+    if let Some(table) = report.tables.last_mut() {
+        table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+const GC: &str = "GC of attachments that are gone, beside one that lives";
+
+/// The configuration of a verb that came with CNI 1.1.0.
+fn of_1_1(mut config: Value, living: Value) -> Vec<u8> {
+    config["cniVersion"] = "1.1.0".into();
+    config["prevResult"] = Value::Null;
+    config["cni.dev/valid-attachments"] = living;
+    config.to_string().into_bytes()
+}
