@@ -92,10 +92,11 @@ fn mapping(key: &str, value: Value) -> Value {
     mapping
 }
 
-/// A value at a key, and whether it may stand there.
-#[test]
-fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
-    let cases = [
+/// A plugin, a value at a key, and whether it may stand there.
+type Case = (&'static str, Value, bool);
+
+fn of_portmap() -> Vec<Case> {
+    vec![
         ("portmap", json!({"snat": true}), true),
         ("portmap", json!({"SNAT": true}), true),
         ("portmap", json!({"snat": null}), true),
@@ -134,6 +135,12 @@ fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
         ("portmap", json!({"dns": {"search": "example.org"}}), false),
         ("portmap", json!({"ipam": {"type": "host-local", "ranges": []}}), true),
         ("portmap", json!({"ipam": "host-local"}), false),
+    ]
+}
+
+#[test]
+fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
+    let cases = [
         ("bandwidth", json!({"ingressRate": 8, "ingressBurst": 8}), true),
         ("bandwidth", json!({"ingresRate": 8, "ingressBurst": 8}), false),
         ("bandwidth", json!({"ingressRate": -8}), false),
@@ -161,6 +168,10 @@ fn what_is_misspelt_or_of_the_wrong_type_is_refused() {
         ("tuning", json!({"args": {"cni": {"mtu": "1400"}}}), false),
         ("tuning", json!({"x-vendor": [1], "example.org/key": 1, "$schema": "tuning.schema.json"}), true),
     ];
+    are_judged_so(cases.into_iter().chain(of_portmap()));
+}
+
+fn are_judged_so(cases: impl IntoIterator<Item = Case>) {
     let conflist = validator("conflist");
     for (plugin, mut config, valid) in cases {
         config["type"] = plugin.into();
