@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_document_is_that_of_the_error() {
-        let document = Error::OutOfMemory.to_document(Version::LATEST);
+        let document = Error::OutOfMemory.to_document(Version::LATEST.as_str());
         let written: serde_json::Value = serde_json::from_str(DOCUMENT).unwrap();
         assert_eq!(written, serde_json::to_value(document).unwrap());
     }

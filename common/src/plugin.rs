@@ -494,7 +494,8 @@ mod tests {
 
     #[test]
     fn an_error_names_the_version_of_the_configuration_whatever_is_wrong() {
-        let cases: [(&str, &str, &[(&str, &str)], &str); 6] = [
+        type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
+        let cases: [Case; 6] = [
             ("FROB", r#"{"cniVersion":"0.3.1"}"#, &[], "0.3.1"),
             ("ADD", r#"{"cniVersion":"0.4.0"}"#, &[("CNI_IFNAME", "")], "0.4.0"),
             ("DEL", r#"{"CNIVERSION":"1.0.0"}"#, &[("CNI_CONTAINERID", "a/b")], "1.0.0"),
