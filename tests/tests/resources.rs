@@ -161,6 +161,61 @@ of_every_play! {
     too_little_memory_is_told
 }
 
+/// What a plugin may lack, how, and the words that say it.
+fn lacks() -> Vec<(&'static str, Vec<String>, &'static [&'static str])> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let capability = words(&["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+    vec![
+        ("CAP_NET_ADMIN", capability, &["CAP_NET_ADMIN"]),
+        ("a /proc/sys to write", read_only("/proc/sys").to_vec(), &["ead-only", "EROFS"]),
+        ("a /run/cni to write", read_only("/run/cni").to_vec(), &["ead-only", "EROFS"]),
+        ("a sixth descriptor", words(&["prlimit", "--nofile=5"]), &["EMFILE", "Too many open files"]),
+    ]
+}
+
+/// A verb that says yes has done its work, and one that says no says what it lacks. ADD, CHECK and STATUS have changed nothing then;
+/// and once nothing is lacking DEL cleans up.
+fn what_is_lacking_is_told(play: Play) {
+    let scene = Scene::set(play);
+    let clean = Clean::of(&scene);
+    for (what, wrapper, words) in lacks() {
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let mut told = Vec::new();
+        for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status] {
+            if verb != Verb::Add {
+                scene.call(Verb::Add).succeeds();
+            }
+            let before = scene.glance();
+            let (host, config) = (&scene.lab.host, scene.config_for(verb));
+            let outcome = scene.plugin.call_under(&wrapper, host, verb, config, &scene.target);
+            if outcome.exit != 0 {
+                told.push(verb);
+                says(&outcome.fails(), words);
+            }
+            match (verb, outcome.exit) {
+                (Verb::Add, 0) => drop(scene.call(Verb::Check).succeeds()),
+                (Verb::Del, 0) if outcome.stderr.contains("for the next DEL") => {}
+                (Verb::Del | Verb::Gc, 0) => clean.assert(verb == Verb::Gc, outcome.call()),
+                (Verb::Del | Verb::Gc, _) => {}
+                // A file of no content, by which calls wait for each other, is put in once a host.
+                (Verb::Add, _) => clean.assert(false, outcome.call()),
+                _ => assert_same(&before, &scene.glance(), outcome.call()),
+            }
+            scene.call(Verb::Del).succeeds();
+            clean.assert(false, &format!("{verb:?} without {what}: {}", outcome.call()));
+            scene.reset();
+        }
+        println!("{play:?} without {what}: {told:?} can't");
+        if what == "CAP_NET_ADMIN" {
+            assert!(told.contains(&Verb::Add) && told.contains(&Verb::Status), "{play:?} without {what}: {told:?}");
+        }
+    }
+}
+
+of_every_play! {
+    what_is_lacking_is_told
+}
+
 /// A container, and what publishes so many ports of it. The container must live on: its links go some time after it.
 fn ports(lab: &Lab, number: usize) -> (netns_tests::Container, Value) {
     let container = lab.container(2);

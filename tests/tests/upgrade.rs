@@ -1,9 +1,9 @@
 //! The state of another time: after a reboot, of the Go reference, and for the Go reference.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use netns_tests::scene::{Play, Scene};
-use netns_tests::{Plugin, Snapshot, Verb};
-use serde_json::Value;
+use netns_tests::scene::{NETWORK, Play, Scene};
+use netns_tests::{Plugin, Snapshot, Target, Verb};
+use serde_json::{Value, json};
 
 /// Lines that name the container, its addresses, or what is made for it alone.
 fn traces(snapshot: &Snapshot) -> Vec<String> {
@@ -115,7 +115,7 @@ fn the_references_del_does_no_harm_to_what_is_ours() {
         of_neighbour["prevResult"] = neighbour.prev_result("1.0.0");
         if play == Play::Portmap {
             of_neighbour["runtimeConfig"] =
-                serde_json::json!({"portMappings": [{"hostPort": 9090, "containerPort": 80, "protocol": "tcp"}]});
+                json!({"portMappings": [{"hostPort": 9090, "containerPort": 80, "protocol": "tcp"}]});
         }
         let call = |plugin: &Plugin, verb| plugin.call(&scene.lab.host, verb, &config, &scene.target);
         call(&scene.plugin, Verb::Add).succeeds();
@@ -125,6 +125,36 @@ fn the_references_del_does_no_harm_to_what_is_ours() {
         assert_eq!(check.exit, 0, "{play:?}: {}", check.call());
         call(&scene.plugin, Verb::Del).succeeds();
         scene.plugin.call(&scene.lab.host, Verb::Del, &of_neighbour, &neighbour.target()).succeeds();
+        let left = traces(&state(&scene));
+        assert!(left.is_empty(), "{play:?}: {left:#?}");
+    }
+}
+
+/// GC of ours on a host whose containers the reference has added: the living keep everything, whichever network GC is for; of the
+/// dead goes what says whose it is, which is portmap's only; and the runtime's DEL takes the rest.
+#[test]
+fn our_gc_spares_what_the_reference_has_made_for_the_living() {
+    for play in SWAPPED {
+        let scene = Scene::set(play);
+        let (config, reference) = (config(&scene), Plugin::reference(play.plugin()));
+        // What is put in once a host, so that it makes no difference.
+        scene.call(Verb::Add).succeeds();
+        scene.call(Verb::Del).succeeds();
+        reference.call(&scene.lab.host, Verb::Add, &config, &scene.target).succeeds();
+        let made = state(&scene);
+        let gc = |network: &str, living: Value| {
+            let nobody = Target::new("", "", "");
+            let config = json!({
+                "cniVersion": "1.1.0", "name": network, "type": play.plugin(), "cni.dev/valid-attachments": living,
+            });
+            scene.plugin.call(&scene.lab.host, Verb::Gc, &config, &nobody).succeeds();
+        };
+        gc(NETWORK, json!([{"containerID": scene.target.container, "ifname": scene.target.ifname}]));
+        gc("another", json!([]));
+        scene.lab.host.assert_same_as(&made);
+        gc(NETWORK, json!([]));
+        assert_eq!(traces(&state(&scene)).is_empty(), play == Play::Portmap, "{play:?}");
+        scene.plugin.call(&scene.lab.host, Verb::Del, &config, &scene.target).succeeds();
         let left = traces(&state(&scene));
         assert!(left.is_empty(), "{play:?}: {left:#?}");
     }

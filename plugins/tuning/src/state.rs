@@ -338,9 +338,23 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
     Error::gather(errors)
 }
 
+/// Whether CAP_NET_ADMIN (number 12 in linux/capability.h) is among the capabilities in force (proc(5), `CapEff`).
+fn may_administer_networks() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // Who can't tell doesn't say no.
+    effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_none_or(|bits| bits & 1 << 12 != 0)
+}
+
 /// STATUS: the allowlist admits what is configured, and what ADD needs can be written.
 pub fn status(config: &Config) -> Result<()> {
     let not_available = |error: Error, next: &str| Error::NotAvailable { reason: error.to_string(), next: next.into() };
+    if !may_administer_networks() {
+        return Err(Error::NotAvailable {
+            reason: "the plugin lacks CAP_NET_ADMIN, so neither sysctls nor links can be set".into(),
+            next: "run the container runtime as root, or give it CAP_NET_ADMIN".into(),
+        });
+    }
     if !config.sysctls.is_empty() && sysctl::all_read_only() {
         return Err(Error::NotAvailable {
             reason: "/proc/sys is mounted read-only, so no sysctl can be set".into(),
