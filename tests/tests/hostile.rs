@@ -332,6 +332,53 @@ fn a_state_file_of_tuning_that_is_spoilt_harms_nobody() {
     a_state_file_that_is_spoilt_harms_nobody(Play::Tuning, "/run/cni/tuning");
 }
 
+/// A state file with another content, which is believed only if nobody else can have written it. `befallen` brings about what makes
+/// the plugin look into it.
+fn a_forged_state_file_is_believed_of_its_owner_only(
+    play: Play,
+    directory: &str,
+    [truth, forgery]: [&str; 2],
+    befallen: &dyn Fn(&Scene) -> String,
+) {
+    for (guise, is_believed) in [("true", true), ("chown 65534 FILE", false), ("chmod 666 FILE", false)] {
+        let scene = Scene::set(play);
+        let host = &scene.lab.host;
+        scene.call(Verb::Add).succeeds();
+        let file = host.run(&format!("find {directory} -type f"));
+        let content = host.read(file.trim());
+        assert!(content.contains(truth), "{content}");
+        host.write(file.trim(), content.replace(truth, forgery));
+        host.run(&guise.replace("FILE", file.trim()));
+        let state = befallen(&scene);
+        assert_eq!(state.contains(forgery), is_believed, "{play:?}, {guise}: {state}");
+    }
+}
+
+#[test]
+fn a_forged_state_file_of_tuning_is_believed_of_its_owner_only() {
+    let befallen = |scene: &Scene| {
+        scene.call(Verb::Del).succeeds();
+        scene.container.netns.run("ip link show eth0").replace("mtu ", "\"mtu\": ")
+    };
+    let forgery = ["\"mtu\": 1500", "\"mtu\": 1234"];
+    a_forged_state_file_is_believed_of_its_owner_only(Play::Tuning, "/run/cni/tuning", forgery, &befallen);
+}
+
+/// Who finds the rules flushed puts in what all had.
+#[test]
+fn a_forged_state_file_of_firewall_is_believed_of_its_owner_only() {
+    let befallen = |scene: &Scene| {
+        scene.lab.host.nft("flush ruleset");
+        let other = scene.lab.container(3);
+        let mut config = scene.config.clone();
+        config["prevResult"] = other.prev_result("1.1.0");
+        scene.plugin.call(&scene.lab.host, Verb::Add, &config, &other.target()).succeeds();
+        scene.lab.host.run("nft list ruleset")
+    };
+    let forgery = ["10.88.0.2", "10.88.0.99"];
+    a_forged_state_file_is_believed_of_its_owner_only(Play::Firewall, "/run/cni/firewall", forgery, &befallen);
+}
+
 /// A conflist as the operator's tool would be given it, with all four plugins behind a main plugin.
 fn conflist() -> String {
     let bridge = json!({"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}});
