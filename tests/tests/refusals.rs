@@ -112,10 +112,10 @@ fn lied_to(play: Play, verb: Verb) -> (usize, Vec<String>) {
     (tried, wrong)
 }
 
-/// Known and left, as docs/reliability.md says: that there is no iptables-legacy is believed; and portmap's transaction was made,
-/// but its answer is lost, so the sysctl that goes with it is not set, or not put back.
+/// Known and left, as docs/reliability.md says: that a file isn't there is believed; and portmap's transaction was made, but its
+/// answer is lost, so the sysctl that goes with it is not set, or not put back.
 fn is_known(play: Play, fault: Fault, call: &Answerable, outcome: &Outcome) -> bool {
-    if play == Play::FirewallLegacy && fault == Fault::Fails(Errno::ENOENT) && call.what.ends_with("_tables_names") {
+    if fault == Fault::Fails(Errno::ENOENT) && !call.is_change && outcome.exit == 0 {
         return true;
     }
     let is_lost = fault == Fault::Unanswered || (call.what.starts_with("recv") && call.what.ends_with("nfnetlink"));
