@@ -139,7 +139,7 @@ impl RouteSocket {
 }
 
 /// Requests in one datagram at the most: their acknowledgements must find room in the socket's receive buffer.
-const DATAGRAM_REQUESTS: usize = 64;
+pub const DATAGRAM_REQUESTS: usize = 64;
 
 /// A request that can be sent together with others.
 #[derive(Debug)]

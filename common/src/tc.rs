@@ -51,6 +51,8 @@ pub struct BucketSeen {
     pub limit: u32,
     /// Its maker's mark; 0 if it has none.
     pub mark: u32,
+    /// Whether its maker has said for which kind of link it counts, as tc(8) always does, and the reference never.
+    pub for_a_link_layer: bool,
 }
 
 impl BucketSeen {
@@ -58,7 +60,8 @@ impl BucketSeen {
     pub fn of(bucket: &TokenBucket, mark: u32) -> BucketSeen {
         let ticks = transmission_time(bucket.rate, bucket.burst) / TICK_NS;
         // The kernel's field is that narrow: `opt.buffer = PSCHED_NS2TICKS(q->buffer)` in tbf_dump.
-        BucketSeen { rate: bucket.rate, buffer: (ticks & u64::from(u32::MAX)) as u32, limit: bucket.limit, mark }
+        let buffer = (ticks & u64::from(u32::MAX)) as u32;
+        BucketSeen { rate: bucket.rate, buffer, limit: bucket.limit, mark, for_a_link_layer: true }
     }
 
     /// Whether this is `bucket`, whosoever's.
@@ -118,9 +121,12 @@ pub struct Shaped {
     pub mark: u32,
 }
 
-/// The handles under which token buckets are made: `1:`, as in the reference, and `6277:` ("bw" in ASCII), which takes its
-/// place where it can't be changed as it is.
-pub const BUCKET_MAJORS: [u16; 2] = [1, 0x6277];
+/// The handles under which token buckets are made: `6277:` ("bw" in ASCII), and `6278:`, which takes its place where it can't
+/// be changed as it is. Not `1:`, which is the reference's, and what people write who make one by hand.
+pub const BUCKET_MAJORS: [u16; 2] = [0x6277, 0x6278];
+
+/// The handle under which the reference makes its token buckets.
+pub const REFERENCE_MAJOR: u16 = 1;
 
 /// Where a filter sees a link's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -567,6 +573,7 @@ const TCA_TBF_BURST: u16 = 6;
 /// Offsets in `struct tc_tbf_qopt`: `tc_ratespec` rate (12 bytes, of which the rate is the last four), the same for the
 /// peak rate, then limit, buffer and mtu.
 const QOPT_LEN: usize = 36;
+const QOPT_LINKLAYER: usize = 1;
 const QOPT_RATE: usize = 8;
 const QOPT_LIMIT: usize = 24;
 const QOPT_BUFFER: usize = 28;
@@ -575,6 +582,9 @@ const QOPT_PEAK: usize = 20;
 
 /// `TC_LINKLAYER_ETHERNET`: with it the kernel wants no rate table.
 const LINKLAYER_ETHERNET: u8 = 1;
+
+/// The bits that tell the link layer (include/uapi/linux/pkt_sched.h).
+const TC_LINKLAYER_MASK: u8 = 0x0f;
 
 /// The mark stands in `mtu`, which belongs to the peak rate: without one the kernel keeps it, gives it back and never uses
 /// it (`tbf_change` and `tbf_dump`, net/sched/sch_tbf.c).
@@ -604,7 +614,8 @@ fn bucket_seen(option: &TcOption) -> Option<BucketSeen> {
                 let word = |at: usize| bytes.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_ne_bytes);
                 let (rate, buffer, limit) = (word(QOPT_RATE)?, word(QOPT_BUFFER)?, word(QOPT_LIMIT)?);
                 let mark = if word(QOPT_PEAK)? == 0 { word(QOPT_MTU)? } else { 0 };
-                seen = Some(BucketSeen { rate: rate.into(), buffer, limit, mark });
+                let for_a_link_layer = bytes.get(QOPT_LINKLAYER).is_some_and(|byte| byte & TC_LINKLAYER_MASK != 0);
+                seen = Some(BucketSeen { rate: rate.into(), buffer, limit, mark, for_a_link_layer });
             }
             TCA_TBF_RATE64 => wide = bytes.try_into().ok().map(u64::from_ne_bytes),
             _ => {}
@@ -672,7 +683,8 @@ mod tests {
     fn a_bucket_is_read_as_the_kernel_writes_it() {
         let message = TcMessage::parse(&without_comments(ANSWER)).unwrap();
         let qdisc = as_qdisc(&RouteNetlinkMessage::NewQueueDiscipline(message)).unwrap();
-        let seen = BucketSeen { rate: 5_000_000_000, buffer: 156, limit: 81_250, mark: 0 };
+        let seen = BucketSeen::of(&TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 }, 0);
+        assert_eq!(seen.buffer, 156);
         assert_eq!(qdisc, Qdisc { kind: "tbf".into(), major: 1, bucket: Some(seen) });
         assert!(seen.is(&TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 }));
     }

@@ -17,8 +17,11 @@ use crate::present::{Holder, Ifb, Present, bank_of, choose_bank, holder};
 /// A link that a change is about, by name: an ifb has no index yet when the changes are planned.
 pub type Name = String;
 
-/// A token bucket, and the major number of its handle.
-pub type Held = (u16, TokenBucket);
+/// A token bucket and its owner's mark.
+pub type Owned = (TokenBucket, u32);
+
+/// The same, and the major number of its handle.
+pub type Held = (u16, Owned);
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +33,11 @@ pub enum Change {
     /// Replaces a link's alias, the first, by the second.
     Label(Name, String, String),
     /// Puts a bucket at the root of a link.
-    AddBucket(Name, TokenBucket),
+    AddBucket(Name, Owned),
     /// Changes the bucket at the root of a link from the first to the second: what waits goes on waiting.
-    ChangeBucket(Name, Held, TokenBucket),
+    ChangeBucket(Name, Held, Owned),
     /// Puts the second bucket in the place of the first: what waits is dropped.
-    ExchangeBucket(Name, Held, TokenBucket),
+    ExchangeBucket(Name, Held, Owned),
     /// Gives the link its hooks.
     AddHooks,
     /// Adds a filter at a priority: through an ifb with a cookie, or passing.
@@ -47,6 +50,8 @@ pub enum Change {
     DropHooks,
     /// Deletes an ifb.
     DropIfb(Name),
+    /// Deletes several ifbs, all at once.
+    DropIfbs(Vec<Name>),
 }
 
 impl Change {
@@ -71,7 +76,14 @@ impl Change {
     }
 
     fn is_deletion(&self) -> bool {
-        matches!(self, Change::DropFilters(..) | Change::DropBucket(..) | Change::DropHooks | Change::DropIfb(_))
+        matches!(
+            self,
+            Change::DropFilters(..)
+                | Change::DropBucket(..)
+                | Change::DropHooks
+                | Change::DropIfb(_)
+                | Change::DropIfbs(_)
+        )
     }
 }
 
@@ -89,9 +101,9 @@ impl fmt::Display for Change {
             Change::MakeIfb(name, mac, mtu) => write!(f, "make ifb {name} mac {} mtu {mtu}", mac_text(*mac)),
             Change::RaiseIfb(name, label, mtu) => write!(f, "set {name} up, alias \"{label}\", mtu {mtu}"),
             Change::Label(name, _, to) => write!(f, "set the alias of {name} to \"{to}\""),
-            Change::AddBucket(name, bucket) => write!(f, "add {bucket} to {name}"),
-            Change::ChangeBucket(name, (_, from), to) => write!(f, "change {from} of {name} to {to}"),
-            Change::ExchangeBucket(name, (_, from), to) => write!(f, "exchange {from} of {name} for {to}"),
+            Change::AddBucket(name, (bucket, _)) => write!(f, "add {bucket} to {name}"),
+            Change::ChangeBucket(name, (_, (from, _)), (to, _)) => write!(f, "change {from} of {name} to {to}"),
+            Change::ExchangeBucket(name, (_, (from, _)), (to, _)) => write!(f, "exchange {from} of {name} for {to}"),
             Change::AddHooks => f.write_str("add clsact"),
             Change::AddFilter(hook, priority, matches, Some((ifb, _))) => {
                 write!(f, "add {hook} filter {priority:#x} {matches} redirect to {ifb}")
@@ -103,6 +115,7 @@ impl fmt::Display for Change {
             Change::DropBucket(name, major) => write!(f, "delete the tbf {major:x}: of {name}"),
             Change::DropHooks => f.write_str("delete the hooks"),
             Change::DropIfb(name) => write!(f, "delete ifb {name}"),
+            Change::DropIfbs(names) => write!(f, "delete ifbs {}", names.join(", ")),
         }
     }
 }
@@ -123,8 +136,9 @@ pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
         match &lane.via {
             Via::Root => root = root_bucket(shaping, lane.bucket, present.root.as_ref())?,
             Via::Ifb { name, mac, rules } => {
-                let there = present.ifb(name).filter(|ifb| is_usable(ifb, shaping));
-                changes.extend(ifb(shaping, name, *mac, lane.bucket, present.ifb(name), there.is_some()));
+                let there = present.ifb(name).filter(|ifb| is_usable(ifb, *mac, shaping));
+                let owned = (lane.bucket, shaping.mark.number(hooks_are_ours));
+                changes.extend(ifb(shaping, name, *mac, owned, present.ifb(name), there.is_some()));
                 require_hook(lane.hook, shaping, hooked)?;
                 let cookie = shaping.mark.cookie(hooks_are_ours);
                 let (add, delete) = filters(shaping, lane.hook, rules, (name, cookie), there, hooked);
@@ -155,18 +169,21 @@ fn exchanges_hooks(shaping: &Shaping, present: &Present) -> bool {
     transmits && present.hooks.as_ref().is_some_and(|q| q.kind == "ingress") && hooks_may_go(present, shaping.mark)
 }
 
-/// Ours, and without a qdisc that somebody else has put there.
-fn is_usable(ifb: &Ifb, shaping: &Shaping) -> bool {
+/// Ours, even if somebody has taken its alias away, and without a qdisc that somebody else has put there.
+fn is_usable(ifb: &Ifb, mac: [u8; 6], shaping: &Shaping) -> bool {
+    let device = &ifb.device;
+    let is_ours = device.alias == shaping.label || (device.alias.is_empty() && device.mac == Some(mac));
     let is_bucket = |qdisc: &Qdisc| holder(qdisc, shaping.mark) != Holder::Foreign;
-    ifb.device.alias == shaping.label && ifb.root.as_ref().is_none_or(is_bucket)
+    is_ours && ifb.root.as_ref().is_none_or(is_bucket)
 }
 
 fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> Result<Option<Change>> {
     let link = &shaping.link.name;
+    let wanted = (wanted, shaping.mark.number(false));
     let Some(qdisc) = root else { return Ok(Some(Change::AddBucket(link.clone(), wanted))) };
     match (holder(qdisc, shaping.mark), qdisc.bucket) {
-        (Holder::Ours, Some(seen)) if seen.is(&wanted) => Ok(None),
-        (Holder::Ours | Holder::Unmarked, Some(seen)) => {
+        (Holder::Ours, Some(seen)) if seen.is(&wanted.0) => Ok(None),
+        (Holder::Ours | Holder::Unmarked | Holder::Reference, Some(seen)) => {
             Ok(Some(another_bucket(link, (qdisc.major, &seen), wanted, &shaping.link)))
         }
         _ => Err(Error::Link {
@@ -189,10 +206,13 @@ const GSO_MAX: u32 = 64 << 10;
 /// From one bucket to another: in place, unless what waits may be larger than the new burst. Such a packet would never
 /// find enough tokens, and nothing behind it would ever leave: packets are cut to the burst when they come, not when they
 /// go (`tbf_enqueue`, net/sched/sch_tbf.c).
-fn another_bucket(name: &str, (major, seen): (u16, &BucketSeen), wanted: TokenBucket, link: &Device) -> Change {
-    let holds_any = link.gso_max <= GSO_MAX && wanted.burst >= LARGEST_PACKET;
-    let held = (major, seen.bucket());
-    if holds_any || seen.burst_is_at_most(wanted.burst) {
+///
+/// The reference's gives way in any case: it is in another place than ours.
+fn another_bucket(name: &str, (major, seen): (u16, &BucketSeen), wanted: Owned, link: &Device) -> Change {
+    let (TokenBucket { burst, .. }, _) = wanted;
+    let holds_any = link.gso_max <= GSO_MAX && burst >= LARGEST_PACKET;
+    let held = (major, (seen.bucket(), seen.mark));
+    if BUCKET_MAJORS.contains(&major) && (holds_any || seen.burst_is_at_most(burst)) {
         Change::ChangeBucket(name.to_owned(), held, wanted)
     } else {
         Change::ExchangeBucket(name.to_owned(), held, wanted)
@@ -200,33 +220,26 @@ fn another_bucket(name: &str, (major, seen): (u16, &BucketSeen), wanted: TokenBu
 }
 
 /// An ifb of the reference's has no alias: it is made anew, because its hardware address is not known to stay.
-fn ifb(
-    shaping: &Shaping,
-    name: &str,
-    mac: [u8; 6],
-    bucket: TokenBucket,
-    there: Option<&Ifb>,
-    usable: bool,
-) -> Vec<Change> {
+fn ifb(shaping: &Shaping, name: &str, mac: [u8; 6], wanted: Owned, there: Option<&Ifb>, usable: bool) -> Vec<Change> {
     let mtu = shaping.link.mtu;
     let Some(there) = there.filter(|_| usable) else {
         let stale = there.map(|_| Change::DropIfb(name.to_owned()));
         let new = [
             Change::MakeIfb(name.to_owned(), mac, mtu),
-            Change::AddBucket(name.to_owned(), bucket),
+            Change::AddBucket(name.to_owned(), wanted),
             Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu),
         ];
         return stale.into_iter().chain(new).collect();
     };
     let mut changes = Vec::new();
     match &there.root {
-        None => changes.push(Change::AddBucket(name.to_owned(), bucket)),
-        Some(Qdisc { bucket: Some(seen), major, .. }) if !seen.is(&bucket) => {
-            changes.push(another_bucket(name, (*major, seen), bucket, &shaping.link));
+        None => changes.push(Change::AddBucket(name.to_owned(), wanted)),
+        Some(Qdisc { bucket: Some(seen), major, .. }) if !seen.is(&wanted.0) || seen.mark != wanted.1 => {
+            changes.push(another_bucket(name, (*major, seen), wanted, &shaping.link));
         }
         Some(_) => {}
     }
-    if !there.device.up || there.device.mtu != mtu {
+    if !there.device.up || there.device.mtu != mtu || there.device.alias != shaping.label {
         changes.push(Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu));
     }
     changes
@@ -316,8 +329,8 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
     }
     let bucket_in_use = shaping.lanes.iter().any(|lane| lane.via == Via::Root);
     let bucket_is_ours = match present.root_holder(shaping.mark) {
-        Some(Holder::Ours) => true,
-        Some(Holder::Unmarked) => present.has_references(),
+        Some(Holder::Ours | Holder::Unmarked) => true,
+        Some(Holder::Reference) => present.has_references(),
         _ => false,
     };
     if let Some(root) = present.root.as_ref().filter(|_| !bucket_in_use && bucket_is_ours) {
@@ -336,7 +349,7 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
 /// Whether we made the hooks and nobody else has put a filter there since.
 fn hooks_may_go(present: &Present, mark: Mark) -> bool {
     let ours = present.ours(mark).count();
-    present.hooks_are_ours(mark) && ours == present.filters.len()
+    present.hooks.is_some() && present.hooks_are_ours(mark) && ours == present.filters.len()
 }
 
 /// What takes away everything of `label` and `mark` on a link, and, where no other link needs them, the ifbs; a bucket
@@ -355,14 +368,14 @@ pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool
     let name = &present.link.name;
     let root_is_ours = match present.root_holder(mark) {
         Some(Holder::Ours) => true,
-        Some(Holder::Unmarked) => link_is_ours || present.ours(mark).next().is_some(),
+        Some(Holder::Unmarked | Holder::Reference) => link_is_ours || present.ours(mark).next().is_some(),
         _ => false,
     };
     if let Some(root) = present.root.as_ref().filter(|_| root_is_ours) {
         changes.push(Change::DropBucket(name.clone(), root.major));
     }
-    let ifbs = present.ifbs.iter().filter(|_| with_ifbs);
-    changes.extend(ifbs.map(|ifb| Change::DropIfb(ifb.device.name.clone())));
+    let ifbs: Vec<Name> = present.ifbs.iter().filter(|_| with_ifbs).map(|ifb| ifb.device.name.clone()).collect();
+    changes.extend((!ifbs.is_empty()).then_some(Change::DropIfbs(ifbs)));
     if present.link.alias == label {
         changes.push(Change::Label(name.clone(), label.to_owned(), String::new()));
     }
@@ -370,8 +383,8 @@ pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool
 }
 
 /// Makes the changes, or, if one fails, takes back those that were made.
-pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Result<()> {
-    let mut hands = Hands::new(socket, present, mark, changes);
+pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Result<()> {
+    let mut hands = Hands::new(socket, present, changes);
     let mut done = Vec::new();
     for together in together(changes) {
         let mut failed = None;
@@ -398,8 +411,8 @@ pub fn make(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Chan
 }
 
 /// Makes all the changes, whichever fail.
-pub fn make_all(socket: &RouteSocket, present: &Present, mark: Mark, changes: &[Change]) -> Vec<Error> {
-    let mut hands = Hands::new(socket, present, mark, changes);
+pub fn make_all(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Vec<Error> {
+    let mut hands = Hands::new(socket, present, changes);
     hands.make(changes).into_iter().filter_map(Result::err).collect()
 }
 
@@ -416,20 +429,19 @@ struct Hands<'a> {
     socket: &'a RouteSocket,
     link: &'a Device,
     ifbs: Vec<Device>,
-    mark: u32,
     /// The aliases that the changes will give.
     labels: Vec<(&'a Name, &'a str)>,
 }
 
 impl<'a> Hands<'a> {
-    fn new(socket: &'a RouteSocket, present: &'a Present, mark: Mark, changes: &'a [Change]) -> Hands<'a> {
+    fn new(socket: &'a RouteSocket, present: &'a Present, changes: &'a [Change]) -> Hands<'a> {
         let label = |change: &'a Change| match change {
             Change::RaiseIfb(name, label, _) => Some((name, label.as_str())),
             _ => None,
         };
         let labels = changes.iter().filter_map(label).collect();
         let ifbs = present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
-        Hands { socket, link: &present.link, ifbs, mark: mark.number(), labels }
+        Hands { socket, link: &present.link, ifbs, labels }
     }
 
     fn device(&self, name: &str) -> Result<&Device> {
@@ -441,13 +453,19 @@ impl<'a> Hands<'a> {
     /// Makes changes that go together; nothing is sent if one of them can't be.
     fn make(&mut self, together: &[Change]) -> Vec<Result<()>> {
         together.iter().for_each(|change| log::debug!("{change}"));
-        let mut requests = match together.iter().map(|change| self.request(change)).collect::<Result<Vec<Request>>>() {
+        let of_each = match together.iter().map(|change| self.requests(change)).collect::<Result<Vec<Vec<Request>>>>() {
             Ok(requests) => requests,
             Err(error) => return vec![Err(error)],
         };
+        let counts: Vec<usize> = of_each.iter().map(Vec::len).collect();
+        let mut requests: Vec<Request> = of_each.into_iter().flatten().collect();
         requests.extend(together.iter().filter_map(|change| self.early_label(change)));
-        let outcomes = self.socket.change_all(&requests);
-        together.iter().zip(outcomes).map(|(change, outcome)| self.note(change, outcome)).collect()
+        let mut outcomes = self.socket.change_all(&requests).into_iter();
+        let whole = |(change, count): (&Change, usize)| {
+            let outcome = outcomes.by_ref().take(count).reduce(|all, one| all.and(one)).unwrap_or(Ok(None));
+            self.note(change, outcome)
+        };
+        together.iter().zip(counts).map(whole).collect()
     }
 
     /// An ifb gets its alias with the datagram that makes it, or GC would not know whose it is if this process were killed
@@ -459,17 +477,19 @@ impl<'a> Hands<'a> {
         Some(Request::set_alias_at(index_of(*mac), label))
     }
 
-    fn request(&self, change: &Change) -> Result<Request> {
-        Ok(match change {
+    fn requests(&self, change: &Change) -> Result<Vec<Request>> {
+        let one = match change {
             Change::MakeIfb(name, mac, mtu) => Request::make_ifb(index_of(*mac), name, *mac, *mtu),
             Change::RaiseIfb(name, label, mtu) => Request::set_up(self.device(name)?, label, *mtu),
             Change::Label(name, _, alias) => Request::set_alias(self.device(name)?, alias),
-            Change::AddBucket(name, bucket) => Request::add_bucket(self.device(name)?, FIRST_MAJOR, bucket, self.mark),
-            Change::ChangeBucket(name, (major, _), bucket) => {
-                Request::change_bucket(self.device(name)?, *major, bucket, self.mark)
+            Change::AddBucket(name, (bucket, mark)) => {
+                Request::add_bucket(self.device(name)?, FIRST_MAJOR, bucket, *mark)
             }
-            Change::ExchangeBucket(name, (major, _), bucket) => {
-                Request::exchange_bucket(self.device(name)?, other_major(*major), bucket, self.mark)
+            Change::ChangeBucket(name, (major, _), (bucket, mark)) => {
+                Request::change_bucket(self.device(name)?, *major, bucket, *mark)
+            }
+            Change::ExchangeBucket(name, (major, _), (bucket, mark)) => {
+                Request::exchange_bucket(self.device(name)?, other_major(*major), bucket, *mark)
             }
             Change::AddHooks => Request::add_hooks(self.link),
             Change::AddFilter(hook, priority, matches, through) => {
@@ -482,8 +502,15 @@ impl<'a> Hands<'a> {
             Change::DropFilters(hook, priority) => Request::delete_filters(self.link, *hook, *priority),
             Change::DropBucket(name, major) => Request::delete_bucket(self.device(name)?, *major),
             Change::DropHooks => Request::delete_hooks(self.link),
-            Change::DropIfb(name) => Request::delete_link(self.device(name)?),
-        })
+            Change::DropIfb(name) => return self.deletion(std::slice::from_ref(name)),
+            Change::DropIfbs(names) => return self.deletion(names),
+        };
+        Ok(vec![one])
+    }
+
+    fn deletion(&self, ifbs: &[Name]) -> Result<Vec<Request>> {
+        let devices = ifbs.iter().map(|name| self.device(name).cloned()).collect::<Result<Vec<Device>>>()?;
+        Ok(Request::delete_links(&devices))
     }
 
     /// Keeps in mind which ifbs there are now.
@@ -579,16 +606,17 @@ mod tests {
         }
 
         fn make(&mut self, change: &Change) {
-            let tbf = |major, bucket| {
-                let seen = BucketSeen::of(bucket, mark().number());
+            let tbf = |major, (bucket, mark): &Owned| {
+                let seen = BucketSeen::of(bucket, *mark);
                 Some(Qdisc { kind: "tbf".into(), major, bucket: Some(seen) })
             };
             match change {
-                Change::MakeIfb(name, _, mtu) => {
+                Change::MakeIfb(name, mac, mtu) => {
                     assert!(self.present.ifb(name).is_none(), "EEXIST");
                     self.next_index += 1;
                     let device = Device { index: self.next_index, kind: "ifb".into(), mtu: *mtu, ..Device::default() };
-                    self.present.ifbs.push(Ifb { device: Device { name: name.clone(), ..device }, root: None });
+                    let device = Device { name: name.clone(), mac: Some(*mac), ..device };
+                    self.present.ifbs.push(Ifb { device, root: None });
                 }
                 Change::RaiseIfb(name, label, mtu) => {
                     let device = &mut self.present.ifbs.iter_mut().find(|ifb| ifb.device.name == *name).unwrap().device;
@@ -606,6 +634,7 @@ mod tests {
                     let stays = matches!(change, Change::ChangeBucket(..));
                     let kept = if stays { *major } else { other_major(*major) };
                     let before = std::mem::replace(self.root(name), tbf(kept, to)).unwrap();
+                    let ((from, _), (to, _)) = (from, to);
                     assert!(before.bucket.unwrap().is(from) && before.major == *major, "{before} is not {from}");
                     // What waits is no larger than the former burst, and must not be larger than the new one.
                     let stalls = to.burst < from.burst.min(LARGEST_PACKET);
@@ -639,6 +668,7 @@ mod tests {
                     self.present.filters.clear();
                 }
                 Change::DropIfb(name) => self.present.ifbs.retain(|ifb| ifb.device.name != *name),
+                Change::DropIfbs(names) => self.present.ifbs.retain(|ifb| !names.contains(&ifb.device.name)),
             }
         }
 
@@ -785,7 +815,8 @@ mod tests {
         let stays = |from: u64, to: u64, gso_max| {
             let seen = BucketSeen::of(&bucket(from), 7);
             let link = Device { gso_max, ..Device::default() };
-            matches!(another_bucket("veth", (1, &seen), bucket(to), &link), Change::ChangeBucket(..))
+            let wanted = (bucket(to), 7);
+            matches!(another_bucket("veth", (FIRST_MAJOR, &seen), wanted, &link), Change::ChangeBucket(..))
         };
         assert!(stays(1_250_000, 2_500_000, GSO_MAX) && stays(1_250_000, 1_250_000, GSO_MAX));
         assert!(!stays(125_000_000, 1_250_000, GSO_MAX) && !stays(2_500_000, 1_250_000, GSO_MAX));
@@ -816,6 +847,59 @@ mod tests {
         let deletions = |group: &[Change]| group.iter().filter(|change| change.is_deletion()).count();
         let (last, before) = groups.split_last().unwrap();
         assert!(before.iter().all(|group| deletions(group) == 0) && deletions(last) == last.len(), "{groups:?}");
+    }
+
+    #[test]
+    fn hooks_go_with_their_maker_even_if_somebody_has_deleted_the_filters() {
+        let label = plan::label(&Attachment::new("net", "c1", "eth0"));
+        let config = Config {
+            ingress: None,
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            scope: Scope::All,
+            latency: Duration::from_millis(25),
+            in_container: false,
+        };
+        for somebodys in [None, Some("clsact")] {
+            let mut kernel = Kernel::new(somebodys);
+            kernel.present.filters.clear();
+            let start = kernel.clone();
+            for repaired in [false, true] {
+                let add = |kernel: &mut Kernel| {
+                    let changes = to_shape(&kernel.shape(&config), &kernel.present).unwrap();
+                    changes.iter().for_each(|change| kernel.make(change));
+                };
+                add(&mut kernel);
+                kernel.present.filters.clear();
+                if repaired {
+                    add(&mut kernel);
+                }
+                let removal = to_nothing(&label, mark(), &kernel.present, true, true);
+                removal.iter().for_each(|change| kernel.make(change));
+                assert_eq!(kernel.present, start.present, "{somebodys:?} {repaired}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_ifb_whose_alias_was_taken_away_is_labelled_again_and_keeps_its_queue() {
+        let mut kernel = Kernel::new(None);
+        let config = Config {
+            ingress: None,
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            scope: Scope::All,
+            latency: Duration::from_millis(25),
+            in_container: false,
+        };
+        for change in to_shape(&kernel.shape(&config), &kernel.present).unwrap() {
+            kernel.make(&change);
+        }
+        kernel.present.ifbs[0].device.alias.clear();
+        let changes = to_shape(&kernel.shape(&config), &kernel.present).unwrap();
+        assert!(matches!(changes.as_slice(), [Change::RaiseIfb(..)]), "{changes:?}");
+        // Not one that has another hardware address.
+        kernel.present.ifbs[0].device.mac = Some([2; 6]);
+        let changes = to_shape(&kernel.shape(&config), &kernel.present).unwrap();
+        assert!(changes.iter().any(|change| matches!(change, Change::MakeIfb(..))), "{changes:?}");
     }
 
     #[test]

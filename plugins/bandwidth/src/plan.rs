@@ -269,10 +269,17 @@ impl Mark {
         Mark(mark)
     }
 
-    /// The same in the room that a token bucket has: never 0, which is no mark.
-    pub fn number(&self) -> u32 {
+    /// The same in the room that a token bucket has: never 0, which is no mark. The bucket of an ifb that is fed by hooks
+    /// says as well whether those are ours: so that is known even if somebody has deleted the filters.
+    pub fn number(&self, hooks_are_ours: bool) -> u32 {
         let digits = self.0.iter().take(8).filter_map(|digit| char::from(*digit).to_digit(16));
-        digits.fold(0, |number, digit| number << 4 | digit).max(1)
+        let number = digits.fold(0, |number, digit| number << 4 | digit) & !HOOKS_ARE_OURS;
+        number.max(1) | if hooks_are_ours { HOOKS_ARE_OURS } else { 0 }
+    }
+
+    /// Whether a bucket with this number is ours, and then whether the hooks are.
+    pub fn reads_number(&self, number: u32) -> Option<bool> {
+        [false, true].into_iter().find(|ours| self.number(*ours) == number)
     }
 
     /// The cookie of a filter: `bw`, whether the hooks are ours as well (`h`) or were there before (`-`), the mark.
@@ -293,6 +300,9 @@ impl Mark {
         [false, true].into_iter().find(|ours| self.cookie(*ours) == cookie)
     }
 }
+
+/// The bit of a bucket's mark that says so.
+const HOOKS_ARE_OURS: u32 = 1 << 31;
 
 /// A unicast address, locally administered (IEEE 802: bit 0 clear, bit 1 set in the first byte), made of the key.
 pub fn mac(attachment: &Attachment, hook: Hook) -> [u8; 6] {
@@ -414,7 +424,20 @@ mod tests {
         }
         assert_eq!(Mark::of(&a).reads(&[]), None);
         assert!(!Mark::of(&a).is_anothers(&[]));
-        assert_ne!(Mark::of(&a).number(), Mark::of(&b).number());
+        for ours in [false, true] {
+            assert_eq!(Mark::of(&a).reads_number(Mark::of(&a).number(ours)), Some(ours));
+            assert_eq!(Mark::of(&b).reads_number(Mark::of(&a).number(ours)), None);
+        }
+        assert_eq!(Mark::of(&a).reads_number(0), None);
+    }
+
+    proptest! {
+        /// What the kernel gives counts up from 1 and is a positive number of 32 bits.
+        #[test]
+        fn an_ifb_has_an_index_that_the_kernel_gives_to_nobody(mac: [u8; 6], other: [u8; 6]) {
+            prop_assert!((1 << 30..=i32::MAX as u32).contains(&index_of(mac)));
+            prop_assert!(mac[2..5] == other[2..5] || index_of(mac) != index_of(other));
+        }
     }
 
     #[test]

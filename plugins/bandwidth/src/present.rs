@@ -3,7 +3,7 @@
 use common::cni::Result;
 use common::link::RouteSocket;
 use common::link::device::{Device, is_gone};
-use common::tc::{BUCKET_MAJORS, Filter, Hook, Match, Qdisc, Verdict};
+use common::tc::{BUCKET_MAJORS, Filter, Hook, Match, Qdisc, REFERENCE_MAJOR, Verdict};
 
 use crate::plan::Mark;
 
@@ -53,20 +53,24 @@ pub struct Ifb {
 pub enum Holder {
     /// This attachment's, by its mark.
     Ours,
-    /// It has no mark: the reference's, or somebody has changed it by hand.
+    /// In our place, without a mark: somebody has changed it by hand.
     Unmarked,
+    /// The reference's, of whichever attachment.
+    Reference,
     /// Another attachment's.
     Another,
-    /// Somebody else's: of another kind, or in another place.
+    /// Somebody else's: of another kind, in another place, or in the reference's and made by tc(8).
     Foreign,
 }
 
 /// Whose a root qdisc is, as the attachment of this mark sees it.
 pub fn holder(qdisc: &Qdisc, mark: Mark) -> Holder {
-    let Some(seen) = qdisc.bucket.filter(|_| BUCKET_MAJORS.contains(&qdisc.major)) else { return Holder::Foreign };
+    let Some(seen) = qdisc.bucket else { return Holder::Foreign };
     match seen.mark {
+        0 if qdisc.major == REFERENCE_MAJOR && !seen.for_a_link_layer => Holder::Reference,
+        _ if !BUCKET_MAJORS.contains(&qdisc.major) => Holder::Foreign,
         0 => Holder::Unmarked,
-        number if number == mark.number() => Holder::Ours,
+        number if mark.reads_number(number).is_some() => Holder::Ours,
         _ => Holder::Another,
     }
 }
@@ -155,10 +159,22 @@ impl Present {
 
     /// Whether the hooks were made by us, or by the reference, so that they go when our filters go.
     pub fn hooks_are_ours(&self, mark: Mark) -> bool {
-        self.ours(mark).any(|(_, filter)| match &filter.verdict {
+        let by_filter = self.ours(mark).any(|(_, filter)| match &filter.verdict {
             Verdict::Redirect { cookie, .. } => cookie.is_empty() || mark.reads(cookie) == Some(true),
             _ => false,
-        })
+        });
+        let number = |ifb: &Ifb| ifb.root.as_ref().and_then(|qdisc| qdisc.bucket).map(|seen| seen.mark);
+        let by_bucket = |ifb: &Ifb| number(ifb).and_then(|number| mark.reads_number(number)) == Some(true);
+        by_filter || (self.hooks.is_some() && self.ifbs.iter().any(by_bucket))
+    }
+
+    /// Whether something on the link says by a mark that it is this attachment's, as the reference's does not.
+    pub fn is_marked(&self, mark: Mark) -> bool {
+        let by_filter = |filter: &Filter| match &filter.verdict {
+            Verdict::Redirect { cookie, .. } => mark.reads(cookie).is_some(),
+            _ => false,
+        };
+        self.root_holder(mark) == Some(Holder::Ours) || self.filters.iter().any(|(_, filter)| by_filter(filter))
     }
 
     /// The priorities at which a hook has filters of ours, the last asked first: while they are deleted in this order,
@@ -191,4 +207,31 @@ pub fn choose_bank(hook: Hook, used: impl Iterator<Item = u16> + Clone) -> (u16,
     let [first, second] = banks(hook);
     let is_free = |bank: u16| used.clone().all(|priority| bank_of(hook, priority) != Some(bank));
     if is_free(first) { (first, true) } else { (second, is_free(second)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::Attachment;
+    use common::tc::{BucketSeen, TokenBucket};
+
+    #[test]
+    fn a_bucket_is_known_by_its_place_and_its_mark_and_the_references_by_what_tc_never_leaves_out() {
+        let mark = Mark::of(&Attachment::new("net", "c1", "eth0"));
+        let another = Mark::of(&Attachment::new("net", "c2", "eth0"));
+        let whose = |major: u16, number: u32, for_a_link_layer: bool| {
+            let bucket = TokenBucket { rate: 1_250_000, burst: 50_000, limit: 81_250 };
+            let seen = BucketSeen { for_a_link_layer, ..BucketSeen::of(&bucket, number) };
+            holder(&Qdisc { kind: "tbf".into(), major, bucket: Some(seen) }, mark)
+        };
+        for major in BUCKET_MAJORS {
+            assert_eq!([false, true].map(|hooks| whose(major, mark.number(hooks), true)), [Holder::Ours; 2]);
+            assert_eq!([false, true].map(|hooks| whose(major, another.number(hooks), true)), [Holder::Another; 2]);
+            assert_eq!(whose(major, 0, true), Holder::Unmarked);
+        }
+        assert_eq!(whose(REFERENCE_MAJOR, 0, false), Holder::Reference);
+        assert_eq!(whose(REFERENCE_MAJOR, 0, true), Holder::Foreign);
+        assert_eq!(whose(2, 0, false), Holder::Foreign);
+        assert_eq!(holder(&Qdisc { kind: "htb".into(), major: 0x6277, bucket: None }, mark), Holder::Foreign);
+    }
 }

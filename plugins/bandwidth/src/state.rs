@@ -7,7 +7,7 @@ use std::path::Path;
 use common::cni::result::Interface;
 use common::cni::{CniResult, Difference, Error, Result};
 use common::link::device::{Device, is_gone};
-use common::link::{Request, RouteSocket};
+use common::link::{DATAGRAM_REQUESTS, Request, RouteSocket};
 use common::netns::Netns;
 use common::tc::{Hook, Qdisc, Shaped, Verdict};
 use common::{Attachment, Call, State};
@@ -17,8 +17,14 @@ use crate::config::Config;
 use crate::plan::{self, Facts, Lane, Mark, Shaping, Via, mac_text};
 use crate::present::{HOOKS, Present, is_dead_reference};
 
-/// The socket into the namespace of the link that carries the limits, kept from looking up to making.
-pub struct Door(RouteSocket);
+/// What is kept from looking up to making.
+pub struct Door {
+    /// Into the namespace of the link that carries the limits.
+    socket: RouteSocket,
+    /// The other end of that link, and the way there, if an earlier ADD may have put the limits on it: one that had another
+    /// `inContainer`.
+    left: Option<(RouteSocket, Device)>,
+}
 
 /// One attachment's limits, and the way to the kernel.
 pub struct Share {
@@ -35,20 +41,32 @@ impl Share {
 
     fn present(&self) -> Result<Present> {
         let facts = &self.planned.borrow().1;
-        Present::read(&self.door.0, facts.link.clone(), facts.named.clone())
+        Present::read(&self.door.socket, facts.link.clone(), facts.named.clone())
     }
 
     fn try_to_apply(&self) -> Result<()> {
         let present = self.present()?;
         let shaping = &self.planned.borrow().0;
-        changes::make(&self.door.0, &present, shaping.mark, &changes::to_shape(shaping, &present)?)
+        changes::make(&self.door.socket, &present, &changes::to_shape(shaping, &present)?)
+    }
+
+    /// Does it under a name that is still free.
+    fn apply_here(&self, call: &Call) -> Result<()> {
+        for _ in 1..NAME_TRIES {
+            match self.try_to_apply() {
+                Err(Error::TryAgain { what }) => log::debug!("once more: {what}"),
+                outcome => return outcome,
+            }
+            self.plan_anew(&call.attachment)?;
+        }
+        self.try_to_apply()
     }
 
     /// Looks again at who has which name.
     fn plan_anew(&self, attachment: &Attachment) -> Result<()> {
         let Facts { link, in_container, .. } = self.planned.borrow().1.clone();
-        let named = named(&self.door.0, attachment)?;
-        let busy = busy(&self.door.0, attachment, &named, &link);
+        let named = named(&self.door.socket, attachment)?;
+        let busy = busy(&self.door.socket, attachment, &named, &link);
         let facts = Facts { link, named, busy, in_container };
         let shaping = plan::plan(&self.config, attachment, facts.clone())?;
         self.planned.replace((shaping, facts));
@@ -61,18 +79,21 @@ const NAME_TRIES: u32 = 3;
 
 impl State for Share {
     fn apply(&self, call: &Call) -> Result<()> {
-        for _ in 1..NAME_TRIES {
-            match self.try_to_apply() {
-                Err(Error::TryAgain { what }) => log::debug!("once more: {what}"),
-                outcome => return outcome,
-            }
-            self.plan_anew(&call.attachment)?;
-        }
-        self.try_to_apply()
+        self.apply_here(call)?;
+        let Some((socket, link)) = &self.door.left else { return Ok(()) };
+        let carrier = Carrier { link: link.clone(), certain: true };
+        Error::gather(Owner::of(&call.attachment).remove_named(socket, &call.attachment, Some(carrier)))
     }
 
     fn differences(&self, _: &Call) -> Result<Vec<Difference>> {
-        Ok(differences(&self.planned.borrow().0, &self.present()?))
+        let shaping = &self.planned.borrow().0;
+        let mut found = differences(shaping, &self.present()?);
+        let left = self.door.left.iter().filter(|(_, link)| link.alias == shaping.label);
+        found.extend(left.map(|(_, link)| {
+            let object = format!("link {} at the other end of {}", link.name, shaping.link.name);
+            Difference::other(object, "no limits", format!("those of \"{}\"", link.alias))
+        }));
+        Ok(found)
     }
 
     fn amend(&self, call: &Call, result: &mut CniResult) {
@@ -103,15 +124,19 @@ pub fn observe(config: &Config, call: &Call) -> Result<(Facts, Door)> {
         link: ifname.clone(),
         reason: format!("it isn't in the container's namespace ({}); the plugins before must make it", path_of(call)),
     })?;
-    let (link, socket) = if config.in_container {
-        (inner, container)
+    let (link, socket, left) = if config.in_container {
+        let host = RouteSocket::open()?;
+        let outer = host.other_end(&inner, &netns)?;
+        (inner, container, outer.map(|outer| (host, outer)))
     } else {
         let host = RouteSocket::open()?;
-        (host_side(&host, &inner, &netns)?, host)
+        let outer = host_side(&host, &inner, &netns)?;
+        let had_limits = inner.alias == plan::label(&call.attachment);
+        (outer, host, had_limits.then_some((container, inner)))
     };
     let named = holders(&socket, config, &call.attachment, &link)?;
     let busy = busy(&socket, &call.attachment, &named, &link);
-    Ok((Facts { link, named, busy, in_container: config.in_container }, Door(socket)))
+    Ok((Facts { link, named, busy, in_container: config.in_container }, Door { socket, left }))
 }
 
 /// The links that have names which this attachment's ifbs may take: of a fresh link those that are needed, up to the
@@ -187,7 +212,7 @@ pub fn differences(shaping: &Shaping, present: &Present) -> Vec<Difference> {
     for lane in &shaping.lanes {
         match &lane.via {
             Via::Root => found.extend(root_difference(&shaping.link.name, lane, present.root.as_ref())),
-            Via::Ifb { name, .. } => found.extend(ifb_differences(name, lane, shaping, present)),
+            Via::Ifb { name, mac, .. } => found.extend(ifb_differences((name, *mac), lane, shaping, present)),
         }
     }
     let dead = present.filters.iter().filter(|(_, filter)| is_dead_reference(filter));
@@ -195,6 +220,13 @@ pub fn differences(shaping: &Shaping, present: &Present) -> Vec<Difference> {
         let object = format!("filter of link {} on {hook}", shaping.link.name);
         Difference::other(object, "nothing that swallows packets", "a redirect of all to a link that has gone")
     }));
+    // GC knows by it whose this is.
+    if present.link.alias.is_empty() && present.is_marked(shaping.mark) {
+        found.push(Difference::missing(
+            format!("alias of link {}", shaping.link.name),
+            format!("\"{}\"", shaping.label),
+        ));
+    }
     found
 }
 
@@ -207,13 +239,18 @@ fn root_difference(link: &str, lane: &Lane, root: Option<&Qdisc>) -> Option<Diff
     }
 }
 
-fn ifb_differences(name: &str, lane: &Lane, shaping: &Shaping, present: &Present) -> Vec<Difference> {
+fn ifb_differences((name, mac): (&str, [u8; 6]), lane: &Lane, shaping: &Shaping, present: &Present) -> Vec<Difference> {
     let object = format!("link {name} ({})", lane.direction);
     let mut found = Vec::new();
     let ifb = present.ifb(name);
     match ifb {
         None => found.push(Difference::missing(object, format!("an ifb of \"{}\"", shaping.label))),
         Some(ifb) => {
+            // The reference's has none, and another hardware address.
+            if ifb.device.alias != shaping.label && ifb.device.mac == Some(mac) {
+                let expected = format!("\"{}\"", shaping.label);
+                found.push(Difference::missing(format!("alias of link {name} ({})", lane.direction), expected));
+            }
             if !ifb.device.up {
                 found.push(Difference::other(object, "up", "down"));
             }
@@ -268,7 +305,7 @@ struct Carrier {
 
 /// Removes what the attachment owns, in the container if it is there, and on the host.
 pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
-    let owner = Owner { label: plan::label(&call.attachment), mark: Mark::of(&call.attachment) };
+    let owner = Owner::of(&call.attachment);
     let mut errors = Vec::new();
     let netns = call.netns.as_deref().map(Netns::find).transpose()?.flatten();
     let inside = match netns.as_ref().map(|netns| (netns, RouteSocket::open_in(netns))) {
@@ -311,14 +348,20 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
     let devices = host.devices()?;
     let aliases: BTreeSet<&String> = devices.iter().map(|device| &device.alias).collect();
     let dead = aliases.into_iter().filter(|alias| plan::is_of_network(alias, network) && !live.contains(*alias));
-    let mut errors = Vec::new();
+    let (mut errors, mut unused) = (Vec::new(), Vec::new());
     for label in dead {
         let Some(mark) = Mark::of_label(label) else { continue };
         let owned = devices.iter().filter(|device| device.alias == *label).cloned();
         let (ifbs, links): (Vec<Device>, Vec<Device>) = owned.partition(|device| device.kind == "ifb");
         let carrier = links.into_iter().next().map(|link| Carrier { link, certain: false });
-        errors.extend(Owner { label: label.clone(), mark }.remove_all(&host, &ifbs, carrier));
+        let cleared = Owner { label: label.clone(), mark }.clear_all(&host, &ifbs, carrier, false);
+        // A filter that leads to an ifb which has gone swallows every packet.
+        if cleared.is_empty() {
+            unused.extend(ifbs);
+        }
+        errors.extend(cleared);
     }
+    errors.extend(delete(&host, &unused));
     Error::gather(errors)
 }
 
@@ -329,6 +372,10 @@ struct Owner {
 }
 
 impl Owner {
+    fn of(attachment: &Attachment) -> Owner {
+        Owner { label: plan::label(attachment), mark: Mark::of(attachment) }
+    }
+
     /// The link by what the prevResult names, else by the mark of its bucket, else by its alias.
     ///
     /// All limited links are looked at only where limits were set and nothing else leads to the link: mostly it has gone
@@ -344,7 +391,7 @@ impl Owner {
         let shaped = host.shaped_links().ok()?;
         let at = |shaped: &Shaped| host.device_at(shaped.index).ok().flatten();
         // The buckets of our ifbs have the mark, too.
-        let mut marked = shaped.iter().filter(|shaped| shaped.mark == self.mark.number()).filter_map(at);
+        let mut marked = shaped.iter().filter(|shaped| self.mark.reads_number(shaped.mark).is_some()).filter_map(at);
         if let Some(device) = marked.find(|device| device.kind != "ifb") {
             return Some(device);
         }
@@ -361,7 +408,7 @@ impl Owner {
                 let own = HOOKS.map(|hook| plan::mac(attachment, hook));
                 let owned = |ifb: &Device| self.owns(socket, ifb, &own, carrier.as_ref());
                 let ifbs: Vec<Device> = named.into_iter().filter(owned).collect();
-                self.remove_all(socket, &ifbs, carrier)
+                self.clear_all(socket, &ifbs, carrier, true)
             }
             Err(error) => vec![error],
         }
@@ -381,7 +428,14 @@ impl Owner {
         may_be_ours && (ifb.up || !served.is_empty() || ifb.mac.is_some_and(|mac| own.contains(&mac)))
     }
 
-    fn remove_all(&self, socket: &RouteSocket, ifbs: &[Device], carrier: Option<Carrier>) -> Vec<Error> {
+    /// Clears every link that leads to these ifbs; deletes them only `with_ifbs`.
+    fn clear_all(
+        &self,
+        socket: &RouteSocket,
+        ifbs: &[Device],
+        carrier: Option<Carrier>,
+        with_ifbs: bool,
+    ) -> Vec<Error> {
         // A filter that leads to an ifb which has gone swallows every packet, so none may be left.
         let others =
             |ifbs| redirectors(socket, ifbs).into_iter().map(|link| Carrier { link, certain: false }).collect();
@@ -390,8 +444,9 @@ impl Owner {
         let mut errors: Vec<Error> =
             carriers.into_iter().flat_map(|carrier| self.clear(socket, carrier, ifbs, false)).collect();
         match last {
-            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, true)),
-            None => errors.extend(delete(socket, ifbs)),
+            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, with_ifbs)),
+            None if with_ifbs => errors.extend(delete(socket, ifbs)),
+            None => {}
         }
         errors
     }
@@ -403,7 +458,7 @@ impl Owner {
         match Present::read(socket, carrier.link, ifbs.to_vec()) {
             Ok(present) => {
                 let changes = changes::to_nothing(&self.label, self.mark, &present, link_is_ours, with_ifbs);
-                changes::make_all(socket, &present, self.mark, &changes)
+                changes::make_all(socket, &present, &changes)
             }
             // The link has gone meanwhile, and its filters with it.
             Err(error) if is_gone(&error) => delete(socket, if with_ifbs { ifbs } else { &[] }),
@@ -413,8 +468,8 @@ impl Owner {
 }
 
 fn delete(socket: &RouteSocket, ifbs: &[Device]) -> Vec<Error> {
-    let requests: Vec<Request> = ifbs.iter().map(Request::delete_link).collect();
-    socket.change_all(&requests).into_iter().filter_map(Result::err).collect()
+    let some = ifbs.chunks(DATAGRAM_REQUESTS - 1);
+    some.flat_map(|ifbs| socket.change_all(&Request::delete_links(ifbs))).filter_map(Result::err).collect()
 }
 
 /// The links with a filter that leads to one of these ifbs. What can't be read, because it is just going, leads nowhere.

@@ -5,7 +5,9 @@ mod interrupted;
 mod owners;
 mod rates;
 
-use netns_tests::{Container, End, Lab, Measured, Netns, Outcome, Plugin, Proto, Target, Verb, connect, throughput};
+use netns_tests::{
+    Container, End, Lab, Measured, Netns, Outcome, Plugin, Proto, Snapshot, Target, Verb, connect, throughput,
+};
 use serde_json::{Value, json};
 
 /// containerd's filler for a burst that nobody has set.
@@ -57,6 +59,13 @@ impl Case {
     #[track_caller]
     fn call_with(&self, verb: Verb, config: &Value, target: &Target) -> Outcome {
         Plugin::ours("bandwidth").call(&self.lab.host, verb, config, target)
+    }
+
+    /// DEL, and then the host is as it was before.
+    #[track_caller]
+    fn del_leaves(&self, before: &Snapshot) {
+        self.call(Verb::Del).succeeds();
+        self.lab.host.assert_same_as(before);
     }
 
     /// GC with these living attachments.
@@ -433,6 +442,72 @@ fn a_root_qdisc_of_somebody_else_is_named_and_left() {
 }
 
 #[test]
+fn a_bucket_made_by_hand_in_the_references_place_is_named_and_left_by_add_and_del() {
+    let case = Case::both(10_000_000, 400_000);
+    case.tc("qdisc add dev veth2 root handle 1: tbf rate 20mbit burst 50000 limit 100000");
+    let before = case.lab.host.snapshot();
+    let error = case.call(Verb::Add).fails_with(105);
+    assert!(error.msg.contains("veth2") && error.msg.contains("tbf rate 20Mbit"), "{error:?}");
+    case.lab.host.assert_same_as(&before);
+    case.call(Verb::Del).succeeds();
+    case.lab.host.assert_same_as(&before);
+    // Beside limits of ours, too.
+    let egress = case.keyed(json!({"egressRate": 5_000_000, "egressBurst": 400_000}));
+    egress.call(Verb::Add).succeeds();
+    egress.keyed(limits(10_000_000, 400_000)).del_leaves(&before);
+}
+
+#[test]
+fn hooks_go_with_del_even_if_the_filters_in_them_were_deleted_by_hand() {
+    let case = Case::both(10_000_000, SENTINEL);
+    let before = case.lab.host.snapshot();
+    for repaired in [false, true] {
+        case.call(Verb::Add).succeeds();
+        case.tc("filter delete dev veth2 ingress");
+        if repaired {
+            case.call(Verb::Add).succeeds();
+            case.tc("filter delete dev veth2 ingress");
+        }
+        case.call(Verb::Del).succeeds();
+        case.lab.host.assert_same_as(&before);
+    }
+    // Those of somebody else stay.
+    case.tc("qdisc add dev veth2 clsact");
+    let before = case.lab.host.snapshot();
+    case.call(Verb::Add).succeeds();
+    case.tc("filter delete dev veth2 ingress");
+    case.del_leaves(&before);
+}
+
+/// Whether the limits are inside or outside, after a change of mind there is one set of them.
+#[test]
+fn limits_that_move_into_the_container_or_out_of_it_leave_nothing_where_they_were() {
+    let case = Case::both(10_000_000, SENTINEL);
+    let (host, netns) = (&case.lab.host, &case.container.netns);
+    let before = (host.snapshot(), netns.snapshot());
+    let prev = || Some(case.container.prev_result("1.1.0"));
+    let outside = config("1.1.0", &case.keys, prev());
+    let inside = config("1.1.0", &with(case.keys.clone(), "inContainer", json!(true)), prev());
+    let call = |verb, config: &Value| case.call_with(verb, config, &case.container.target());
+    for [first, second] in [[&outside, &inside], [&inside, &outside]] {
+        call(Verb::Add, first).succeeds();
+        let error = call(Verb::Check, second).fails_with(101);
+        assert!(error.details.contains("expected no limits, found those of \"net/container-2/eth0\""), "{error:?}");
+        call(Verb::Add, second).succeeds();
+        call(Verb::Check, second).succeeds();
+        match second == &inside {
+            true => host.assert_same_as(&before.0),
+            false => netns.assert_same_as(&before.1),
+        }
+        holds(&case.ingress(Proto::Udp, 2), 10e6, UDP_SHARE);
+        holds(&case.egress(Proto::Udp, 2), 10e6, UDP_SHARE);
+        call(Verb::Del, second).succeeds();
+        host.assert_same_as(&before.0);
+        netns.assert_same_as(&before.1);
+    }
+}
+
+#[test]
 fn an_ingress_qdisc_can_not_exempt_what_the_link_transmits_and_that_is_said() {
     let case = Case::new(with(limits(10_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24"])));
     case.tc("qdisc add dev veth2 ingress");
@@ -490,6 +565,8 @@ fn check_names_every_deviation_and_add_repairs_it() {
             "found tbf rate 10Mbit burst 50000b limit 81251b",
         ),
         ("ip link delete IFB", "link IFB (egress): expected an ifb of \"net/container-2/eth0\", found nothing"),
+        ("ip link set IFB alias EMPTY", "alias of link IFB (egress): expected \"net/container-2/eth0\", found nothing"),
+        ("ip link set veth2 alias EMPTY", "alias of link veth2: expected \"net/container-2/eth0\", found nothing"),
         ("ip link set IFB down", "link IFB (egress): expected up, found down"),
         (
             "tc qdisc delete dev IFB root",
@@ -508,13 +585,19 @@ fn check_names_every_deviation_and_add_repairs_it() {
     for (command, expected) in deviations {
         case.call(Verb::Check).succeeds();
         let shown = case.tc("qdisc show dev veth2 root");
-        let major = if shown.contains("tbf 6277:") { "6277" } else { "1" };
-        case.lab.host.run(&command.replace("IFB", &ifb).replace("MAJOR", major));
+        let major = if shown.contains("tbf 6277:") { "6277" } else { "6278" };
+        let command = command.replace("IFB", &ifb).replace("MAJOR", major);
+        let words = command.split(' ').map(|word| if word == "EMPTY" { "" } else { word }).collect::<Vec<_>>();
+        assert!(case.lab.host.command(words[0]).args(&words[1..]).status().unwrap().success(), "{command}");
         let error = case.call(Verb::Check).fails_with(101);
         assert!(error.details.contains(&expected.replace("IFB", &ifb)), "{command}: {error:?}");
         case.call(Verb::Add).succeeds();
     }
     case.call(Verb::Check).succeeds();
+    // By these GC knows whose they are.
+    for link in ["veth2", &ifb] {
+        assert!(case.lab.host.run(&format!("ip link show {link}")).contains("alias net/container-2/eth0"), "{link}");
+    }
     case.lab.host.run("ip link add elsewhere type ifb");
     case.tc("filter delete dev veth2 ingress");
     case.tc("filter add dev veth2 ingress u32 match u32 0 0 action mirred egress redirect dev elsewhere");
@@ -611,6 +694,24 @@ fn gc_keeps_the_living_and_other_networks_and_removes_the_dead() {
         case.lab.host.run(&format!("ip link delete {link}"));
     }
     case.lab.host.assert_same_as(&before);
+}
+
+/// Many go at once; what goes with them must be what is dead, whatever group it was in.
+#[test]
+fn gc_removes_more_than_one_datagram_of_dead_ifbs_and_nobody_elses() {
+    let case = Case::new(with(limits(10_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24"])));
+    let host = &case.lab.host;
+    host.run("ip link add sink type ifb");
+    host.run("ip link set sink group 7");
+    case.call(Verb::Add).succeeds();
+    let before = host.snapshot();
+    for number in 0..70 {
+        host.run(&format!("ip link add dead{number} type ifb"));
+        host.run(&format!("ip link set dead{number} alias net/dead-{number}/eth0"));
+    }
+    case.gc(json!([{"containerID": "container-2", "ifname": "eth0"}]));
+    host.assert_same_as(&before);
+    case.call(Verb::Check).succeeds();
 }
 
 #[test]
