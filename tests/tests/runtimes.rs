@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use netns_tests::plugin::{cni_path, directory};
 use netns_tests::recorded::Call;
 use netns_tests::runtime::claims::Claims;
+use netns_tests::runtime::containerd::{Containerd, Pod};
 use netns_tests::runtime::podman::{Podman, default_network};
 use netns_tests::runtime::{Subject, recorder, scenarios};
+use netns_tests::{Fetch, Proto, serve};
 
 /// The versions that the fixtures were recorded with.
 const RECORDED: [[&str; 2]; 2] = [["podman", "4.3.1"], ["containerd", "1.6.20"]];
@@ -90,5 +92,43 @@ fn cni_chain_checks_and_removes_what_podman_has_added() {
     podman.remove("web");
     let mut claims = Claims::default();
     claims.is_unchanged("nothing is left", &before, || podman.state());
+    claims.assert_kept();
+}
+
+/// The file of `conflists/` of this name.
+fn shipped(name: &str) -> serde_json::Value {
+    let path = format!("{}/../conflists/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn podman_and_containerd_publish_ports_in_both_families_by_the_conflists_that_are_shipped_for_them() {
+    let mut claims = Claims::default();
+    let published = |address: &str| Fetch::new(Proto::Tcp, &format!("{address}:8080"));
+    let [v4, v6] = [published("192.0.2.1"), published("[2001:db8:2::1]")];
+
+    let podman = Podman::new(&Subject::ours("podman_with_the_shipped_conflist"), &[shipped("87-podman.conflist")]);
+    let before = podman.state_after_a_first("podman");
+    let web = podman.start("web", "-p 8080:80");
+    let server = serve(&web, 80, "podman's");
+    claims.answers("podman, IPv4", v4.clone(), &podman.lab.client, "podman's");
+    claims.answers("podman, IPv6", v6.clone(), &podman.lab.client, "podman's");
+    drop(server);
+    podman.remove("web");
+    claims.is_unchanged("podman leaves nothing", &before, || podman.state());
+
+    let subject = Subject::ours("containerd_with_the_shipped_conflist");
+    let containerd = Containerd::new(&subject, &shipped("30-kubernetes.conflist"));
+    let before = containerd.state_after_a_first();
+    let rate = "kubernetes.io/ingress-bandwidth";
+    let id = containerd.run_pod(&Pod::named("web").port(Proto::Tcp, 8080, 80, "").annotation(rate, "20M"));
+    let server = serve(&containerd.netns(&id), 80, "containerd's");
+    claims.answers("containerd, IPv4", v4, &containerd.lab.client, "containerd's");
+    claims.answers("containerd, IPv6", v6, &containerd.lab.client, "containerd's");
+    drop(server);
+    let qdiscs = containerd.lab.host.run("tc qdisc show");
+    claims.note("containerd's annotation", if qdiscs.contains("rate 20Mbit") { Ok(()) } else { Err(qdiscs) });
+    containerd.remove(&id);
+    claims.is_unchanged("containerd leaves nothing", &before, || containerd.state());
     claims.assert_kept();
 }

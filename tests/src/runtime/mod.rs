@@ -1,7 +1,8 @@
 //! Real container runtimes that drive the plugins, and what must hold while they do.
 //!
 //! Reading order: [`claims`] (promises, each kept or broken), [`recorder`] (keeps every call), [`podman`] and
-//! [`containerd`] with its [`cri`] (the runtimes), [`surroundings`] (what else filters or daemons there are on the host),
+//! [`containerd`] with its [`cri`] (the runtimes), [`surroundings`] (what else filters or daemons there are on the host,
+//! [`docker`] among them),
 //! [`scenarios`] (what is done, in terms of claims). The tests run every scenario with our plugins and expect every claim
 //! to hold; `make runtimes` runs them with any plugins and prints which do.
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 pub mod claims;
 pub mod containerd;
 pub mod cri;
+pub mod docker;
 pub mod podman;
 pub mod recorder;
 pub mod scenarios;

@@ -5,11 +5,11 @@ use serde_json::json;
 use super::claims::Claims;
 use super::containerd::{Containerd, Pod, conflist};
 use super::podman::{Podman, default_network, network};
-use super::surroundings::Surroundings;
+use super::surroundings::{Guests, Surroundings};
 use super::{Running, Runtime, Subject};
 use crate::namespace::Netns;
 use crate::traffic::throughput::throughput;
-use crate::traffic::{Fetch, Proto, serve};
+use crate::traffic::{Fetch, Proto, Server, serve};
 
 /// A scenario by its name.
 pub struct Scenario {
@@ -196,6 +196,7 @@ fn live_in(runtime: &dyn Runtime, claims: &mut Claims, surroundings: Surrounding
     let first = runtime.run("first", 8080);
     let _servers = [serve(&first.netns, 80, "first"), serve(&lab.host, 81, "host")];
     reaches_and_is_reached(claims, runtime, "", &first, 8080, "first");
+    let mut dockers = dockers_container(runtime, &guests);
     if surroundings.drops_from_the_start() {
         let direct = tcp(&format!("{}:80", first.address));
         claims.is_silent("a container's own address stays shut for other machines", direct, &lab.client);
@@ -210,9 +211,17 @@ fn live_in(runtime: &dyn Runtime, claims: &mut Claims, surroundings: Surrounding
         let second = runtime.run("second", 8082);
         let _server = serve(&second.netns, 80, "second");
         reaches_and_is_reached(claims, runtime, "afterwards: ", &second, 8082, "second");
+        dockers = dockers.or_else(|| dockers_container(runtime, &guests));
+        beside_dockers(claims, runtime, "afterwards: ", &second, dockers.as_ref());
         runtime.remove(&second);
+    } else {
+        beside_dockers(claims, runtime, "", &first, dockers.as_ref());
     }
     runtime.remove(&first);
+    if dockers.is_some() {
+        let published = tcp(&format!("192.0.2.1:{DOCKERS}"));
+        claims.answers("when it is gone Docker's container goes on", published, &lab.client, "docker's");
+    }
     claims.is_silent("when it is gone nobody answers", tcp("192.0.2.1:8080"), &lab.client);
     let traces = runtime.traces_of(&first.address);
     claims.note("when it is gone no rule, source or file has its address", traces.map_or(Ok(()), Err));
@@ -235,6 +244,34 @@ fn reaches_and_is_reached(
     answers("a published port from the host", &published, &lab.host, token);
     answers("a published port from the container itself", &published, &running.netns, token);
     answers("a container to another machine", &tcp("192.0.2.2:80"), &running.netns, "outside");
+}
+
+/// The port that Docker publishes.
+const DOCKERS: u16 = 9090;
+
+/// A container of Docker's with a published port, and its server, if there is a Docker.
+fn dockers_container(runtime: &dyn Runtime, guests: &Guests) -> Option<(Netns, Server)> {
+    let netns = guests.docker.as_ref()?.publish(&runtime.sandbox, DOCKERS);
+    let server = serve(&netns, 80, "docker's");
+    Some((netns, server))
+}
+
+/// Ours and Docker's container with their published ports, side by side.
+fn beside_dockers(
+    claims: &mut Claims,
+    runtime: &dyn Runtime,
+    when: &str,
+    ours: &Running,
+    dockers: Option<&(Netns, Server)>,
+) {
+    let Some((netns, _)) = dockers else { return };
+    let published = tcp(&format!("192.0.2.1:{DOCKERS}"));
+    let mut answers = |what: &str, from: &Netns, port: &Fetch, token: &str| {
+        claims.answers(&format!("{when}{what}"), port.clone(), from, token);
+    };
+    answers("Docker's published port from another machine", &runtime.lab.client, &published, "docker's");
+    answers("Docker's published port from a container", &ours.netns, &published, "docker's");
+    answers("a published port from Docker's container", netns, &tcp("192.0.2.1:8080"), "first");
 }
 
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
