@@ -773,6 +773,28 @@ fn containers_with_the_same_bridge_policy_talk_to_each_other_on_one_bridge() {
 }
 
 #[test]
+fn beside_an_isolated_container_those_with_same_bridge_talk_as_far_as_bridge_nf_lets_them() {
+    let lab = Lab::new();
+    let keys = |policy: &str| json!({"ingressPolicy": policy});
+    let isolated = Tenant::new(&lab, 2, keys("isolated"));
+    let (a, b) = (Tenant::new(&lab, 3, keys("same-bridge")), Tenant::new(&lab, 4, keys("same-bridge")));
+    let open = Tenant::new(&lab, 5, json!({}));
+    for tenant in [&isolated, &a, &b, &open] {
+        tenant.add(&lab);
+    }
+    for on in [false, true] {
+        for which in ["iptables", "ip6tables"] {
+            lab.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{which}"), if on { "1" } else { "0" });
+        }
+        assert_eq!(arrives(&lab, &a, &b), [!on; 2], "same-bridge, bridge-nf {on}");
+        assert_eq!(arrives(&lab, &open, &a), [!on; 2], "open, bridge-nf {on}");
+        assert_eq!([arrives(&lab, &isolated, &a), arrives(&lab, &a, &isolated)].concat(), [false; 4]);
+    }
+    isolated.del(&lab);
+    assert_eq!(arrives(&lab, &a, &b), [true; 2]);
+}
+
+#[test]
 fn another_source_address_is_no_way_out_of_an_isolated_bridge() {
     let lab = Lab::new();
     let here = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));

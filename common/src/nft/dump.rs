@@ -324,6 +324,16 @@ impl NftSocket {
     /// at all (nft_rhash_walk, net/netfilter/nft_set_hash.c, goes on at a number of elements). No element can be missed
     /// without another that comes twice, so such a dump is repeated.
     pub fn elements(&mut self, table: &Table, set: &Set) -> Result<Vec<Element>> {
+        self.elements_where(table, set, |_| true)
+    }
+
+    /// The same, of those whose keys, in the kernel's form, are wanted. Not for ranges.
+    pub(super) fn elements_where(
+        &mut self,
+        table: &Table,
+        set: &Set,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<Element>> {
         let what = || format!("the elements of set {} of table {table}", set.name);
         let message =
             dump(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(encode::set_name_object(table, &set.name)?));
@@ -332,8 +342,9 @@ impl NftSocket {
                 .channel
                 .dump(&message, &mut |bytes, all| all.extend(read::elements(bytes, set)))
                 .map_err(|refusal| refused("list", what())(refusal))?;
-            let raw = read::sorted(raw);
+            let mut raw = read::sorted(raw);
             if !read::has_twins(&raw) {
+                raw.retain(|element| wanted(&element.key));
                 return Ok(read::pair_up(raw, set));
             }
             std::thread::sleep(pause_before_again(attempt));

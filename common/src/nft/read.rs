@@ -244,7 +244,7 @@ fn data_types(mut id: u32) -> Option<Vec<DataType>> {
 
 /// An element as it is stored; a range is two.
 pub(super) struct RawElement {
-    key: Vec<u8>,
+    pub(super) key: Vec<u8>,
     is_end: bool,
     data: Option<Data>,
     comment: Option<String>,

@@ -39,9 +39,13 @@ impl RecordKey {
         RecordKey([a, b, c, d])
     }
 
-    /// Whether it is one of this network's.
-    pub fn is_of(&self, network: &str) -> bool {
-        words(&Attachment::network_key(network)).is_some_and(|words| self.0.starts_with(&words))
+    /// Of the attachment whose line has this key in the kernel's form: all words are in the host's order.
+    fn of_bytes(line: &[u8]) -> Option<RecordKey> {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(line.chunks(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(RecordKey(words))
     }
 
     fn line(self, number: u32) -> Vec<Value> {
@@ -71,6 +75,22 @@ impl RecordKey {
         let element =
             |(number, (comment, verdict))| Element { comment, ..Element::verdict(self.line(number), verdict) };
         (0..).zip(lines).map(element).collect()
+    }
+}
+
+/// What the keys of all attachments of one network have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkKey([u32; 2]);
+
+impl NetworkKey {
+    /// Of this network.
+    pub fn of(network: &str) -> NetworkKey {
+        NetworkKey(words(&Attachment::network_key(network)).unwrap_or_default())
+    }
+
+    /// Whether an attachment is on it.
+    pub fn has(&self, attachment: &RecordKey) -> bool {
+        attachment.0.starts_with(&self.0)
     }
 }
 
@@ -141,8 +161,9 @@ impl NftSocket {
         wanted: impl Fn(&RecordKey) -> bool,
     ) -> Result<BTreeMap<RecordKey, Vec<Element>>> {
         let mut all: BTreeMap<RecordKey, BTreeMap<u32, Element>> = BTreeMap::new();
-        for line in self.elements(table, &map())? {
-            if let Some((key, number)) = RecordKey::of_line(&line.key).filter(|(key, _)| wanted(key)) {
+        let is_wanted = |line: &[u8]| RecordKey::of_bytes(line).is_some_and(|key| wanted(&key));
+        for line in self.elements_where(table, &map(), is_wanted)? {
+            if let Some((key, number)) = RecordKey::of_line(&line.key) {
                 all.entry(key).or_default().insert(number, line);
             }
         }
@@ -157,7 +178,7 @@ mod tests {
     #[test]
     fn a_key_is_of_its_network_and_comes_back_from_its_name() {
         let key = RecordKey::of(&Attachment::new("net", "c1", "eth0"));
-        assert!(key.is_of("net") && !key.is_of("other"));
+        assert!(NetworkKey::of("net").has(&key) && !NetworkKey::of("other").has(&key));
         assert_ne!(key, RecordKey::of(&Attachment::new("net", "c2", "eth0")));
         assert_eq!(key.to_string().parse(), Ok(key));
         let longer = Attachment::new("net", "c1", "eth0").key();
@@ -177,5 +198,7 @@ mod tests {
         assert_eq!(texts_of(&more_jumps), ["a", ""]);
         assert_eq!(jumps(&more_jumps).collect::<Vec<_>>(), ["x", "y"]);
         assert_eq!(RecordKey::of_line(&more_jumps[1].key), Some((key, 1)));
+        let bytes: Vec<u8> = more_jumps[1].key.iter().flat_map(Value::bytes).collect();
+        assert_eq!(RecordKey::of_bytes(&bytes), Some(key));
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use common::nft::records::{self, jumps};
+use common::nft::records::{self, NetworkKey, jumps};
 use common::nft::{NftSocket, Presence, RecordKey, Transaction};
 use common::{Attachment, Error, Result};
 
@@ -32,7 +32,8 @@ pub fn remove(socket: &mut NftSocket, attachment: &Attachment) -> Result<BTreeSe
 
 /// Removes what the dead attachments of a network own.
 pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<RecordKey>) -> Result<()> {
-    let is_dead = |key: &RecordKey| key.is_of(network) && !live.contains(key);
+    let network = NetworkKey::of(network);
+    let is_dead = |key: &RecordKey| network.has(key) && !live.contains(key);
     let removed = remove_all(socket, |socket, shelf| {
         let found = Record::all(socket, is_dead)?;
         let mut leaving: Leaving =

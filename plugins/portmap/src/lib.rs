@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use common::cni::CniResult;
+use common::nft::records::NetworkKey;
 use common::nft::{NftSocket, RecordKey};
 use common::{Attachment, Call, Error, Plugin, Result};
 
@@ -66,10 +67,11 @@ impl Plugin for Portmap {
     }
 
     fn collect(network: &str, live_attachments: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
+        let of_network = NetworkKey::of(network);
         let live: BTreeSet<RecordKey> = live_attachments.iter().map(RecordKey::of).collect();
         let mut socket = NftSocket::open()?;
         let removed = removal::remove(&mut socket, |socket| {
-            Recorded::all(socket, |key| key.is_of(network) && !live.contains(key))
+            Recorded::all(socket, |key| of_network.has(key) && !live.contains(key))
         });
         let own = removed.map(|removed| stale::forget_after_del(&removed));
         let left = leftovers::collect(&mut socket, network, live_attachments);
