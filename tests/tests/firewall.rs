@@ -894,6 +894,11 @@ fn a_native_chain_that_drops_is_named_and_accepts_when_it_is_a_host_chain() {
     let before = sorted_rules(&lab.host);
     with.add(&lab);
     assert_eq!(sorted_rules(&lab.host), before, "once, not once an ADD");
+    lab.host.run("nft insert rule inet filter forward counter drop");
+    let error = with.call(&lab, Verb::Check).fails_with(101);
+    assert!(error.details.contains("chain inet filter forward") && error.details.contains("rule 1"), "{error:?}");
+    let added = with.call(&lab, Verb::Add);
+    assert!(added.stderr.contains("chain inet filter forward") && added.stderr.contains("rule 1"), "{}", added.stderr);
 
     lab.host.run("nft flush chain inet filter forward");
     let error = with.call(&lab, Verb::Check).fails_with(101);

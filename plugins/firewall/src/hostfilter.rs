@@ -264,7 +264,12 @@ impl HostChain {
         if !found.iter().any(|r| r.accepts(mark)) {
             return Some(Difference::missing(object, accept_rule(mark).to_string()));
         }
-        in_front(object, found, |r| r.accepts(mark))
+        self.dropped_before(mark, found)
+    }
+
+    /// A rule of it that drops what is admitted before ours accepts it.
+    pub fn dropped_before(&self, mark: u32, found: &[FoundRule]) -> Option<Difference> {
+        in_front(format!("chain {self}"), found, |r| r.accepts(mark))
     }
 }
 

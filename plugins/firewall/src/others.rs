@@ -3,21 +3,17 @@
 use std::collections::HashSet;
 
 use common::Result;
-use common::nft::{Command, Element, NftSocket, Presence, RecordKey, Set, Table};
+use common::nft::{Command, NftSocket, Presence, RecordKey, Table};
 
 use crate::plan::{HostPart, Share};
-use crate::record::Record;
+use crate::record::{Record, place_name};
 use crate::rules::TABLE;
 use crate::state::{self, Changes};
 use crate::stored::Shelf;
 
 /// Where the elements of a share are.
 fn places(share: &Share) -> HashSet<String> {
-    share.own_elements().iter().map(|(table, set, element)| place_of(table, set, element)).collect()
-}
-
-fn place_of(table: &Table, set: &Set, element: &Element) -> String {
-    format!("{table} {} {}", set.name, Element::key(element.key.clone()))
+    share.own_elements().iter().map(place_name).collect()
 }
 
 /// What others have lost.
@@ -80,8 +76,9 @@ impl Others {
             known.extend(unknown.iter().map(|skeleton| skeleton.table.clone()));
             changes.rebuilding.extend(state::damaged_skeletons(socket, &unknown, false)?);
             state::add_shared(share, &mut changes.transaction);
-            for (table, set, element) in share.own_elements() {
-                let is_free = taken.insert(place_of(&table, &set, &element));
+            for place in share.own_elements() {
+                let is_free = taken.insert(place_name(&place));
+                let (table, set, element) = place;
                 if is_free && socket.element(&table, &set, &element.key)?.is_none() {
                     changes.transaction.add_elements(&table, &set.name, Presence::Exclusive, vec![element]);
                 }

@@ -42,6 +42,11 @@ pub struct Record {
 /// An element with its place.
 pub type Placed = (Table, Set, Element);
 
+/// Where an element is, in a word.
+pub fn place_name((table, set, element): &Placed) -> String {
+    format!("{table} {} {}", set.name, Element::key(element.key.clone()))
+}
+
 /// To whom an element belongs that was an attachment's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {

@@ -4,7 +4,7 @@
 //! address by now. What an older one had before, and still claims, it gets back. The transaction is refused if anything has
 //! changed since, and thought out anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use common::nft::records::{self, NetworkKey, jumps};
@@ -13,7 +13,7 @@ use common::{Attachment, Error, Result};
 
 use crate::firewalld::Firewalld;
 use crate::plan::Share;
-use crate::record::{Holder, Placed, Record};
+use crate::record::{Holder, Placed, Record, place_name};
 use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, TABLE};
 use crate::state::repeat;
 use crate::stored::Shelf;
@@ -96,25 +96,41 @@ fn remove_all(
     Error::gather(std::mem::take(&mut errors).into_values().chain(left).collect()).map(|()| removed)
 }
 
-/// Who had before what somebody has taken over, and still claims it.
+/// Who had before what somebody has taken over, and still claims it: by the place.
 #[derive(Debug, Default)]
-pub struct Heirs(Vec<Record>);
+pub struct Heirs(HashMap<String, Heir>);
+
+#[derive(Clone, Debug)]
+struct Heir {
+    label: String,
+    zone: Option<String>,
+}
 
 impl Heirs {
     /// Of these. All records are looked through, but only if one of these says that it has taken something over.
     pub fn of<'a>(socket: &mut NftSocket, leaving: impl Iterator<Item = &'a Record>) -> Result<Heirs> {
-        let leaving: Vec<&Record> = leaving.collect();
-        if !leaving.iter().any(|record| record.notes.shared) {
+        let leaving: BTreeMap<RecordKey, &Record> = leaving.map(|record| (record.key, record)).collect();
+        let shared = leaving.values().filter(|record| record.notes.shared);
+        let places: HashSet<String> = shared.flat_map(|record| record.elements()).map(|p| place_name(&p)).collect();
+        if places.is_empty() {
             return Ok(Heirs::default());
         }
-        let mut heirs = Record::all(socket, |key| leaving.iter().all(|record| record.key != *key))?;
-        // Who has taken it over himself knows that there may be another heir after him.
-        heirs.sort_by_key(|heir| !heir.notes.shared);
+        let mut others = Record::all(socket, |key| !leaving.contains_key(key))?;
+        others.retain(|other| !other.label.is_empty());
+        // Who has taken it over himself knows that there may be another heir after him: he comes last, and stays.
+        others.sort_by_key(|other| other.notes.shared);
+        let mut heirs = HashMap::new();
+        for other in others {
+            let heir = Heir { label: other.label.clone(), zone: other.zone.clone() };
+            let elements = other.elements();
+            let claimed = elements.iter().map(place_name).filter(|place| places.contains(place));
+            heirs.extend(claimed.map(|place| (place, heir.clone())));
+        }
         Ok(Heirs(heirs))
     }
 
-    fn of_place(&self, place: &Placed) -> Option<&Record> {
-        self.0.iter().find(|heir| !heir.label.is_empty() && heir.claims(place))
+    fn of_place(&self, place: &Placed) -> Option<&Heir> {
+        self.0.get(&place_name(place))
     }
 
     /// Takes an element away from whom it belongs to, and gives it to its heir.
@@ -173,8 +189,7 @@ struct Removal {
 impl Removal {
     fn take_out(&mut self, record: &Record, own: &Own<'_>) {
         for place in &own.elements {
-            let (table, set, element) = place;
-            if self.elements.insert(format!("{table} {} {:?}", set.name, element.key)) {
+            if self.elements.insert(place_name(place)) {
                 own.heirs.pass_on(place, &mut self.transaction);
             }
         }

@@ -373,6 +373,9 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
         }
         for chain in &part.chains {
             let found = chain.read(socket)?;
+            if let Some(blocked) = chain.dropped_before(part.mark, &found) {
+                log::warn!("what is admitted is dropped: {blocked}");
+            }
             commands.extend(chain.mending(part.mark, &found));
         }
     }

@@ -23,7 +23,7 @@ use crate::traffic::throughput::throughput_via;
 #[derive(Debug)]
 pub struct Packets;
 
-const ENTRIES: [usize; 3] = [1, 1_000, 10_000];
+const ENTRIES: [usize; 4] = [1, 100, 1_000, 10_000];
 
 /// New connections a figure is made of.
 const CONNECTIONS: usize = 2_000;
@@ -77,7 +77,7 @@ fn measure(bench: &Bench, report: &mut Report, plugin: &'static str) -> Result<(
         }
         let is_ours = bench.contenders.first().is_some_and(|ours| ours.bin == contender.bin);
         let lines = if is_ours { None } else { Some(Lines::of(&site, &contender.bin, &subject)?.of_ipv4()) };
-        let progress = bench.progress(&format!("packets through {plugin}: {}", contender.name), ENTRIES[2]);
+        let progress = bench.progress(&format!("packets through {plugin}: {}", contender.name), ENTRIES[3]);
         for entries in ENTRIES {
             match &lines {
                 None => crowd::add(&site, &contender.bin, &subject, there - 1..entries - 1, &|| progress.inc(1))?,
