@@ -588,6 +588,22 @@ fn gc_removes_the_dead_and_leaves_the_living_and_other_networks() {
 }
 
 #[test]
+fn gc_forgets_the_dead_of_whom_only_a_file_is_left() {
+    let (lab, _server) = dropping_lab();
+    let (dead, next) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    dead.add(&lab);
+    lab.host.run("nft flush ruleset");
+    lab.host.drop_forwarded();
+    let mut gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([]);
+    call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+    assert_eq!(lab.host.run("ls /run/cni/firewall"), "");
+    next.add(&lab);
+    is_cut_off(&dead.container.netns, &client(80));
+    assert!(!lab.host.run("nft list ruleset").contains("container-2"));
+}
+
+#[test]
 fn twenty_at_once_leave_nothing_doubled_and_nothing_behind() {
     let (lab, _server) = dropping_lab();
     let prev = |n: u32| {
