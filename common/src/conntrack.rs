@@ -5,7 +5,7 @@
 //!
 //! The protocol is ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c).
 
-use std::collections::BTreeSet;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NlasIterator};
@@ -32,21 +32,18 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 /// Since Linux 5.8; older kernels send every flow, which is then sorted out here.
 const FILTER: u16 = 25;
-/// enum ctattr_filter
+/// CTA_FILTER_ORIG_FLAGS
 const FILTER_ORIG_FLAGS: u16 = 1;
-const FILTER_REPLY_FLAGS: u16 = 2;
 /// enum ctattr_tuple
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
+const TUPLE_ZONE: u16 = 3;
 /// enum ctattr_l4proto
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
-/// CTA_FILTER_F_CTA_IP_SRC and so on
-const BY_SOURCE: u32 = 1 << 0;
-const BY_DESTINATION: u32 = 1 << 1;
+/// CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_F_CTA_PROTO_DST_PORT
 const BY_PROTOCOL: u32 = 1 << 3;
-const BY_SOURCE_PORT: u32 = 1 << 4;
 const BY_DESTINATION_PORT: u32 = 1 << 5;
 
 const NESTED: u16 = libc::NLA_F_NESTED as u16;
@@ -89,38 +86,25 @@ impl Flow {
 
 /// Which flows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interest {
-    /// Those of this version of IP: the kernel filters one at a time (with AF_UNSPEC, EOPNOTSUPP).
-    pub version: IpVersion,
+pub struct Interest<'a> {
+    /// Those of these versions of IP: the kernel filters one at a time (with AF_UNSPEC, EOPNOTSUPP).
+    pub versions: &'a [IpVersion],
     /// Those of this transport protocol.
     pub protocol: u8,
     /// Those that were first sent to this port; `None` for any.
     pub port: Option<u16>,
 }
 
-/// Flows that were led from one place to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Led {
-    /// The transport protocol's number.
-    pub protocol: u8,
-    /// What they were first sent to; `None` for any address.
-    pub address: Option<IpAddr>,
-    /// The port that they were first sent to.
-    pub port: u16,
-    /// Where they were led; of the flows' version of IP.
-    pub target: IpAddr,
-    /// The port there.
-    pub target_port: u16,
-}
-
 /// How many flows this namespace has.
 const COUNT: &str = "net/netfilter/nf_conntrack_count";
 
-/// A dump locks every bucket of the machine's table, which takes 10 to 35 ms at 262,144 of them (ctnetlink_dump_table); a
-/// deletion by filter passes over empty ones, 0.13 ms (nf_ct_iterate_cleanup_net). Each flow costs both some 0.5 µs,
-/// and that is the unit here (Linux 6.18).
-const DUMP: usize = 20_000;
-const DELETION: usize = 250;
+/// The flows as text. Kernels may be built without it (`CONFIG_NF_CONNTRACK_PROCFS`), netlink tells the same.
+const LISTING: &str = "/proc/thread-self/net/nf_conntrack";
+
+/// Up to how many flows the text is the faster way. A dump locks every bucket of the machine's table, however few flows
+/// there are (ctnetlink_dump_table): 11 to 17 ms at 262,144 buckets. The text passes over empty ones (ct_get_next), 0.2 ms,
+/// but each flow costs some 2 µs more (Linux 6.18).
+const LISTING_MOST: usize = 5000;
 
 fn count() -> Result<usize> {
     let count = sysctl::Name::new(COUNT).map(|name| sysctl::read(&name)).transpose()?.flatten();
@@ -128,83 +112,58 @@ fn count() -> Result<usize> {
     Ok(count.as_ref().and_then(|c| c.value()?.parse().ok()).unwrap_or(usize::MAX))
 }
 
-fn open() -> Result<Door> {
-    Asker::open(NETLINK_NETFILTER, "the flows of connection tracking").map(Door)
+/// Bytes of a line of the listing, roughly.
+const LINE: usize = 192;
+
+fn listing(count: usize) -> std::io::Result<String> {
+    let mut text = String::with_capacity((count + 16) * LINE);
+    std::fs::File::open(LISTING)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Forgets the flows for which `is_stale` says so, looking through the table once; gives their number. A flow that ends
 /// by itself in the meantime is none.
-pub fn forget(interest: Interest, is_stale: &mut dyn FnMut(&Flow) -> Result<bool>) -> Result<usize> {
-    if count()? == 0 {
+///
+/// The kernel could delete by filter without telling first. But it takes equal IPv6 addresses for different ones there
+/// and different ones for equal (ctnetlink_filter_match_tuple, Linux 6.18), and a filter has no words for "leads elsewhere".
+pub fn forget(interest: Interest<'_>, is_stale: &mut dyn FnMut(&Flow) -> Result<bool>) -> Result<usize> {
+    let count = count()?;
+    if count == 0 {
         return Ok(0);
     }
-    let door = open()?;
     let mut stale = Vec::new();
-    door.flows(interest, &mut |flow| {
-        if is_stale(&flow)? {
+    let mut look = |flow: Flow| {
+        if interest.covers(&flow.original) && is_stale(&flow)? {
             stale.push(flow);
         }
         Ok(())
-    })?;
-    for some in stale.chunks(AT_ONCE) {
-        door.delete(some)?;
+    };
+    let listing = (count <= LISTING_MOST).then(|| listing(count)).and_then(std::io::Result::ok);
+    let mut door = None;
+    match listing {
+        Some(text) => text.lines().filter_map(|line| listed(line, interest)).try_for_each(&mut look)?,
+        None => door.insert(Door::open()?).flows(interest, &mut look)?,
+    }
+    if !stale.is_empty() {
+        let door = door.map_or_else(Door::open, Ok)?;
+        stale.chunks(AT_ONCE).try_for_each(|some| door.delete(some))?;
     }
     Ok(stale.len())
-}
-
-/// Forgets flows of one protocol and version that were led so. The kernel looks for them itself, once for each entry,
-/// where that is the cheaper way and it can: not for IPv6, because Linux (6.18 at least) takes equal addresses for
-/// different ones in a filter and different ones for equal (ctnetlink_filter_match_tuple), and not where deletions can't be
-/// filtered yet (EOPNOTSUPP).
-pub fn forget_led(all: &[Led]) -> Result<()> {
-    let Some(first) = all.first() else { return Ok(()) };
-    let flows = count()?;
-    if flows == 0 {
-        return Ok(());
-    }
-    let deletions = all.len().saturating_mul(flows.saturating_add(DELETION));
-    if first.target.is_ipv4() && deletions < flows.saturating_add(DUMP) {
-        let door = open()?;
-        let all_deleted = all.iter().try_for_each(|led| door.delete_led(led));
-        if all_deleted.is_ok() {
-            return Ok(());
-        }
-    }
-    let wanted: BTreeSet<Led> = all.iter().copied().collect();
-    let mut ports = all.iter().map(|led| led.port);
-    // The kernel can look for one port; several take one look through all of the protocol.
-    let port = ports.next().filter(|first| ports.all(|port| port == *first));
-    let interest = Interest { version: IpVersion::of(first.target), protocol: first.protocol, port };
-    forget(interest, &mut |flow| {
-        let Tuple { protocol, dst, dst_port: port, .. } = flow.original;
-        let (target, target_port) = (flow.reply.src, flow.reply.src_port);
-        let led = |address| Led { protocol, address, port, target, target_port };
-        Ok(wanted.contains(&led(Some(dst))) || wanted.contains(&led(None)))
-    })
-    .map(drop)
 }
 
 struct Door(Asker);
 
 impl Door {
-    fn flows(&self, interest: Interest, each: &mut dyn FnMut(Flow) -> Result<()>) -> Result<()> {
-        let original = Side { protocol: interest.protocol, dst_port: interest.port, ..Side::default() };
-        let filter = filter(&original, None);
-        self.0.send(&request(GET, NLM_F_REQUEST | NLM_F_DUMP, family(interest.version), &filter), "list")?;
-        self.0.dumped(&mut |payload| match flow(payload.get(4..).unwrap_or_default()) {
-            Some(flow) if interest.covers(&flow.original) => each(flow),
-            _ => Ok(()),
-        })
+    fn open() -> Result<Door> {
+        Asker::open(NETLINK_NETFILTER, "the flows of connection tracking").map(Door)
     }
 
-    fn delete_led(&self, led: &Led) -> Result<()> {
-        let Led { protocol, address, port, target, target_port } = *led;
-        let original = Side { protocol, dst: address, dst_port: Some(port), ..Side::default() };
-        let reply = Side { protocol, src: Some(target), src_port: Some(target_port), ..Side::default() };
-        let filter = filter(&original, Some(&reply));
-        let family = family(IpVersion::of(target));
-        self.0.send(&request(DELETE, NLM_F_REQUEST | NLM_F_ACK, family, &filter), "delete")?;
-        self.0.acknowledged("delete", 1, &[Errno::ENOENT])
+    fn flows(&self, interest: Interest<'_>, each: &mut dyn FnMut(Flow) -> Result<()>) -> Result<()> {
+        interest.versions.iter().try_for_each(|version| {
+            let filter = filter(interest.protocol, interest.port);
+            self.0.send(&request(GET, NLM_F_REQUEST | NLM_F_DUMP, family(*version), &filter), "list")?;
+            self.0.dumped(&mut |payload| flow(payload.get(4..).unwrap_or_default()).map_or(Ok(()), &mut *each))
+        })
     }
 
     fn delete(&self, flows: &[Flow]) -> Result<()> {
@@ -219,10 +178,10 @@ impl Door {
     }
 }
 
-impl Interest {
+impl Interest<'_> {
     fn covers(self, original: &Tuple) -> bool {
-        let version = IpVersion::of(original.dst);
-        (original.protocol, version) == (self.protocol, self.version)
+        original.protocol == self.protocol
+            && self.versions.contains(&IpVersion::of(original.dst))
             && self.port.is_none_or(|port| port == original.dst_port)
     }
 }
@@ -249,54 +208,66 @@ fn family(version: IpVersion) -> u8 {
     }) as u8
 }
 
-/// What one direction's tuple must have.
-#[derive(Default)]
-struct Side {
-    protocol: u8,
-    src: Option<IpAddr>,
-    dst: Option<IpAddr>,
-    src_port: Option<u16>,
-    dst_port: Option<u16>,
-}
-
-impl Side {
-    /// The tuple as an attribute, and which parts of it count.
-    fn attribute(&self, kind: u16) -> (Vec<u8>, u32) {
-        let mut flags = BY_PROTOCOL;
-        let (mut ip, mut proto) = (Vec::new(), attribute(PROTO_NUM, &[self.protocol]));
-        // CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST
-        for (address, v4, v6, flag) in [(self.src, 1, 3, BY_SOURCE), (self.dst, 2, 4, BY_DESTINATION)] {
-            ip.extend(match address {
-                None => continue,
-                Some(IpAddr::V4(address)) => attribute(v4, &address.octets()),
-                Some(IpAddr::V6(address)) => attribute(v6, &address.octets()),
-            });
-            flags |= flag;
-        }
-        let ports =
-            [(self.src_port, PROTO_SRC_PORT, BY_SOURCE_PORT), (self.dst_port, PROTO_DST_PORT, BY_DESTINATION_PORT)];
-        for (port, kind, flag) in ports {
-            let Some(port) = port else { continue };
-            proto.extend(attribute(kind, &port.to_be_bytes()));
-            flags |= flag;
-        }
-        let ip = if ip.is_empty() { ip } else { attribute(TUPLE_IP | NESTED, &ip) };
-        (attribute(kind | NESTED, &[ip, attribute(TUPLE_PROTO | NESTED, &proto)].concat()), flags)
+impl Tuple {
+    /// As an attribute, within `zone` if that goes by direction.
+    fn attribute(&self, kind: u16, zone: Option<u16>) -> Vec<u8> {
+        let address = |v4, v6, address| match address {
+            IpAddr::V4(address) => attribute(v4, &address.octets()),
+            IpAddr::V6(address) => attribute(v6, &address.octets()),
+        };
+        // CTA_IP_V4_SRC, CTA_IP_V6_SRC, CTA_IP_V4_DST, CTA_IP_V6_DST
+        let ip = [address(1, 3, self.src), address(2, 4, self.dst)].concat();
+        let ports = [(PROTO_SRC_PORT, self.src_port), (PROTO_DST_PORT, self.dst_port)];
+        let proto = ports.into_iter().fold(attribute(PROTO_NUM, &[self.protocol]), |mut all, (kind, port)| {
+            all.extend(attribute(kind, &port.to_be_bytes()));
+            all
+        });
+        let zone = zone.map(|zone| attribute(TUPLE_ZONE, &zone.to_be_bytes())).unwrap_or_default();
+        let all = [attribute(TUPLE_IP | NESTED, &ip), attribute(TUPLE_PROTO | NESTED, &proto), zone];
+        attribute(kind | NESTED, &all.concat())
     }
 }
 
 /// What lets the kernel pass over all other flows (ctnetlink_alloc_filter).
-fn filter(original: &Side, reply: Option<&Side>) -> Vec<u8> {
-    let (mut all, flags) = original.attribute(TUPLE_ORIG);
-    // Flags are in host order, unlike everything else.
-    let mut filter = attribute(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
-    if let Some(reply) = reply {
-        let (tuple, flags) = reply.attribute(TUPLE_REPLY);
-        all.extend(tuple);
-        filter.extend(attribute(FILTER_REPLY_FLAGS, &flags.to_ne_bytes()));
+fn filter(protocol: u8, port: Option<u16>) -> Vec<u8> {
+    let mut proto = attribute(PROTO_NUM, &[protocol]);
+    let mut flags = BY_PROTOCOL;
+    if let Some(port) = port {
+        proto.extend(attribute(PROTO_DST_PORT, &port.to_be_bytes()));
+        flags |= BY_DESTINATION_PORT;
     }
-    all.extend(attribute(FILTER | NESTED, &filter));
-    all
+    // Flags are in host order, unlike everything else.
+    let flags = attribute(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
+    let tuple = attribute(TUPLE_ORIG | NESTED, &attribute(TUPLE_PROTO | NESTED, &proto));
+    [tuple, attribute(FILTER | NESTED, &flags)].concat()
+}
+
+/// A line of the listing (ct_seq_show, net/netfilter/nf_conntrack_standalone.c), if it is of interest:
+/// `ipv4     2 udp      17 29 src=… dst=… sport=… dport=… [UNREPLIED] src=… dst=… sport=… dport=… mark=0 zone=0 use=2`.
+fn listed(line: &str, interest: Interest<'_>) -> Option<Flow> {
+    let mut words = line.split_ascii_whitespace();
+    let protocol = words.nth(3)?.parse().ok().filter(|protocol| *protocol == interest.protocol)?;
+    let (mut sources, mut destinations, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut zone, mut original_zone) = (None, None);
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        match key {
+            "src" => sources.push(value.parse::<IpAddr>().ok()?),
+            "dst" => destinations.push(value.parse::<IpAddr>().ok()?),
+            "sport" | "dport" => ports.push(value.parse::<u16>().ok()?),
+            "zone" => zone = value.parse::<u16>().ok().filter(|zone| *zone != 0),
+            "zone-orig" => original_zone = value.parse::<u16>().ok(),
+            _ => {}
+        }
+    }
+    let tuple = |n: usize| {
+        let port = |at: usize| ports.get(at).copied().unwrap_or(0);
+        let (src, dst) = (*sources.get(n)?, *destinations.get(n)?);
+        Some(Tuple { src, dst, protocol, src_port: port(2 * n), dst_port: port(2 * n + 1) })
+    };
+    let (original, reply) = (tuple(0).filter(|original| interest.covers(original))?, tuple(1)?);
+    let mut name = original.attribute(TUPLE_ORIG, original_zone);
+    name.extend(zone.map(|zone| attribute(ZONE, &zone.to_be_bytes())).unwrap_or_default());
+    Some(Flow { original, reply, name })
 }
 
 /// The attributes in `bytes`: type, value, and the whole as it stands.
@@ -362,6 +333,40 @@ mod tests {
         // Tuple and id, byte for byte.
         assert_eq!(flow.name.get(..52), LED_TO_127_0_0_2.get(..52));
         assert_eq!(flow.name.get(52..), Some(b"\x08\x00\x0c\x00\x1d\x11\x90\xfa".as_slice()));
+    }
+
+    /// `cat /proc/net/nf_conntrack` of the same flow in zone 5, and of one over IPv6 whose answers are in no zone.
+    #[test]
+    fn a_listed_flow_has_the_same_name() {
+        let line = "ipv4     2 udp      17 29 src=127.0.0.1 dst=127.0.0.1 sport=40369 dport=5353 [UNREPLIED] \
+                    src=127.0.0.2 dst=127.0.0.1 sport=53 dport=40369 mark=0 zone=5 use=2";
+        let all = Interest { versions: &IpVersion::ALL, protocol: 17, port: None };
+        let (found, told) = (listed(line, all).unwrap(), flow(LED_TO_127_0_0_2).unwrap());
+        assert_eq!((found.original, found.reply), (told.original, told.reply));
+        assert_eq!(found.name.get(..52), told.name.get(..52), "the tuple, byte for byte");
+        assert_eq!(found.name.get(52..), Some(b"\x06\x00\x12\x00\x00\x05\x00\x00".as_slice()));
+        let line = "ipv6     10 udp      17 29 src=0000:0000:0000:0000:0000:0000:0000:0001 \
+                    dst=2001:0db8:0000:0000:0000:0000:0000:0002 sport=42084 dport=53 zone-orig=6 packets=1 bytes=49 \
+                    src=2001:0db8:0000:0000:0000:0000:0000:0002 dst=0000:0000:0000:0000:0000:0000:0000:0001 sport=53 \
+                    dport=42084 packets=0 bytes=0 [ASSURED] mark=0 use=2";
+        for none in [
+            Interest { versions: &[IpVersion::V4], ..all },
+            Interest { protocol: 6, ..all },
+            Interest { port: Some(54), ..all },
+        ] {
+            assert_eq!(listed(line, none), None);
+        }
+        let found = listed(line, Interest { port: Some(53), ..all }).unwrap();
+        let [src, dst] = ["::1", "2001:db8::2"].map(|a| a.parse().unwrap());
+        assert_eq!(found.original, Tuple { src, dst, protocol: 17, src_port: 42084, dst_port: 53 });
+        assert!(!found.is_led_elsewhere());
+        assert_eq!(found.name.last_chunk(), Some(b"\x06\x00\x03\x00\x00\x06\x00\x00"));
+        assert_eq!(found.name.first(), Some(&84));
+        for garbage in
+            ["", "ipv4", "ipv4 2 udp 17 29", "ipv4 2 udp 17 29 src=x dst=y", "unknown 2 gre 47 29 src=1.2.3.4"]
+        {
+            assert_eq!(listed(garbage, all), None, "{garbage}");
+        }
     }
 
     #[test]

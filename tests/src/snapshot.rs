@@ -162,9 +162,7 @@ impl Netns {
             sections.insert("sysctl net".into(), self.inside(sysctls));
         }
         if parts.contains(&Part::Files) {
-            let is_file = |line: &&str| line.split(' ').nth(1).is_some_and(|mode| !mode.starts_with("40"));
-            let files = self.inside(files);
-            sections.insert("files".into(), files.lines().filter(is_file).map(|line| format!("{line}\n")).collect());
+            sections.insert("files".into(), self.inside(files_alone));
         }
         Snapshot { sections }
     }
@@ -207,7 +205,7 @@ impl Host {
     #[track_caller]
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Netns::snapshot(self);
-        snapshot.sections.insert("files".into(), self.inside(files));
+        snapshot.sections.insert("files".into(), self.inside(files_alone));
         snapshot
     }
 
@@ -217,6 +215,12 @@ impl Host {
         let diff = before.diff(&self.snapshot());
         assert!(diff.is_empty(), "{} is not as it was before:\n{diff}", self.name());
     }
+}
+
+/// Files in the private directories. Directories are no state: those of state files stay when they are empty.
+fn files_alone() -> String {
+    let is_file = |line: &&str| line.split(' ').nth(1).is_some_and(|mode| !mode.starts_with("40"));
+    files().lines().filter(is_file).map(|line| format!("{line}\n")).collect()
 }
 
 /// A listing that this machine can't give is the same before and after; anything else that goes wrong must be seen.

@@ -248,6 +248,7 @@ fn a_repeated_add_keeps_its_ports_and_takes_those_of_the_dead() {
 #[test]
 fn a_repeated_add_takes_ports_of_the_dead_that_had_its_address() {
     let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
     let container = lab.container(2);
     let _server = serve(&container.netns, 80, "inside");
     let mut forgotten = container.target();
@@ -263,7 +264,9 @@ fn a_repeated_add_takes_ports_of_the_dead_that_had_its_address() {
     call(Verb::Add, &forgotten, json!([at_one]));
     call(Verb::Add, &container.target(), json!([everywhere, at_one]));
     call(Verb::Check, &container.target(), json!([everywhere, at_one]));
-    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
+    for from in [&lab.client, &container.netns] {
+        Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(from, "inside");
+    }
 }
 
 #[test]
@@ -571,8 +574,15 @@ fn without_snat_nobody_is_masqueraded() {
     keys["snat"] = false.into();
     add(&lab, &container, &keys);
     assert_eq!(lab.host.sysctl("net/ipv4/conf/cni0/route_localnet"), "0");
+    lab.host.nft(
+        "table inet marked { chain post { type filter hook postrouting priority 0; meta mark != 0 counter; }; \
+         chain own { ct mark set 0; }; }",
+    );
     let reply = Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
     assert_eq!(reply.peer.ip().to_string(), "192.0.2.2");
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.host, "inside");
+    let marked = lab.host.run("nft list chain inet marked post");
+    assert!(marked.contains("packets 0"), "no packet is marked for anybody: {marked}");
     Fetch::new(Proto::Tcp, "127.0.0.1:8080").expect_nothing(&lab.host);
     check(&lab, &container, &keys);
 }
@@ -701,7 +711,7 @@ fn a_service_at_dstnat_goes_first() {
 }
 
 /// TABLE, KIND (a kind of publication for IPv4) and LINE (the key of the record's second line) stand for their names.
-const DAMAGES: [(&str, &str); 19] = [
+const DAMAGES: [(&str, &str); 25] = [
     (
         "another target",
         "delete element TABLE ports4 { tcp . 8080 }; add element TABLE ports4 { tcp . 8080 : 10.88.0.9 . 80 }",
@@ -722,6 +732,12 @@ const DAMAGES: [(&str, &str); 19] = [
     ("another masquerading", "flush chain TABLE mark-0x2000"),
     ("no guard", "delete element TABLE loopback { \"cni0\" }"),
     ("a rule in the way", "insert rule TABLE prerouting accept"),
+    ("a rule in the way of host ports", "insert rule TABLE hostports accept"),
+    ("a rule behind host ports", "add rule TABLE hostports counter"),
+    ("a rule in the way of masquerading", "insert rule TABLE masquerade_marked meta l4proto tcp accept"),
+    ("a rule where users are counted", "add rule TABLE attachments counter"),
+    ("a second entrance", "add rule TABLE hostports meta nfproto ipv4 meta l4proto . th dport @KIND jump KIND"),
+    ("a hook of somebody else", "add chain TABLE theirs { type filter hook prerouting priority 0; }"),
     ("another kind", "flush chain TABLE KIND"),
     ("no record", "flush map TABLE records"),
     ("a missing line", "delete element TABLE records { LINE }"),
@@ -739,23 +755,180 @@ fn damage(lab: &Lab, text: &str) {
 }
 
 #[test]
-fn check_sees_every_kind_of_damage() {
+fn check_sees_every_kind_of_damage_and_a_repeated_add_mends_it() {
     let lab = Lab::new();
     let container = lab.container(2);
     let keys = port(8080, 80);
+    let before = lab.host.snapshot();
+    add(&lab, &container, &keys);
+    let undamaged = rules(&lab);
     for (what, text) in DAMAGES {
-        add(&lab, &container, &keys);
         check(&lab, &container, &keys);
         damage(&lab, text);
         let outcome = call(&lab, Verb::Check, &container, &keys);
         assert_eq!(outcome.exit, 1, "CHECK overlooked {what}: {}", outcome.call());
         outcome.fails_with(101);
-        lab.host.nft("flush ruleset");
+        let outcome = call(&lab, Verb::Add, &container, &keys);
+        assert_eq!(outcome.exit, 0, "ADD did not mend {what}: {}", outcome.call());
+        assert_eq!(lines_of(&rules(&lab)), lines_of(&undamaged), "after {what}");
     }
+    check(&lab, &container, &keys);
+    del(&lab, &container, &keys);
+    lab.host.assert_same_as(&before);
     add(&lab, &container, &keys);
     lab.host.set_sysctl("net/ipv4/conf/cni0/route_localnet", "0");
     let error = call(&lab, Verb::Check, &container, &keys).fails_with(101);
     assert!(error.msg.contains("route_localnet"), "{error:?}");
+}
+
+/// Sets come in the order in which they were made, and a container's first ADD can have been a moment ago.
+fn lines_of(listed: &str) -> Vec<String> {
+    let without_time = |line: &str| line.split(" boot ").last().unwrap().trim_matches([' ', '\t', ',']).to_owned();
+    let mut lines: Vec<String> = listed.lines().map(without_time).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_rule_of_somebody_else_in_our_chains_goes_with_the_next_add_of_anyone() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&first.netns, 80, "first"), serve(&second.netns, 80, "second")];
+    add(&lab, &first, &port(8080, 80));
+    lab.host.nft(&format!("insert rule {TABLE} hostports accept; insert rule {TABLE} masquerade_marked accept"));
+    Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect_nothing(&lab.client);
+    let outcome = call(&lab, Verb::Add, &second, &port(8081, 80));
+    outcome.succeeds();
+    assert_eq!(outcome.stderr.matches("a rule of somebody else").count(), 2, "{}", outcome.stderr);
+    all_reach(&lab.client, &FROM_OUTSIDE, "first");
+    all_reach(&lab.client, &["192.0.2.1:8081"], "second");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "first");
+    check(&lab, &first, &port(8080, 80));
+}
+
+#[test]
+fn an_entrance_that_was_removed_is_there_again_after_the_next_add_of_its_kind() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&first.netns, 80, "first"), serve(&second.netns, 80, "second")];
+    add(&lab, &first, &port(8080, 80));
+    lab.host.nft(&format!("flush chain {TABLE} hostports; flush chain {TABLE} masquerade_marked"));
+    add(&lab, &second, &port(8081, 80));
+    all_reach(&lab.client, &FROM_OUTSIDE, "first");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "first");
+    check(&lab, &first, &port(8080, 80));
+}
+
+#[test]
+fn del_leaves_nothing_of_a_record_that_lacks_a_line() {
+    let lab = Lab::new();
+    let (container, other) = (lab.container(2), lab.container(3));
+    let before = lab.host.snapshot();
+    for key in ["0x00000001", "0x00000002", "0x00000003"] {
+        add(&lab, &other, &port(8081, 80));
+        add(&lab, &container, &port(8080, 80));
+        let listed = rules(&lab);
+        let at = listed.find("comment \"10.88.0.2 8080:80").unwrap();
+        let line = listed[..at].rsplit([',', '{']).next().unwrap().trim().replace("0x00000002", key);
+        lab.host.nft(&format!("delete element {TABLE} records {{ {line} }}"));
+        del(&lab, &container, &port(8080, 80));
+        assert!(!rules(&lab).contains("container-2"), "without {key}: {}", rules(&lab));
+        check(&lab, &other, &port(8081, 80));
+        add(&lab, &container, &port(8080, 80));
+        check(&lab, &container, &port(8080, 80));
+        del(&lab, &container, &port(8080, 80));
+        del(&lab, &other, &port(8081, 80));
+        lab.host.assert_same_as(&before);
+    }
+}
+
+/// Whoever empties the maps by hand makes room for others, and the record of the first says that the port is its own.
+#[test]
+fn del_after_a_flush_by_hand_leaves_what_is_somebody_else_s_by_now() {
+    let lab = Lab::new();
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _server = serve(&second.netns, 80, "second");
+    let before = lab.host.snapshot();
+    for address in ["0.0.0.0", "192.0.2.1"] {
+        let keys = ports(json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": address}]));
+        add(&lab, &first, &keys);
+        let map = if address == "0.0.0.0" { "ports4" } else { "addr_ports4" };
+        lab.host.nft(&format!("flush map {TABLE} {map}"));
+        add(&lab, &second, &keys);
+        del(&lab, &first, &keys);
+        Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "second");
+        check(&lab, &second, &keys);
+        del(&lab, &second, &keys);
+        lab.host.assert_same_as(&before);
+    }
+}
+
+/// Every restart of Debian's nftables service flushes the ruleset, and with it the guard of what stays on.
+#[test]
+fn route_localnet_without_its_guard_is_closed_by_whoever_comes_next() {
+    let lab = Lab::new();
+    let (container, other) = (lab.container(2), lab.container(3));
+    let value = || lab.host.sysctl("net/ipv4/conf/cni0/route_localnet");
+    let before = lab.host.snapshot();
+    let at_one = ports(json!([{"hostPort": 9000, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]));
+    let calls: [(&str, &dyn Fn()); 4] = [
+        ("its own DEL", &|| del(&lab, &container, &port(8080, 80))),
+        ("a DEL of nobody's", &|| del(&lab, &other, &json!({}))),
+        ("GC", &|| drop(gc(&lab, "net", json!([])).succeeds())),
+        ("an ADD that does not need it", &|| drop(add(&lab, &other, &at_one))),
+    ];
+    for (who, next) in calls {
+        add(&lab, &container, &port(8080, 80));
+        assert_eq!(value(), "1");
+        lab.host.nft("flush ruleset");
+        assert_eq!(value(), "1", "nobody could do anything about it yet");
+        next();
+        assert_eq!(value(), "0", "after {who}");
+        del(&lab, &other, &json!({}));
+        lab.host.assert_same_as(&before);
+    }
+    // Whoever needs it has it, with a guard and with what it was before.
+    add(&lab, &container, &port(8080, 80));
+    lab.host.nft("flush ruleset");
+    add(&lab, &container, &port(8080, 80));
+    assert_eq!(value(), "1");
+    check(&lab, &container, &port(8080, 80));
+    del(&lab, &container, &port(8080, 80));
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn an_add_with_an_empty_list_takes_the_ports_back() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.snapshot();
+    let none = ports(json!([]));
+    add(&lab, &container, &none);
+    check(&lab, &container, &none);
+    lab.host.assert_same_as(&before);
+    add(&lab, &container, &port(8080, 80));
+    let error = call(&lab, Verb::Check, &container, &none).fails_with(101);
+    assert!(error.details.contains("net/container-2/eth0"), "{error:?}");
+    // Nothing said of ports is no wish.
+    add(&lab, &container, &json!({}));
+    check(&lab, &container, &port(8080, 80));
+    let outcome = call(&lab, Verb::Add, &container, &none);
+    outcome.succeeds();
+    assert_eq!(outcome.stderr, "");
+    lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn ports_of_a_container_without_an_address_are_told_of() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.snapshot();
+    let mut config = config(&container, &port(8080, 80));
+    config["prevResult"]["ips"] = json!([]);
+    let outcome = Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &container.target());
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("nothing is published"), "{}", outcome.stderr);
+    lab.host.assert_same_as(&before);
 }
 
 #[test]
@@ -872,10 +1045,10 @@ fn a_udp_client_that_was_there_before_reaches_the_container_and_then_the_next() 
     ask_v6().expect(&lab.client, "second");
 }
 
-/// The kernel is asked to delete by filter for few ports, and looked through once for many.
+/// Few flows are read as text, many from a dump, of one port or of all.
 #[test]
-fn flows_to_a_container_that_is_gone_are_forgotten_for_few_ports_and_for_many() {
-    for count in [2, 200] {
+fn flows_to_a_container_that_is_gone_are_forgotten_among_few_and_among_many() {
+    for (count, others) in [(1, 0), (2, 0), (1, 6000), (200, 6000)] {
         let lab = Lab::new();
         lab.host.keep_conntrack();
         let (first, second) = (lab.container(2), lab.container(3));
@@ -891,17 +1064,31 @@ fn flows_to_a_container_that_is_gone_are_forgotten_for_few_ports_and_for_many() 
         };
         for address in ["192.0.2.1", "[2001:db8:2::1]"] {
             ask(address, 5000, "first");
-            ask(address, 5000 + count - 1, "first");
+            if count > 1 {
+                ask(address, 5000 + count - 1, "first");
+            }
             ask(address, 6000, "second");
         }
         let flows = |family: &str, source: &str| {
             lab.host.run(&format!("conntrack -L -f {family} -p udp")).matches(&format!(" src={source} ")).count()
         };
-        assert_eq!([flows("ipv4", "10.88.0.2"), flows("ipv4", "10.88.0.3")], [2, 1]);
-        assert_eq!([flows("ipv6", "fd00:88::2"), flows("ipv6", "fd00:88::3")], [2, 1]);
+        lab.host.inside(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            (0..others).for_each(|n| drop(socket.send_to(b"", ("127.0.0.1", 20_000 + n))));
+        });
+        assert!(lab.host.sysctl("net/netfilter/nf_conntrack_count").parse::<u16>().unwrap() >= others);
+        let asked = if count == 1 { 1 } else { 2 };
+        assert_eq!([flows("ipv4", "10.88.0.2"), flows("ipv4", "10.88.0.3")], [asked, 1]);
+        assert_eq!([flows("ipv6", "fd00:88::2"), flows("ipv6", "fd00:88::3")], [asked, 1]);
         del(&lab, &first, &ports_from(5000));
         assert_eq!([flows("ipv4", "10.88.0.2"), flows("ipv4", "10.88.0.3")], [0, 1], "{count} ports");
         assert_eq!([flows("ipv6", "fd00:88::2"), flows("ipv6", "fd00:88::3")], [0, 1], "{count} ports");
+        // One that began before the port was published.
+        let there = || lab.host.run("conntrack -L -p udp").matches("dst=192.0.2.1 sport=4444").count();
+        Fetch::new(Proto::Udp, "192.0.2.1:5000").source("192.0.2.2:4444").expect_nothing(&lab.client);
+        assert_eq!(there(), 1);
+        add(&lab, &first, &ports_from(5000));
+        assert_eq!(there(), 0, "{count} ports");
     }
 }
 

@@ -101,7 +101,7 @@ fn lied_to(play: Play, verb: Verb) -> (usize, Vec<String>) {
         judgement = judgement.and_then(|()| clean.is_clean(false).map_err(|e| format!("after DEL: {e}")));
         scene.reset();
         if let Err(what) = judgement {
-            if !is_known(play, fault, call, &outcome) {
+            if !is_known(fault, call, &outcome) {
                 wrong.push(format!("{story}\n  {what}"));
             }
             scene = Scene::set(play);
@@ -112,14 +112,9 @@ fn lied_to(play: Play, verb: Verb) -> (usize, Vec<String>) {
     (tried, wrong)
 }
 
-/// Known and left, as docs/reliability.md says: that a file isn't there is believed; and portmap's transaction was made, but its
-/// answer is lost, so the sysctl that goes with it is not set, or not put back.
-fn is_known(play: Play, fault: Fault, call: &Answerable, outcome: &Outcome) -> bool {
-    if fault == Fault::Fails(Errno::ENOENT) && !call.is_change && outcome.exit == 0 {
-        return true;
-    }
-    let is_lost = fault == Fault::Unanswered || (call.what.starts_with("recv") && call.what.ends_with("nfnetlink"));
-    play == Play::Portmap && is_lost && answer(outcome).contains("begin an nftables transaction")
+/// Known and left, as docs/reliability.md says: that a file isn't there is believed.
+fn is_known(fault: Fault, call: &Answerable, outcome: &Outcome) -> bool {
+    fault == Fault::Fails(Errno::ENOENT) && !call.is_change && outcome.exit == 0
 }
 
 fn answer(outcome: &Outcome) -> String {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
 };
 use serde_json::Number;
 
@@ -274,11 +274,9 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        let pairs = match self.value {
-            Json::Object(pairs) => pairs,
-            // serde would take its items for the fields, in turn.
-            Json::Array(_) => return Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
-            _ => return self.deserialize_any(visitor),
+        // Of an array, serde would take the items for the fields, in turn; and it would name the type in Rust.
+        let Json::Object(pairs) = self.value else {
+            return Err(de::Error::custom(format!("invalid type: {}, expected an object", self.value.kind())));
         };
         let mut entries: Vec<(Key<'_>, &Json)> = Vec::with_capacity(pairs.len());
         for (key, value) in pairs {

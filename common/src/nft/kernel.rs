@@ -55,6 +55,11 @@ impl CommitError {
         }
     }
 
+    /// Whether it is unknown what has become of it: no command was refused, and the kernel's answer got lost.
+    pub fn is_unanswered(&self) -> bool {
+        self.refusal().is_some_and(|r| r.command.is_none() && r.action == BEGIN && r.errno != Errno::ERESTART)
+    }
+
     /// The kernel's errno, if it was asked.
     pub fn errno(&self) -> Option<Errno> {
         self.refusal().map(|r| r.errno)
@@ -75,6 +80,9 @@ impl From<Error> for CommitError {
         CommitError::Unsendable(error)
     }
 }
+
+/// The action of a refusal that is about no command.
+const BEGIN: &str = "begin";
 
 /// How often a plan is made anew because somebody else changed the tables.
 const GENERATION_TRIES: u32 = 100;
@@ -222,7 +230,7 @@ fn refusal(refused: Refused, encoded: &Encoded, commands: &[&Command], own: usiz
         (Some(Command::AddElements(table, set, _, all)), Some(n)) => ("add", element_text(table, set, all.get(n))),
         (Some(Command::DeleteElements(table, set, all)), Some(n)) => ("delete", element_text(table, set, all.get(n))),
         (Some(command), _) => command.subject(),
-        (None, _) => ("begin", "an nftables transaction".to_owned()),
+        (None, _) => (BEGIN, "an nftables transaction".to_owned()),
     };
     let command = place.and_then(|p| p.command.checked_sub(own));
     Refusal { errno: refused.errno, ext_ack: refused.text, command, element, action, object }

@@ -129,10 +129,15 @@ pub fn texts(lines: &[Element]) -> impl Iterator<Item = &str> {
     lines.iter().map(|line| line.comment.as_deref().unwrap_or_default())
 }
 
-/// The chains that lines jump to.
+/// A line's place in its record.
+pub fn number(line: &Element) -> Option<u32> {
+    RecordKey::of_line(&line.key).map(|(_, number)| number)
+}
+
+/// The chains that lines jump or go to.
 pub fn jumps(lines: &[Element]) -> impl Iterator<Item = &str> {
     lines.iter().filter_map(|line| match &line.data {
-        Some(Data::Verdict(Verdict::Jump(chain))) => Some(chain.as_str()),
+        Some(Data::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain.as_str()),
         _ => None,
     })
 }

@@ -27,7 +27,7 @@ impl Conditions {
         let text = text.trim();
         let parsed = match text.chars().next() {
             None => Ok(Vec::new()),
-            Some('-' | '!') => iptables::parse(text, version),
+            Some('-' | '!') => iptables::parse(&iptables::joined(words), version),
             Some(_) => nft::parse(text, version),
         };
         match parsed {
@@ -133,9 +133,13 @@ mod tests {
             ("-m owner --uid-owner 1000", "meta skuid 1000"),
             ("-m comment --comment \"from the office\" -s 192.0.2.1", "ip saddr 192.0.2.1"),
             ("-m pkttype --pkt-type unicast", "meta pkttype host"),
+            ("-p all -s 192.0.2.1", "ip saddr 192.0.2.1"),
+            ("--source=192.0.2.1 -p tcp --dport=80", "ip saddr 192.0.2.1 tcp dport 80"),
         ] {
             assert_eq!(v4(iptables), nft, "{iptables}");
         }
+        let comment = ["-m", "comment", "--comment", "from the \"office\"", " -s ", "192.0.2.1"];
+        assert_eq!(shown(IpVersion::V4, &comment).unwrap(), "ip saddr 192.0.2.1");
         assert_eq!(v6("! -s fd00::/8"), "ip6 saddr != fd00::/8");
         assert_eq!(v6("-s fd00::1/ffff::"), "ip6 saddr fd00::/16");
     }
@@ -152,6 +156,7 @@ mod tests {
             ("-p tcp --dport 9:1", "9:1"),
             ("--dport 80", "-p"),
             ("-j ACCEPT", "-j"),
+            ("! -p all", "all"),
             ("-s", "-s"),
             ("! !", "!"),
             ("-s fd00::1", "fd00::1"),

@@ -63,8 +63,8 @@ pub struct Written {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct WrittenRuntime {
-    /// Of the capability `portMappings`.
-    port_mappings: Vec<WrittenMapping>,
+    /// Of the capability `portMappings`. An empty list takes back what an earlier ADD has published.
+    port_mappings: Option<Vec<WrittenMapping>>,
 }
 
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -93,8 +93,9 @@ struct WrittenMapping {
 /// What was meant: a value that can't be wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The ports to publish, in the order given.
-    pub mappings: Vec<Mapping>,
+    /// The ports to publish, in the order given; `None` where nothing is said of any. An empty list takes back what an
+    /// earlier ADD has published.
+    pub mappings: Option<Vec<Mapping>>,
     /// Whose source address is replaced by the host's.
     pub masquerade: Masquerade,
     /// How a packet is marked for that.
@@ -219,12 +220,15 @@ impl Config {
         let mark = mark(written.mark_masq_bit, written.external_set_mark_chain.clone())?;
         require_backend(&written)?;
         let priority = priority(written.priority)?;
-        let mappings = (written.runtime_config.port_mappings.iter().enumerate())
-            .map(|(i, m)| mapping(m, &format!("runtimeConfig.portMappings.{i}")))
-            .collect::<Result<Vec<Mapping>>>()?;
+        let mapped = |written: Vec<WrittenMapping>| {
+            let mapped = |(i, m)| mapping(m, &format!("runtimeConfig.portMappings.{i}"));
+            written.iter().enumerate().map(mapped).collect::<Result<Vec<Mapping>>>()
+        };
+        let mappings = written.runtime_config.port_mappings.map(mapped).transpose()?;
         // As in the reference, conditions matter to those who publish something: a container without ports passes a
         // configuration whose conditions can't be understood. STATUS says it all the same.
-        let conditions = if mappings.is_empty() && call.verb != Verb::Status {
+        let publishes = mappings.as_ref().is_some_and(|mappings| !mappings.is_empty());
+        let conditions = if !publishes && call.verb != Verb::Status {
             ByVersion::default()
         } else {
             ByVersion {
@@ -357,12 +361,14 @@ fn host_ip(written: &str, key: &str) -> Result<HostIp> {
     if address.is_unspecified() {
         return Ok(HostIp::AnyOf(IpVersion::of(address)));
     }
-    if address.is_multicast() {
-        return Err(Error::invalid(
-            format!("{key}.hostIP"),
-            format!("{written:?}"),
-            "a multicast address is not an address of this host, so nothing could ever arrive there",
-        ));
-    }
-    Ok(HostIp::One(address))
+    let kind = match address {
+        _ if address.is_multicast() => "multicast",
+        IpAddr::V4(v4) if v4.is_broadcast() => "broadcast",
+        _ => return Ok(HostIp::One(address)),
+    };
+    Err(Error::invalid(
+        format!("{key}.hostIP"),
+        format!("{written:?}"),
+        format!("a {kind} address is not an address of this host, so nothing could ever arrive there"),
+    ))
 }

@@ -13,9 +13,11 @@ use common::{Attachment, Call, Error, Plugin, Result};
 pub mod conditions;
 pub mod config;
 pub mod conflict;
+pub mod foreign;
 pub mod leftovers;
 pub mod listeners;
 pub mod liveness;
+pub mod localnet;
 pub mod observe;
 pub mod origin;
 pub mod publication;
@@ -46,7 +48,7 @@ impl Plugin for Portmap {
     }
 
     fn is_idle(config: &Config) -> bool {
-        config.mappings.is_empty()
+        config.mappings.is_none()
     }
 
     fn observe(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
@@ -59,8 +61,7 @@ impl Plugin for Portmap {
 
     fn remove(call: &Call, _config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::open()?;
-        let own = |socket: &mut NftSocket| Ok(Recorded::read(socket, &call.attachment)?.into_iter().collect());
-        let removed = removal::remove(&mut socket, own);
+        let removed = state::remove_own(&mut socket, &call.attachment);
         let own = removed.map(|removed| stale::forget_after_del(&removed));
         let left = leftovers::remove(&mut socket, &call.attachment, prev);
         Error::gather([own, left].into_iter().filter_map(Result::err).collect())

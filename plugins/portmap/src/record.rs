@@ -1,10 +1,13 @@
 //! Records: what each attachment owns, as [lines of a map](common::nft::records).
 //!
 //! The owner's label is the first line's text, its origin the second's; those behind them are its ports, as
-//! [`publication`]s behind the container's address.
+//! [`publication`]s behind the container's address. The last line goes where others jump, or returns: so a line that
+//! somebody has removed is missed.
 
-use common::nft::records::{TEXT_MAX, jumps, texts};
-use common::nft::{Element, NftSocket, RecordKey, Set};
+use std::collections::BTreeSet;
+
+use common::nft::records::{TEXT_MAX, jumps, number};
+use common::nft::{Data, Element, NftSocket, RecordKey, Set, Verdict};
 use common::{Attachment, Result};
 
 use crate::origin::Origin;
@@ -32,7 +35,14 @@ impl Record {
         let mut texts = vec![self.label.clone(), self.origin.as_ref().map(Origin::to_string).unwrap_or_default()];
         texts.extend(publication::lines(&self.claims, TEXT_MAX));
         let jumps = [ATTACHMENTS.to_owned()].into_iter().chain(self.jumps.iter().cloned());
-        self.key.lines(texts, jumps)
+        let mut lines = self.key.lines(texts, jumps);
+        if let Some(Data::Verdict(verdict)) = lines.last_mut().and_then(|last| last.data.as_mut()) {
+            *verdict = match std::mem::replace(verdict, Verdict::Return) {
+                Verdict::Jump(chain) => Verdict::Goto(chain),
+                _ => Verdict::Return,
+            };
+        }
+        lines
     }
 
     /// All its elements but the lines, set by set.
@@ -57,24 +67,54 @@ impl Recorded {
         Ok(recorded.filter(|r| r.record.label == attachment.label()))
     }
 
-    /// The record with this key, if there is one.
-    pub fn read_key(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Recorded>> {
-        Ok(Recorded::of_lines(key, socket.record(&TABLE, key)?))
+    /// What there is of the attachment's record, whatever lines of it somebody has removed: one look through the map.
+    pub fn remains(socket: &mut NftSocket, attachment: &Attachment) -> Result<Option<Recorded>> {
+        let found = Recorded::scattered(socket, RecordKey::of(attachment), &attachment.label())?;
+        Ok(found.filter(|r| r.record.label == attachment.label()))
     }
 
-    fn of_lines(key: RecordKey, lines: Vec<Element>) -> Option<Recorded> {
-        let mut texts = texts(&lines);
-        let label = texts.next()?.to_owned();
-        let origin = texts.next().and_then(Origin::read);
-        let claims = texts.flat_map(publication::read).collect();
+    /// The record with this key, if there is one.
+    pub fn read_key(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Recorded>> {
+        let lines = socket.record(&TABLE, key)?;
+        match lines.last() {
+            None => Ok(None),
+            Some(last) if is_last(last) => Ok(Some(Recorded::of_lines(key, lines))),
+            // Somebody has removed the next: there may be more behind it.
+            Some(_) => Recorded::scattered(socket, key, ""),
+        }
+    }
+
+    /// With the ports of lines that are missing, and with this label if that line is.
+    fn scattered(socket: &mut NftSocket, key: RecordKey, label: &str) -> Result<Option<Recorded>> {
+        let Some(mut found) = Recorded::all(socket, |of| *of == key)?.pop() else { return Ok(None) };
+        let Record { label: own, claims, .. } = &mut found.record;
+        if own.is_empty() {
+            label.clone_into(own);
+        }
+        let known: BTreeSet<Claim> = claims.iter().copied().collect();
+        for (version, specific) in rules::both_versions() {
+            let elements = socket.elements(&TABLE, &rules::ports_map(version, specific))?;
+            let of_label = elements.iter().filter(|element| element.comment.as_deref() == Some(own));
+            claims.extend(of_label.filter_map(Claim::of_element).filter(|claim| !known.contains(claim)));
+        }
+        Ok(Some(found))
+    }
+
+    /// Of lines in their order, some of which may be missing.
+    fn of_lines(key: RecordKey, lines: Vec<Element>) -> Recorded {
+        let text = |line: &Element| line.comment.clone().unwrap_or_default();
+        let at = |place| lines.iter().find(|line| number(line) == Some(place)).map(text);
+        let (label, origin) = (at(0).unwrap_or_default(), at(1).and_then(|text| Origin::read(&text)));
+        let ports = lines.iter().filter(|line| number(line) > Some(1));
+        let claims = ports.flat_map(|line| publication::read(&text(line))).collect();
         let jumps = jumps(&lines).filter(|chain| *chain != ATTACHMENTS).map(str::to_owned).collect();
-        Some(Recorded { record: Record { key, label, origin, jumps, claims }, lines })
+        Recorded { record: Record { key, label, origin, jumps, claims }, lines }
     }
 
     /// All records whose keys are wanted: one look through the map.
     pub fn all(socket: &mut NftSocket, wanted: impl Fn(&RecordKey) -> bool) -> Result<Vec<Recorded>> {
         let all = socket.all_records(&TABLE, wanted)?;
-        Ok(all.into_iter().filter_map(|(key, lines)| Recorded::of_lines(key, lines)).collect())
+        Ok(all.into_iter().map(|(key, lines)| Recorded::of_lines(key, lines)).collect())
     }
 
     /// The record of the owner that an element names, if it can be found.
@@ -88,4 +128,9 @@ impl Recorded {
         // A label that had to be shortened does not give the key.
         Ok(Recorded::all(socket, |_| true)?.into_iter().find(|r| r.record.label == label))
     }
+}
+
+/// Whether a record ends with this line.
+fn is_last(line: &Element) -> bool {
+    matches!(line.data, Some(Data::Verdict(Verdict::Goto(_) | Verdict::Return)))
 }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use common::nft::records;
 use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Value, Verdict};
-use common::sysctl;
 use common::{Error, Result};
 
+use crate::localnet;
 use crate::record::{Record, Recorded};
 use crate::rules::{
     self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, TABLE, is_kind,
@@ -22,10 +22,14 @@ pub fn remove(
     socket: &mut NftSocket,
     mut find: impl FnMut(&mut NftSocket) -> Result<Vec<Recorded>>,
 ) -> Result<Vec<Recorded>> {
+    let mut unanswered = None;
     transact(socket, |socket, generation| {
         let records = find(socket)?;
         if records.is_empty() {
-            return Ok(ControlFlow::Break(records));
+            if socket.chain(&TABLE, ATTACHMENTS)?.is_none() {
+                localnet::close_unguarded(socket)?;
+            }
+            return Ok(ControlFlow::Break(unanswered.take().unwrap_or_default()));
         }
         let mut removal = Removal::default();
         if is_all(socket, &records)? {
@@ -38,13 +42,14 @@ pub fn remove(
         removal.restore_loopback()?;
         match socket.commit_at(&removal.transaction, generation) {
             Ok(()) => Ok(ControlFlow::Break(records)),
-            Err(error) if came_too_late(&error) => {
-                removal.open_loopback_again()?;
+            // What has become of it is seen by whether the records are there.
+            Err(error) if error.is_unanswered() && unanswered.is_none() => {
+                unanswered = Some(records);
                 Ok(ControlFlow::Continue(()))
             }
             Err(error) => {
-                removal.open_loopback_again()?;
-                Err(error.into())
+                removal.settle_loopback(socket)?;
+                if came_too_late(&error) { Ok(ControlFlow::Continue(())) } else { Err(error.into()) }
             }
         }
     })
@@ -63,6 +68,8 @@ pub struct Removal {
     pub transaction: Transaction,
     /// Links whose route_localnet nobody needs any more, with the value of before.
     loopback: Vec<(String, String)>,
+    /// Handles of rules that are removed.
+    rules: BTreeSet<u64>,
 }
 
 impl Removal {
@@ -120,7 +127,7 @@ impl Removal {
             return Ok(());
         }
         for (parent, entrance) in parent.iter().flat_map(|p| entrances.iter().map(move |e| (p, e))) {
-            self.transaction.delete_rule(&TABLE, parent, entrance.handle);
+            self.rule(parent, entrance.handle);
         }
         self.transaction.remove_chain(&TABLE, name);
         if is_kind(name) {
@@ -136,14 +143,21 @@ impl Removal {
         Ok(())
     }
 
-    /// Gives the links back the value they had before their first user.
-    pub fn restore_loopback(&self) -> Result<()> {
-        self.loopback.iter().try_for_each(|(link, before)| write_loopback(link, before).map(|_| ()))
+    /// One rule, whoever else has it removed.
+    pub fn rule(&mut self, chain: &str, handle: u64) {
+        if self.rules.insert(handle) {
+            self.transaction.delete_rule(&TABLE, chain, handle);
+        }
     }
 
-    /// Takes [`Removal::restore_loopback`] back.
-    pub fn open_loopback_again(&self) -> Result<()> {
-        self.loopback.iter().try_for_each(|(link, _)| write_loopback(link, "1").map(|_| ()))
+    /// Gives the links back the value they had before their first user.
+    pub fn restore_loopback(&self) -> Result<()> {
+        self.loopback.iter().try_for_each(|(link, before)| localnet::close(link, before))
+    }
+
+    /// Takes [`Removal::restore_loopback`] back where the transaction has come to nothing.
+    pub fn settle_loopback(&self, socket: &mut NftSocket) -> Result<()> {
+        self.loopback.iter().try_for_each(|(link, before)| localnet::settle(socket, link, before))
     }
 }
 
@@ -190,28 +204,6 @@ fn own_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<(Set, Vec
         }
     }
     Ok(own)
-}
-
-/// The sysctl's value on a link; `None` if there is no such link.
-pub fn read_loopback(link: &str) -> Result<Option<String>> {
-    let Some(name) = loopback_name(link) else { return Ok(None) };
-    Ok(sysctl::read(&name)?.and_then(|content| content.value().map(str::to_owned)))
-}
-
-/// Sets the sysctl on a link; whether there is such a link.
-pub fn write_loopback(link: &str, value: &str) -> Result<bool> {
-    let Some(name) = loopback_name(link) else { return Ok(false) };
-    match sysctl::read(&name)? {
-        None => return Ok(false),
-        // Where nothing can be written nothing has been, so undoing must not fail for that.
-        Some(content) if content.value() == Some(value) => return Ok(true),
-        Some(_) => {}
-    }
-    sysctl::write(&name, value).map(|()| true)
-}
-
-fn loopback_name(link: &str) -> Option<sysctl::Name> {
-    sysctl::Name::new(&format!("net/ipv4/conf/{link}/route_localnet"))
 }
 
 /// A failure that leaves nothing behind must still be told with what could not be undone.

@@ -49,8 +49,8 @@ use common::attachment::reference_hash_name;
 use common::cni::CniResult;
 use common::nft::records;
 use common::nft::{
-    Chain, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Position, RecordKey, Rule, Selector,
-    Set, SetSource, Skeleton, Statement, Table, Value,
+    Chain, Data, DataType, DnatTarget, Element, Family, HookKind, HookPoint, IpVersion, Position, RecordKey, Rule,
+    Selector, Set, SetSource, Skeleton, Statement, Table, Value,
 };
 use common::{Attachment, Call, Error, Result};
 use ipnet::IpNet;
@@ -132,6 +132,33 @@ impl Claim {
         Element::values(self.key(), [Value::ip(self.target), Value::Port(self.target_port)]).comment(label)
     }
 
+    /// Reads [`Claim::element`].
+    pub fn of_element(element: &Element) -> Option<Claim> {
+        let address = |value: &Value| match value {
+            Value::V4(v4) => Some(IpAddr::V4(*v4)),
+            Value::V6(v6) => Some(IpAddr::V6(*v6)),
+            _ => None,
+        };
+        let (at, protocol, port) = match element.key.as_slice() {
+            [Value::Proto(protocol), Value::Port(port)] => (None, protocol, port),
+            [at, Value::Proto(protocol), Value::Port(port)] => (Some(address(at)?), protocol, port),
+            _ => return None,
+        };
+        match &element.data {
+            Some(Data::Values(values)) => match values.as_slice() {
+                [target, Value::Port(target_port)] => Some(Claim {
+                    address: at,
+                    protocol: Protocol::from_number(*protocol)?,
+                    port: *port,
+                    target: address(target)?,
+                    target_port: *target_port,
+                }),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Its element in `self4` or `self6`: the container itself comes to its own port.
     fn self_element(&self) -> Element {
         Element::key([Value::ip(self.target), Value::Proto(self.protocol.number()), Value::Port(self.port)])
@@ -156,7 +183,8 @@ pub fn is_kind(chain: &str) -> bool {
     both_versions().any(|(version, specific)| chain.starts_with(kind_name(version, specific)))
 }
 
-fn both_versions() -> impl Iterator<Item = (IpVersion, bool)> {
+/// Every version, at one address and at all.
+pub fn both_versions() -> impl Iterator<Item = (IpVersion, bool)> {
     // Specific ones first, as in the chain `hostports`.
     [true, false].into_iter().flat_map(|specific| IpVersion::ALL.into_iter().map(move |version| (version, specific)))
 }
@@ -265,6 +293,8 @@ pub struct Share {
     pub attachment: Attachment,
     /// Since when, and how to tell whether it is alive.
     pub origin: Origin,
+    /// Whether anything was to be published. It may be for addresses that the container doesn't have.
+    pub is_wanted: bool,
     /// What is published.
     pub claims: Vec<Claim>,
     /// The kinds of publication and the marks it uses.
@@ -284,6 +314,7 @@ pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Res
     let marking = Marking { own: own_bit, all: own_bit | facts.external_mark.unwrap_or_default() };
     let mut share = Share {
         attachment: call.attachment.clone(),
+        is_wanted: config.mappings.as_ref().is_some_and(|mappings| !mappings.is_empty()),
         origin: facts.origin,
         claims: Vec::new(),
         shared: Vec::new(),
@@ -293,7 +324,7 @@ pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Res
     for version in IpVersion::ALL {
         let mut addresses = prev.ips.iter().filter(|ip| prev.is_on(ip, &call.attachment.ifname)).map(|ip| ip.address);
         let Some(address) = addresses.find(|a| IpVersion::of(a.addr()) == version) else { continue };
-        let claims = claims(&config.mappings, address.addr())?;
+        let claims = claims(config.mappings.as_deref().unwrap_or_default(), address.addr())?;
         share.publish(config, &marking, address, claims);
     }
     if config.masquerade != Masquerade::Nobody && !share.claims.is_empty() {
@@ -419,15 +450,33 @@ impl Marking {
     /// The rule that masquerades what bears the mark. The mark goes, so that a packet that is encapsulated and comes by
     /// again is left alone; a packet that nobody has led elsewhere is never touched, whoever marked it.
     fn shared(&self) -> Shared {
-        let name = format!("{MARK_PREFIX}0x{:x}", self.own);
         let rules = vec![Rule::new([Statement::clear_mark(self.own), Statement::Masquerade])];
-        let entrance = Rule::new([Statement::has_mark(self.own), Statement::goto(name.clone())]);
         Shared {
-            chain: Chain::regular(name, rules),
+            chain: Chain::regular(format!("{MARK_PREFIX}0x{:x}", self.own), rules),
             set: None,
-            entrance: Entrance::Rule(MASQUERADE, Position::End, entrance),
+            entrance: Entrance::Rule(MASQUERADE, Position::End, entrance_by_mark(self.own)),
         }
     }
+}
+
+fn entrance_by_mark(mark: u32) -> Rule {
+    Rule::new([Statement::has_mark(mark), Statement::goto(format!("{MARK_PREFIX}0x{mark:x}"))])
+}
+
+/// The rule by which packets come to a mark's chain; `None` if this isn't one's name.
+pub fn mark_entrance(chain: &str) -> Option<Rule> {
+    let mark = chain.strip_prefix(MARK_PREFIX)?.strip_prefix("0x")?;
+    u32::from_str_radix(mark, 16).ok().map(entrance_by_mark)
+}
+
+/// The rule by which packets come to the chain of a kind of publication; `None` if this isn't one's name.
+pub fn kind_entrance(chain: &str) -> Option<Rule> {
+    let (version, specific) =
+        both_versions().find(|(version, specific)| chain.starts_with(kind_name(*version, *specific)))?;
+    // `ip daddr` says the version itself.
+    let test = (!specific).then(|| Statement::is(Selector::Nfproto, Value::Nfproto(version)));
+    let member = Statement::in_set(key_selectors(version, specific), chain.to_owned());
+    Some(Rule::new(test.into_iter().chain([member, Statement::jump(chain.to_owned())])))
 }
 
 /// The kind of publication: its chain is named by its contents, so that attachments that want the same share it and one
@@ -457,10 +506,7 @@ fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> S
     let prefix = format!("{}{}", kind_name(version, specific), if looks_for_itself { SELF } else { "" });
     let name = reference_hash_name(prefix.len() + 16, &prefix, &text);
     let chain = Chain::regular(name.clone(), rules);
-    // `ip daddr` says the version itself.
-    let test = (!specific).then(|| Statement::is(Selector::Nfproto, Value::Nfproto(version)));
-    let member = Statement::in_set(key_selectors(version, specific), name.clone());
-    let entrance = Rule::new(test.into_iter().chain([member, Statement::jump(name.clone())]));
+    let entrance = kind_entrance(&name).unwrap_or_default();
     let position = if specific { Position::Top } else { Position::End };
     let set = Some(kind_set(&name, version, specific));
     Shared { chain, set, entrance: Entrance::Rule(HOSTPORTS, position, entrance) }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use common::Result;
-use common::conntrack::{self, Flow, Interest, Led};
+use common::conntrack::{self, Flow, Interest};
 use common::link::RouteSocket;
 use common::nft::{IpVersion, NftSocket};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -17,48 +17,51 @@ use crate::config::Protocol;
 use crate::record::Recorded;
 use crate::rules::{Claim, TABLE};
 
-/// What a flow was sent to, of all this host's addresses or of one.
-type Key = (Option<IpAddr>, u16);
+/// What a flow was sent to: its version of IP, of all this host's addresses or one, and the port.
+type Key = (IpVersion, Option<IpAddr>, u16);
 
-/// The UDP claims of one version of IP.
-fn udp(claims: impl IntoIterator<Item = Claim>, version: IpVersion) -> Vec<Claim> {
-    claims.into_iter().filter(|c| c.protocol == Protocol::Udp && c.version() == version).collect()
+/// The UDP claims by what is sent to them.
+fn udp<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> BTreeMap<Key, Vec<Claim>> {
+    let mut all: BTreeMap<Key, Vec<Claim>> = BTreeMap::new();
+    for claim in claims.into_iter().filter(|c| c.protocol == Protocol::Udp) {
+        all.entry((claim.version(), claim.address, claim.port)).or_default().push(*claim);
+    }
+    all
 }
 
-fn led(claim: &Claim) -> Led {
-    let Claim { address, protocol, port, target, target_port } = *claim;
-    Led { protocol: protocol.number(), address, port, target, target_port }
-}
-
-/// After ADD: flows to a port that is published now, and that don't lead to the container.
+/// After ADD: flows to a port that is published now, and that don't lead to the container; flows that lead to a port that it
+/// had before.
 pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], before: Option<&Recorded>) {
     let kept: BTreeSet<&Claim> = claims.iter().collect();
-    let gone = before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c)).copied();
-    forget_gone(gone.collect());
-    for version in IpVersion::ALL {
-        let now: BTreeMap<Key, Claim> =
-            udp(claims.iter().copied(), version).into_iter().map(|c| ((c.address, c.port), c)).collect();
-        let mut ports = now.values().map(|c| c.port);
-        let Some(first) = ports.next() else { continue };
-        // The kernel can look for one port; several take one look through all of UDP.
-        let port = ports.all(|port| port == first).then_some(first);
-        let interest = Interest { version, protocol: Protocol::Udp.number(), port };
-        let mut locals = None;
-        let forgotten = conntrack::forget(interest, &mut |flow| bypasses(socket, &now, &mut locals, flow));
-        tell(forgotten.map(drop), "bypass a new host port");
-    }
+    let gone = udp(before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c)));
+    let now = udp(claims);
+    let mut locals = None;
+    let interesting = gone.keys().chain(now.keys());
+    let is_stale = &mut |flow: &Flow| Ok(leads_to(&gone, flow) || bypasses(socket, &now, &mut locals, flow)?);
+    tell(forget(interesting, is_stale), "bypass a new host port");
 }
 
 /// After DEL: flows to a container that is gone.
 pub fn forget_after_del(removed: &[Recorded]) {
-    forget_gone(removed.iter().flat_map(|r| r.record.claims.iter().copied()).collect());
+    let gone = udp(removed.iter().flat_map(|r| &r.record.claims));
+    tell(forget(gone.keys(), &mut |flow| Ok(leads_to(&gone, flow))), "lead to a removed host port");
 }
 
-fn forget_gone(claims: Vec<Claim>) {
-    for version in IpVersion::ALL {
-        let gone: Vec<Led> = udp(claims.iter().copied(), version).iter().map(led).collect();
-        tell(conntrack::forget_led(&gone), "lead to a removed host port");
+/// Forgets UDP flows, in one look at them.
+fn forget<'a>(keys: impl Iterator<Item = &'a Key>, is_stale: &mut dyn FnMut(&Flow) -> Result<bool>) -> Result<()> {
+    let (mut versions, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for (version, _, port) in keys {
+        versions.insert(*version);
+        ports.insert(*port);
     }
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let versions: Vec<IpVersion> = versions.into_iter().collect();
+    // The kernel can look for one port; several take one look through all of UDP.
+    let port = ports.pop_first().filter(|_| ports.is_empty());
+    let interest = Interest { versions: &versions, protocol: Protocol::Udp.number(), port };
+    conntrack::forget(interest, is_stale).map(drop)
 }
 
 fn tell(forgotten: Result<()>, what: &str) {
@@ -67,23 +70,32 @@ fn tell(forgotten: Result<()>, what: &str) {
     }
 }
 
+/// The claims that what was sent where the flow was sent to may have been led by: at one address, at all.
+fn at<'a>(claims: &'a BTreeMap<Key, Vec<Claim>>, flow: &Flow) -> [&'a [Claim]; 2] {
+    let (dst, port) = (flow.original.dst, flow.original.dst_port);
+    [Some(dst), None].map(|address| claims.get(&(IpVersion::of(dst), address, port)).map_or(&[][..], Vec::as_slice))
+}
+
+fn is_target(claim: &Claim, flow: &Flow) -> bool {
+    (claim.target, claim.target_port) == (flow.reply.src, flow.reply.src_port)
+}
+
+/// Whether one of these claims led the flow.
+fn leads_to(claims: &BTreeMap<Key, Vec<Claim>>, flow: &Flow) -> bool {
+    at(claims, flow).into_iter().flatten().any(|claim| is_target(claim, flow))
+}
+
 /// Whether the flow would lead to a container of these claims, were it to begin now, and doesn't.
 fn bypasses(
     socket: &mut NftSocket,
-    claims: &BTreeMap<Key, Claim>,
+    claims: &BTreeMap<Key, Vec<Claim>>,
     locals: &mut Option<BTreeSet<IpAddr>>,
     flow: &Flow,
 ) -> Result<bool> {
-    let (dst, port) = (flow.original.dst, flow.original.dst_port);
-    let (claim, everywhere) = match (claims.get(&(Some(dst), port)), claims.get(&(None, port))) {
-        (Some(specific), _) => (specific, false),
-        (None, Some(wildcard)) => (wildcard, true),
-        (None, None) => return Ok(false),
-    };
-    if (claim.target, claim.target_port) == (flow.reply.src, flow.reply.src_port) {
-        return Ok(false);
-    }
-    if everywhere {
+    let [specific, wildcard] = at(claims, flow).map(|found| found.first());
+    let Some(claim) = specific.or(wildcard).filter(|claim| !is_target(claim, flow)) else { return Ok(false) };
+    let dst = flow.original.dst;
+    if specific.is_none() {
         // Somebody else's port at this one address goes first.
         let specific = Claim { address: Some(dst), ..*claim };
         if socket.element(&TABLE, &specific.map(), &specific.key())?.is_some() {

@@ -3,26 +3,34 @@
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{Chain, Command, NftSocket, Presence, Rule, SetData, Transaction};
+use common::nft::{Chain, Command, Element, NftSocket, Presence, SetData, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
+use crate::foreign::{self, Filled};
 use crate::record::{Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
 use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
 use crate::transact::{came_too_late, transact};
-use crate::{conflict, listeners, stale};
+use crate::{conflict, listeners, localnet, stale};
 
 impl State for Share {
     fn apply(&self, _call: &Call) -> Result<()> {
         let mut socket = NftSocket::open()?;
         if self.claims.is_empty() {
-            log::info!("{}: no mapping is for a version of IP that the container has", self.attachment);
-            return remove_own(&mut socket, &self.attachment);
+            if self.is_wanted {
+                log::warn!(
+                    "nothing is published: {} has no address in prevResult that a mapping is for",
+                    self.attachment
+                );
+            }
+            stale::forget_after_del(&remove_own(&mut socket, &self.attachment)?);
+            return Ok(());
         }
         let before = self.put_in(&mut socket)?;
-        if let Err(error) = self.open_loopback() {
-            return Err(undone(error, remove_own(&mut socket, &self.attachment)));
+        // On when ADD answers; its guard is in place before.
+        if let Err(error) = self.loopback.iter().try_for_each(|link| localnet::open(link)) {
+            return Err(undone(error, remove_own(&mut socket, &self.attachment).map(drop)));
         }
         conflict::tell_of_overlaps(&mut socket, self);
         stale::forget_after_add(&mut socket, &self.claims, before.as_ref());
@@ -39,13 +47,15 @@ impl State for Share {
             return Ok(recorded.map(told).into_iter().collect());
         }
         let mut differences = socket.differences(&self.skeleton)?;
+        differences.extend(foreign::differences(&mut socket, &self.skeleton)?);
         differences.extend(self.own_differences(&mut socket, recorded.as_ref())?);
         Ok(differences)
     }
 }
 
-fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<()> {
-    removal::remove(socket, |socket| Ok(Recorded::read(socket, own)?.into_iter().collect())).map(drop)
+/// Removes what the attachment has; gives what that was.
+pub fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<Vec<Recorded>> {
+    removal::remove(socket, |socket| Ok(Recorded::read(socket, own)?.into_iter().collect()))
 }
 
 fn object_of_record() -> String {
@@ -55,31 +65,40 @@ fn object_of_record() -> String {
 impl Share {
     /// Puts the share in; gives what the attachment had before.
     fn put_in(&self, socket: &mut NftSocket) -> Result<Option<Recorded>> {
-        let mut contested = false;
+        let (mut contested, mut unanswered) = (false, None);
         transact(socket, |socket, generation| {
-            let before = Recorded::read(socket, &self.attachment)?;
-            let in_place = socket.is_in_place(&self.skeleton)?;
-            if before.is_some() && in_place && self.own_differences(socket, before.as_ref())?.is_empty() {
-                return Ok(ControlFlow::Break(before));
+            let before = match contested {
+                true => Recorded::remains(socket, &self.attachment)?,
+                false => Recorded::read(socket, &self.attachment)?,
+            };
+            let in_place = self.is_table_in_place(socket, before.is_some())?;
+            let filled = Filled::all(socket)?;
+            let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
+            if before.is_some() && in_place && is_clean && self.own_differences(socket, before.as_ref())?.is_empty() {
+                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(before)));
             }
             let in_the_way =
                 if contested { who_is_in_the_way(socket, self, before.as_ref())? } else { InTheWay::default() };
-            let mut removal = Removal::default();
-            in_the_way.remove_orphans(&mut removal.transaction);
-            let dead = in_the_way.dead.iter().map(|dead| &dead.recorded);
-            let leaving: Vec<Recorded> = before.iter().chain(dead).cloned().collect();
-            let keep: Vec<String> = self.shared_names().collect();
-            removal.records(socket, &leaving, &keep)?;
+            let mut removal = self.removal(socket, before.as_ref(), &in_the_way, &filled)?;
             // Whoever has emptied the static chains has emptied the others too.
             let mend = before.is_some() || !in_place;
-            self.add(socket, before.as_ref(), mend, &mut removal.transaction)?;
+            self.add(socket, before.as_ref(), mend, &filled, &mut removal.transaction)?;
             removal.restore_loopback()?;
             let missing = if in_place { &[] } else { std::slice::from_ref(&self.skeleton) };
             let Err(error) = socket.commit_rebuilding(missing, &removal.transaction, Some(generation)) else {
                 in_the_way.warn();
-                return Ok(ControlFlow::Break(before));
+                filled.iter().for_each(Filled::warn);
+                if let Some(error) = (!in_place).then(|| localnet::close_unguarded(socket)).and_then(Result::err) {
+                    log::warn!("route_localnet may be on without a guard somewhere: {error}");
+                }
+                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(before)));
             };
-            removal.open_loopback_again()?;
+            // What has become of it is seen by whether the share is there.
+            if error.is_unanswered() && unanswered.is_none() {
+                unanswered = Some(before);
+                return Ok(ControlFlow::Continue(()));
+            }
+            removal.settle_loopback(socket)?;
             if !came_too_late(&error) {
                 // Whoever was in the way of this very generation has been asked for already: it is something else.
                 if contested || !is_conflict(&error) {
@@ -89,6 +108,35 @@ impl Share {
             }
             Ok(ControlFlow::Continue(()))
         })
+    }
+
+    /// Whether the static part of the table is there and in effect. Of a container that is added anew `all` is asked; else
+    /// only what can be counted.
+    fn is_table_in_place(&self, socket: &mut NftSocket, all: bool) -> Result<bool> {
+        Ok(socket.is_in_place(&self.skeleton)?
+            && (!all
+                || socket.differences(&self.skeleton)?.is_empty()
+                    && foreign::hooks(socket, &self.skeleton)?.is_empty()))
+    }
+
+    /// Takes out what the attachment had, what is in the way, and what is not ours.
+    fn removal(
+        &self,
+        socket: &mut NftSocket,
+        before: Option<&Recorded>,
+        in_the_way: &InTheWay,
+        filled: &[Filled],
+    ) -> Result<Removal> {
+        let mut removal = Removal::default();
+        for Filled { chain, foreign, .. } in filled {
+            foreign.iter().for_each(|info| removal.rule(chain, info.handle));
+        }
+        in_the_way.remove_orphans(&mut removal.transaction);
+        let dead = in_the_way.dead.iter().map(|dead| &dead.recorded);
+        let leaving: Vec<Recorded> = before.into_iter().chain(dead).cloned().collect();
+        let keep: Vec<String> = self.shared_names().collect();
+        removal.records(socket, &leaving, &keep)?;
+        Ok(removal)
     }
 
     fn shared_names(&self) -> impl Iterator<Item = String> {
@@ -101,15 +149,16 @@ impl Share {
         socket: &mut NftSocket,
         before: Option<&Recorded>,
         mend: bool,
+        filled: &[Filled],
         transaction: &mut Transaction,
     ) -> Result<()> {
         for shared in &self.shared {
-            add_shared(socket, shared, mend, transaction)?;
+            add_shared(socket, shared, mend, filled, transaction)?;
         }
         if let Some(link) = &self.loopback {
             // Read after the generation's number: see `removal::remove`.
-            let value = removal::read_loopback(link)?.unwrap_or_else(|| "0".into());
-            add_shared(socket, &rules::loopback(link, &value), mend, transaction)?;
+            let shared = rules::loopback(link, &localnet::before(link)?);
+            add_shared(socket, &shared, mend, filled, transaction)?;
         }
         let record = self.record_since(before);
         transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
@@ -132,35 +181,39 @@ impl Share {
         }
         record
     }
-
-    /// route_localnet is on when ADD answers; its guard is in place before.
-    fn open_loopback(&self) -> Result<()> {
-        self.loopback.iter().try_for_each(|link| removal::write_loopback(link, "1").map(drop))
-    }
 }
 
 /// Adds what attachments share, if it isn't there. If it is, `mend` looks whether it is whole.
-fn add_shared(socket: &mut NftSocket, shared: &Shared, mend: bool, transaction: &mut Transaction) -> Result<()> {
+fn add_shared(
+    socket: &mut NftSocket,
+    shared: &Shared,
+    mend: bool,
+    filled: &[Filled],
+    transaction: &mut Transaction,
+) -> Result<()> {
     let name = &shared.chain.name;
     let found = socket.chain(&TABLE, name)?;
-    if found.is_some() && !mend {
-        return Ok(());
-    }
-    if let Some(set) = &shared.set {
-        transaction.push(Command::AddSet(TABLE, set.clone()));
-    }
-    if found.is_none() {
-        transaction.add_chain(&TABLE, shared.chain.clone());
-    } else if !shared_chain_differences(socket, shared)?.is_empty() {
-        transaction.push(Command::FlushChain(TABLE, name.clone()));
-        transaction.push(Command::AddRules(TABLE, shared.chain.clone()));
+    if found.is_none() || mend {
+        if let Some(set) = &shared.set {
+            transaction.push(Command::AddSet(TABLE, set.clone()));
+        }
+        if found.is_none() {
+            transaction.add_chain(&TABLE, shared.chain.clone());
+        } else if !shared_chain_differences(socket, shared)?.is_empty() {
+            transaction.push(Command::FlushChain(TABLE, name.clone()));
+            transaction.push(Command::AddRules(TABLE, shared.chain.clone()));
+        }
     }
     match &shared.entrance {
         Entrance::Element(set, element) => {
-            transaction.add_elements(&TABLE, set, Presence::Shared, vec![element.clone()]);
+            if found.is_none() || mend {
+                transaction.add_elements(&TABLE, set, Presence::Shared, vec![element.clone()]);
+            }
         }
         Entrance::Rule(parent, position, rule) => {
-            if found.is_none() || entrances(socket.rules(&TABLE, parent)?, name).is_empty() {
+            let is_led_to = filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
+            // Another call may just be putting it in: a second one would only be in the way.
+            if !is_led_to && (found.is_none() || !Filled::read(socket, parent)?.leads_to(name)) {
                 transaction.add_rule(&TABLE, parent, *position, rule.clone());
             }
         }
@@ -190,7 +243,8 @@ impl Share {
         }
         let record = self.record_since(recorded);
         let lines = record.lines();
-        for line in recorded.iter().flat_map(|r| r.lines.iter().skip(lines.len())) {
+        let is_wanted = |line: &&Element| lines.iter().any(|wanted| wanted.key == line.key);
+        for line in recorded.iter().flat_map(|r| &r.lines).filter(|line| !is_wanted(line)) {
             differences.push(Difference::other(object_of_record(), "no such line", line.to_string()));
         }
         for (set, elements) in [(records::map(), lines)].into_iter().chain(record.elements()) {
@@ -203,14 +257,11 @@ impl Share {
 /// Packets must come to the chain by exactly its rule.
 fn entrance_difference(socket: &mut NftSocket, shared: &Shared) -> Result<Option<Difference>> {
     let Entrance::Rule(parent, _, wanted) = &shared.entrance else { return Ok(None) };
-    let object = format!("rule of chain {parent} of table {TABLE}");
     let found = entrances(socket.rules(&TABLE, parent)?, &shared.chain.name);
-    let same = |rule: &Rule| rule == wanted || rule.to_string() == wanted.to_string();
-    Ok(match found.as_slice() {
-        [] => Some(Difference::missing(object, wanted.to_string())),
-        [only] if only.rule.as_ref().is_some_and(same) => None,
-        [other, ..] => Some(Difference::other(object, wanted.to_string(), other.text.clone())),
-    })
+    // One too many, and one of another form, is somebody else's.
+    let is_there = found.iter().any(|info| foreign::is_same(info, wanted));
+    let missing = || Difference::missing(format!("rule of chain {parent} of table {TABLE}"), wanted.to_string());
+    Ok((!is_there).then(missing))
 }
 
 fn loopback_differences(socket: &mut NftSocket, link: &str) -> Result<Vec<Difference>> {
@@ -218,7 +269,7 @@ fn loopback_differences(socket: &mut NftSocket, link: &str) -> Result<Vec<Differ
     let mut differences = shared_chain_differences(socket, &shared)?;
     let guard = [rules::loopback_element(link)];
     differences.extend(socket.element_differences(&TABLE, &rules::loopback_set(), &guard)?);
-    let value = removal::read_loopback(link)?.unwrap_or_else(|| "no such link".into());
+    let value = localnet::read(link)?.unwrap_or_else(|| "no such link".into());
     if value != "1" {
         differences.push(Difference::other(format!("sysctl net.ipv4.conf.{link}.route_localnet"), "1", value));
     }

@@ -51,7 +51,21 @@ fn words(text: &str) -> Vec<String> {
         }
     }
     words.extend(word);
-    words
+    let parts = |word: String| match word.split_once('=').filter(|_| word.starts_with("--")) {
+        Some((option, value)) => vec![option.to_owned(), value.to_owned()],
+        None => vec![word],
+    };
+    words.into_iter().flat_map(parts).collect()
+}
+
+/// Several arguments as one text: a value keeps its blanks.
+pub(super) fn joined(arguments: &[String]) -> String {
+    let quoted = |word: &str| match word.starts_with(['-', '!']) || !word.contains(char::is_whitespace) {
+        true => word.to_owned(),
+        false if word.contains('"') => format!("'{word}'"),
+        false => format!("\"{word}\""),
+    };
+    arguments.iter().map(|argument| quoted(argument.trim())).collect::<Vec<_>>().join(" ")
 }
 
 struct Arguments<'a> {
@@ -86,6 +100,11 @@ impl<'a> Arguments<'a> {
             "--comment" if !negated => self.value(option).map(|_| None),
             "-4" | "--ipv4" if self.version == IpVersion::V4 => Ok(None),
             "-6" | "--ipv6" if self.version == IpVersion::V6 => Ok(None),
+            "-p" | "--protocol" | "--proto"
+                if !negated && self.rest.first().is_some_and(|p| p == "all" || p == "0") =>
+            {
+                self.value(option).map(|_| None)
+            }
             _ => {
                 let (selector, patterns) = self.test(option, negated)?;
                 value::test(selector, negated, patterns).map(Some)
