@@ -78,7 +78,7 @@ fn no_second_of_a_tcp_flow_has_more_than_the_rate_and_the_burst_on_the_wire() {
             let (mean, fullest) = (share(frames.bits_per_second()), share(frames.fullest_second()));
             // Two frames, or 10 ms, and half a hundredth for a timer that is late and makes up for it.
             let burst = (2.0 * 1514.0 * 8.0 / rate as f64).max(0.01);
-            assert!((0.7..1.0 + burst).contains(&mean), "{rate}: {mean:.3} of the rate");
+            assert!((0.3..1.0 + burst).contains(&mean), "{rate}: {mean:.3} of the rate");
             assert!(fullest < 1.005 + burst, "{rate}: the fullest second has {fullest:.3} of the rate");
         }
     }
