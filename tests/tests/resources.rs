@@ -278,6 +278,63 @@ fn a_million_mappings_are_refused() {
     lab.host.assert_same_as(&before);
 }
 
+/// Without CAP_NET_ADMIN in the host's user namespace no socket takes more than `net.core.wmem_max` says (socket(7)), and a transaction
+/// is one datagram.
+#[test]
+fn a_batch_that_no_socket_takes_is_told() {
+    let host = netns_tests::Host::new();
+    let mapping = |n: usize| json!({"hostPort": n % 65_535 + 1, "containerPort": 80, "protocol": if n < 65_535 { "tcp" } else { "udp" }});
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "net", "type": "portmap",
+        "runtimeConfig": {"portMappings": (0..131_070).map(mapping).collect::<Vec<_>>()},
+        "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}, {"address": "fd00::2/64"}]},
+    });
+    let target = netns_tests::Target::new("c1", "/nonexistent", "eth0");
+    let wrapper = ["unshare", "--user", "--map-root-user", "--net"];
+    let outcome = Plugin::ours("portmap").call_under(&wrapper, &host, Verb::Add, &config, &target);
+    let most: u64 = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap().trim().parse().unwrap();
+    // The transaction has more than 8 MiB, and the kernel doubles what it is told.
+    assert!(outcome.exit == 1 || most > 4 << 20, "{}", outcome.call());
+    if outcome.exit == 1 {
+        says(&outcome.fails(), &["raise net.core.wmem_max"]);
+    }
+}
+
+/// Lists that no machine has use for are refused by their key, in bounded time, and DEL goes on all the same.
+#[test]
+fn a_million_of_anything_is_refused() {
+    let sysctls = (0..900_000).map(|n| (format!("net.a{n}"), json!("1"))).collect::<serde_json::Map<_, _>>();
+    let lists: [(Play, &str, Value); 4] = [
+        (Play::Portmap, "conditionsV4", vec![json!("-p tcp"); 500_000].into()),
+        (Play::Portmap, "runtimeConfig", json!({"portMappings": vec![json!({}); 1_000_000]})),
+        (Play::BandwidthOfSubnets, "unshapedSubnets", vec![json!("10.0.0.0/8"); 1_000_000].into()),
+        (Play::Tuning, "sysctl", sysctls.into()),
+    ];
+    for (play, key, list) in lists {
+        let mut scene = Scene::set(play);
+        let before = scene.glance();
+        scene.config[key] = list;
+        let error = scene.call(Verb::Add).fails_with(7);
+        assert!(error.msg.contains(key) && error.msg.len() < 500, "{}", error.msg);
+        scene.call(Verb::Del).succeeds();
+        assert_same(&before, &scene.glance(), key);
+    }
+}
+
+/// Ten megabytes that mean nothing are read, and no more.
+#[test]
+fn ten_megabytes_are_read() {
+    for play in PLAYS {
+        let mut scene = Scene::set(play);
+        let clean = Clean::of(&scene).states().clone();
+        scene.config["padding"] = "x".repeat(10 << 20).into();
+        for verb in [Verb::Add, Verb::Check, Verb::Del] {
+            scene.call(verb).succeeds();
+        }
+        Clean::with(&scene, clean).assert(false, play.plugin());
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod memory {
     use netns_tests::Verb;

@@ -11,6 +11,10 @@ mod value;
 use common::nft::{IpVersion, Statement};
 use common::{Error, Result};
 
+/// Conditions of one rule: the kernel takes 128 expressions (NFT_RULE_MAXEXPRS, net/netfilter/nf_tables_api.c), and a condition can
+/// need three.
+const MOST: usize = 40;
+
 /// Tests that a packet passes all, or isn't taken. None at all: every packet passes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
@@ -31,6 +35,10 @@ impl Conditions {
             Some(_) => nft::parse(text, version),
         };
         match parsed {
+            Ok(statements) if statements.len() > MOST => {
+                let reason = format!("{MOST} are the most: a rule of nftables has room for no more");
+                Err(Error::invalid(key, format!("{} conditions", statements.len()), reason))
+            }
             Ok(statements) => Ok(Conditions { statements }),
             Err(reason) => Err(Error::invalid(key, format!("{text:?}"), reason)),
         }

@@ -105,7 +105,7 @@ struct Overrides {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(
     feature = "schema",
-    schemars(extend("propertyNames" = {"pattern": shape::sysctl_key(), "not": {"pattern": shape::sysctl_key_with_a_step_aside()}}))
+    schemars(extend("maxProperties" = MOST_SYSCTLS, "propertyNames" = {"pattern": shape::sysctl_key(), "not": {"pattern": shape::sysctl_key_with_a_step_aside()}}))
 )]
 #[derive(Debug, Default)]
 struct Pairs(
@@ -246,11 +246,20 @@ fn tx_queue_len(written: i64) -> Result<u32> {
     u32::try_from(written).map_err(|_| Error::invalid("txQLen", written, "it is a number of packets, 0 or more"))
 }
 
+/// More sysctls than a namespace has (some 600, and 110 for each interface); each is compared with all the others.
+const MOST_SYSCTLS: usize = 4096;
+
 /// The configuration's sysctls with those of `args.cni` in their place, or behind them.
 fn settings(written: Written, ifname: &str) -> Result<Vec<Setting>> {
     // STATUS speaks of no interface: the placeholder then stands for itself.
     let ifname = if ifname.is_empty() { sysctl::PLACEHOLDER } else { ifname };
     let mut settings: Vec<Setting> = Vec::new();
+    for (source, pairs) in [("sysctl", &written.sysctl), ("args.cni.sysctl", &written.args.cni.sysctl)] {
+        if pairs.0.len() > MOST_SYSCTLS {
+            let number = format!("{} sysctls", pairs.0.len());
+            return Err(Error::invalid(source, number, format!("{MOST_SYSCTLS} is the most")));
+        }
+    }
     for (key, value) in &written.sysctl.0 {
         let new = setting("sysctl", key, value, ifname)?;
         match settings.iter().find(|s| s.key.means_the_same(&new.key)) {
