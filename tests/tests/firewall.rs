@@ -489,6 +489,21 @@ fn after_a_flush_and_by_gc_the_elder_owner_of_an_address_gets_it_back_too() {
 }
 
 #[test]
+fn an_owner_that_lost_its_address_in_a_flush_gets_it_back_from_who_came_then() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let all = claimants(&tenant);
+    call(&lab.host, Verb::Add, &all[0].0, &all[0].1).succeeds();
+    lab.host.run("nft flush ruleset");
+    lab.host.drop_forwarded();
+    call(&lab.host, Verb::Add, &all[1].0, &all[1].1).succeeds();
+    call(&lab.host, Verb::Check, &all[0].0, &all[0].1).succeeds();
+    call(&lab.host, Verb::Del, &all[1].0, &all[1].1).succeeds();
+    call(&lab.host, Verb::Check, &all[0].0, &all[0].1).succeeds();
+    reaches(&tenant.container.netns, &client(80), "client");
+}
+
+#[test]
 fn what_an_old_container_has_left_at_an_interface_does_not_restrict_the_new_one() {
     let (lab, _server) = dropping_lab();
     for which in ["iptables", "ip6tables"] {
