@@ -113,7 +113,7 @@ impl CallRecord {
             container: call.map(|c| c.attachment.container.as_str()).unwrap_or_default(),
             ifname: call.map(|c| c.attachment.ifname.as_str()).unwrap_or_default(),
             pod: call.and_then(pod),
-            traceparent: std::env::var("TRACEPARENT").ok(),
+            traceparent: std::env::var("TRACEPARENT").ok().filter(|parent| !parent.is_empty()),
             duration_us: u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
             outcome: if error.is_some() { "error" } else { "ok" },
             code: error.map(Error::code),

@@ -34,7 +34,7 @@ fn every_call_appends_one_line_that_says_who_what_and_how() {
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart-0";
     call(&host, log, "ADD", CONFIG, &[("CNI_ARGS", args), ("TRACEPARENT", trace)]).succeeds();
-    call(&host, log, "ADD", &CONFIG.replace("prevResult", "x-none"), &[]).fails_with(7);
+    call(&host, log, "ADD", &CONFIG.replace("prevResult", "x-none"), &[("TRACEPARENT", "")]).fails_with(7);
     call(&host, log, "FROB", CONFIG, &[]).fails_with(4);
     call(&host, log, "VERSION", "", &[]).succeeds();
 
@@ -52,6 +52,7 @@ fn every_call_appends_one_line_that_says_who_what_and_how() {
                "pod": "shop/cart-0", "traceparent": trace, "outcome": "ok"})
     );
     assert_eq!((&lines[1]["outcome"], &lines[1]["code"]), (&json!("error"), &json!(7)));
+    assert!(lines[1].get("traceparent").is_none(), "{}", lines[1]);
     assert!(lines[1]["msg"].as_str().unwrap().starts_with("must be called as chained plugin"));
     assert_eq!((&lines[2]["verb"], &lines[2]["code"]), (&json!("FROB"), &json!(4)));
     assert_eq!(lines[3], json!({"plugin": "tuning", "verb": "VERSION", "outcome": "ok"}));

@@ -27,6 +27,11 @@ impl Bench {
     fn with_interface(ifname: &str) -> Bench {
         let (host, container) = (Host::new(), Netns::new("container"));
         connect(End::new(&host, "veth0", &[]), End::new(&container, ifname, &["10.0.0.2/24", "fd00::2/64"]));
+        // The kernel gives it by and by; a snapshot would be without.
+        for (netns, ifname) in [(&*host, "veth0"), (&container, ifname)] {
+            let own = format!("ip -6 address show dev {ifname} scope link");
+            netns.wait_until("the link has its own address", || !netns.run(&own).trim().is_empty());
+        }
         // Made beforehand, so that snapshots of the host show files only.
         host.run(&format!("mkdir -p {DATA_DIR}"));
         let target = Target::new("c1", &container.path(), ifname);

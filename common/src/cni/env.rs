@@ -131,7 +131,8 @@ pub fn is_identifier(text: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// Whether `name` can name a network interface, by the kernel's `dev_valid_name` (net/core/dev.c) as libcni reads it.
+/// Whether `name` can name a network interface, by the kernel's `dev_valid_name` (net/core/dev.c) as libcni reads it, and can be
+/// shown.
 pub fn validate_ifname(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("interface name is empty".into());
@@ -144,6 +145,10 @@ pub fn validate_ifname(name: &str) -> Result<(), String> {
     }
     if name.chars().any(|c| c == '/' || c == ':' || c == '\0' || c.is_whitespace()) {
         return Err("interface name contains / or : or whitespace characters".into());
+    }
+    // The kernel would take it, but it would get into comments and aliases that people list, and act on their terminals.
+    if name.chars().any(char::is_control) {
+        return Err("interface name contains a control character".into());
     }
     Ok(())
 }
@@ -217,9 +222,15 @@ mod tests {
 
     #[test]
     fn a_bad_name_fails_before_a_missing_one_is_reported() {
-        for (id, ifname) in
-            [("a b", "eth0"), ("-a", "eth0"), ("é", "eth0"), ("c", "a/b"), ("c", ".."), ("c", "0123456789abcdef")]
-        {
+        for (id, ifname) in [
+            ("a b", "eth0"),
+            ("-a", "eth0"),
+            ("é", "eth0"),
+            ("c", "a/b"),
+            ("c", ".."),
+            ("c", "0123456789abcdef"),
+            ("c", "e\u{1b}c"),
+        ] {
             let error = read(Verb::Add, &[("CNI_CONTAINERID", id), ("CNI_IFNAME", ifname)]).unwrap_err();
             assert!(matches!(error, Error::InvalidEnvironment { .. }), "{id} {ifname}: {error}");
         }
