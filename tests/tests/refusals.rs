@@ -108,7 +108,7 @@ fn lied_to(play: Play, verb: Verb) -> (usize, Vec<String>) {
             states = Clean::of(&scene).states().clone();
         }
     }
-    assert!(tried * 10 > chosen.len() * 8, "{verb:?}: only {tried} of {} points were reached", chosen.len());
+    assert!(tried * 10 >= chosen.len() * 8, "{verb:?}: only {tried} of {} points were reached", chosen.len());
     (tried, wrong)
 }
 
