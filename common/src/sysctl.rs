@@ -124,7 +124,9 @@ impl Key {
                 }
             }
         }
-        if names.is_empty() {
+        // "net/..." would be a file's name that is nothing but dots.
+        let says_which = written.split(['.', '/']).filter(|part| !part.is_empty()).count() > 1;
+        if names.is_empty() || !says_which {
             return Err(format!(
                 "invalid net sysctl key: \"{written}\": only keys below net can be set in a container's network \
                  namespace, as net.core.somaxconn"
@@ -457,6 +459,7 @@ mod tests {
             "net",
             "net.",
             "net/",
+            "net/...",
             "kernel.hostname",
             "kernel/net/x",
             "vm.net",
