@@ -23,6 +23,7 @@ iptables             command:iptables
 iproute2             command:tc
 iputils-ping         command:ping
 util-linux           command:unshare
+procps               command:sysctl
 conntrack            command:conntrack
 iperf3               command:iperf3
 strace               command:strace
