@@ -15,7 +15,9 @@
 //!                         meta l4proto . th dport @wildcard4-… jump wildcard4-…
 //!                                     │  because subnet, conditions and marks are common to many ports
 //!                           the kind's chain: [conditions] mark the sources that need masquerading,
-//!                           [conditions] dnat ip to meta l4proto . th dport map @ports4
+//!                           [conditions] goto dnat_ports4
+//!                                     │  because whoever adds a rule that looks into a map makes the kernel walk through it
+//!                           dnat_ports4: dnat ip to meta l4proto . th dport map @ports4
 //!                                     │  because one look-up costs the same for 1 and for 65,535 ports
 //!                       routing, forward, the container's link
 //!                                     │
@@ -39,7 +41,8 @@
 //! There is no chain of an attachment, no anonymous set, and no verdict in a map that packets see. At each transaction the
 //! kernel looks at every chain that there is (`nf_tables_commit`), walks through every chain that is reachable from a
 //! hook, and through every element of every verdict map on the way (`nft_chain_validate`): one chain for each container
-//! would make ADD cost more with every container.
+//! would make ADD cost more with every container. And when a rule is added that looks into a map, it walks through that
+//! map (`nf_tables_bind_set`): the rules that do are static.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -239,16 +242,30 @@ pub fn skeleton(priority: i32) -> Skeleton {
         table: TABLE,
         comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
         sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set(), records::map()]).collect(),
-        chains: vec![
-            Chain::regular(ATTACHMENTS, Vec::new()),
-            Chain::regular(HOSTPORTS, Vec::new()),
-            Chain::regular(MASQUERADE, Vec::new()),
-            loopback_guard(),
-            nat("prerouting", HookPoint::Prerouting, priority, local()),
-            nat("output", HookPoint::Output, priority, local()),
-            nat("masquerading", HookPoint::Postrouting, BEHIND_SRCNAT, vec![published]),
-        ],
+        chains: [ATTACHMENTS, HOSTPORTS, MASQUERADE]
+            .map(|name| Chain::regular(name, Vec::new()))
+            .into_iter()
+            .chain(both_versions().map(|(version, specific)| dnat_chain(version, specific)))
+            .chain([
+                loopback_guard(),
+                nat("prerouting", HookPoint::Prerouting, priority, local()),
+                nat("output", HookPoint::Output, priority, local()),
+                nat("masquerading", HookPoint::Postrouting, BEHIND_SRCNAT, vec![published]),
+            ])
+            .collect(),
     }
+}
+
+/// The name of the chain with the only rule that looks into this map.
+fn dnat_name(map: &Set) -> String {
+    format!("dnat_{}", map.name)
+}
+
+fn dnat_chain(version: IpVersion, specific: bool) -> Chain {
+    let map = ports_map(version, specific);
+    let name = dnat_name(&map);
+    let target = DnatTarget::Map(key_selectors(version, specific), SetSource::Named(map.name));
+    Chain::regular(name, vec![Rule::new([Statement::Dnat { version, target }])])
 }
 
 /// Behind `srcnat` (100, NF_IP_PRI_NAT_SRC), so that whoever else masquerades by a mark of his own goes first.
@@ -498,9 +515,8 @@ fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> S
             }
         }
     }
-    let map = SetSource::Named(ports_map(version, specific).name);
-    let dnat = Statement::Dnat { version, target: DnatTarget::Map(key_selectors(version, specific), map) };
-    rules.push(Rule::new(conditions().into_iter().chain([dnat])));
+    let dnat = dnat_name(&ports_map(version, specific));
+    rules.push(Rule::new(conditions().into_iter().chain([Statement::goto(dnat)])));
     let text: String = rules.iter().map(|rule| format!("{rule}\n")).collect();
     let looks_for_itself = config.masquerade == Masquerade::WhereNeeded && is_host(address);
     let prefix = format!("{}{}", kind_name(version, specific), if looks_for_itself { SELF } else { "" });
