@@ -139,9 +139,9 @@ fn rule_differences(
     let rule = format!("rule of {object}");
     loop {
         differences.push(match (expected.next(), there.next()) {
-            (Some(a), Some(b)) => Difference::other(&rule, a.to_string(), b.text.clone()),
+            (Some(a), Some(b)) => Difference::other(&rule, a.to_string(), b.text()),
             (Some(a), None) => Difference::missing(&rule, a.to_string()),
-            (None, Some(b)) => Difference::other(&rule, "nothing", b.text.clone()),
+            (None, Some(b)) => Difference::other(&rule, "nothing", b.text()),
             (None, None) => return Ok(()),
         });
     }

@@ -9,12 +9,13 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::canonical::canonical;
+use super::compile::compile;
 use super::decompile::{RuleText, decompile};
 use super::encode;
 use super::expression::{Expression, LookupSet};
 use super::kernel::NftSocket;
 use super::message::{Body, Message};
-use super::model::{Chain, Element, Family, Hook, Rule, Set, Skeleton, Table};
+use super::model::{Chain, Element, Family, Hook, Rule, Set, Skeleton, Table, Verdict};
 use super::object::{ChainObject, SetObject};
 use super::read::{self, RawRule};
 use super::socket::{DUMP_TRIES, Refused, pause_before_again};
@@ -44,25 +45,46 @@ pub struct ChainInfo {
 pub struct RuleInfo {
     /// Its handle.
     pub handle: u64,
-    /// The rule; `None` if it has expressions that the model has no words for.
-    pub rule: Option<Rule>,
     /// Its comment.
     pub comment: Option<String>,
-    /// The rule as text: nft's syntax, or the kernel's expressions where the model has no words.
-    pub text: String,
-    /// What it is made of.
-    pub(super) expressions: Vec<super::expression::Expression>,
+    /// What it is made of. Putting it into words takes more time than all else that is done with most rules.
+    pub(super) expressions: Vec<Expression>,
+    family: Family,
 }
 
 impl RuleInfo {
+    /// The rule; `None` if it has expressions that the model has no words for.
+    pub fn rule(&self) -> Option<Rule> {
+        decompile(&self.expressions, self.comment.as_deref(), self.family)
+    }
+
+    /// The rule as text: nft's syntax, or the kernel's expressions where the model has no words.
+    pub fn text(&self) -> String {
+        let (rule, comment) = (self.rule(), self.comment.as_deref());
+        RuleText { rule: rule.as_ref(), expressions: &self.expressions, comment }.to_string()
+    }
+
+    /// Whether it is this rule.
+    pub fn is(&self, rule: &Rule) -> bool {
+        rule.comment == self.comment && compile(rule, self.family).is_ok_and(|wanted| wanted == self.expressions)
+    }
+
+    /// The chain to which it leads in the end.
+    pub fn target(&self) -> Option<&str> {
+        match self.expressions.last() {
+            Some(Expression::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
+            _ => None,
+        }
+    }
+
     /// The rule less the test by this extension of iptables, where the model has words for all the rest.
-    pub fn without_extension(&self, table: &Table, extension: &str) -> Option<Rule> {
+    pub fn without_extension(&self, extension: &str) -> Option<Rule> {
         let foreign = Expression::Foreign(format!("match {extension}"));
         let rest: Vec<_> = self.expressions.iter().filter(|e| **e != foreign).cloned().collect();
         if rest.len() == self.expressions.len() {
             return None;
         }
-        decompile(&rest, self.comment.as_deref(), table.family)
+        decompile(&rest, self.comment.as_deref(), self.family)
     }
 }
 
@@ -363,10 +385,7 @@ fn refused(action: &'static str, object: impl fmt::Display) -> impl FnOnce(Refus
 
 fn info(table: &Table, rule: RawRule) -> RuleInfo {
     let RawRule { handle, comment, expressions } = rule;
-    let expressions = canonical(expressions);
-    let rule = decompile(&expressions, comment.as_deref(), table.family);
-    let text = RuleText { rule: rule.as_ref(), expressions: &expressions, comment: comment.as_deref() }.to_string();
-    RuleInfo { handle, rule, comment, text, expressions }
+    RuleInfo { handle, comment, expressions: canonical(expressions), family: table.family }
 }
 
 fn table_request(table: &Table) -> Result<Message> {

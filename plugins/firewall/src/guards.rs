@@ -123,9 +123,9 @@ fn is_told(scope: Scope<'_>, table: &Table, name: &str) -> bool {
 
 /// A rule without a condition that drops or rejects, as firewalld's last.
 pub fn refuses_the_rest(info: &RuleInfo) -> bool {
-    match &info.rule {
+    match info.rule() {
         Some(rule) => rule.statements.iter().filter(|s| **s != Statement::Counter).eq([&Statement::DROP]),
-        None => is_reject(info) && expressions(info).all(|e| e == "counter" || REJECTS.contains(&e)),
+        None => is_reject(info) && expressions(&info.text()).all(|e| e == "counter" || REJECTS.contains(&e)),
     }
 }
 
@@ -133,18 +133,18 @@ pub fn refuses_the_rest(info: &RuleInfo) -> bool {
 const REJECTS: [&str; 2] = ["reject", "target REJECT"];
 
 fn is_reject(info: &RuleInfo) -> bool {
-    expressions(info).any(|e| REJECTS.contains(&e))
+    expressions(&info.text()).any(|e| REJECTS.contains(&e))
 }
 
 /// Of a rule that the model has no words for, what it is made of: `[counter] [reject] comment "…"`.
-fn expressions(info: &RuleInfo) -> impl Iterator<Item = &str> {
-    let text = info.text.split(" comment \"").next().unwrap_or_default();
+fn expressions(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.split(" comment \"").next().unwrap_or_default();
     text.trim_matches(['[', ']']).split("] [")
 }
 
 /// Whether a rule may let new connections through; replies and published ports aside.
 fn may_accept(info: &RuleInfo) -> bool {
-    let Some(rule) = &info.rule else { return !is_reject(info) };
+    let Some(rule) = info.rule() else { return !is_reject(info) };
     !rule.statements.iter().any(is_about_others) && rule.statements.iter().any(leads_on)
 }
 

@@ -52,8 +52,8 @@ pub struct FoundRule {
 
 impl From<RuleInfo> for FoundRule {
     fn from(info: RuleInfo) -> FoundRule {
-        let refuses_all = guards::refuses_the_rest(&info).then(|| info.text.clone());
-        FoundRule { handle: info.handle, rule: info.rule, refuses_all }
+        let refuses_all = guards::refuses_the_rest(&info).then(|| info.text());
+        FoundRule { handle: info.handle, rule: info.rule(), refuses_all }
     }
 }
 

@@ -68,7 +68,7 @@ fn remove_where(
         let mut transaction = Transaction::new();
         let mut stays = false;
         for info in socket.rules(&table, FORWARD_CHAIN)? {
-            let Some(address) = address_of(&table, &info) else { continue };
+            let Some(address) = address_of(&info) else { continue };
             if goes(socket, address)? {
                 transaction.delete_rule(&table, FORWARD_CHAIN, info.handle);
             } else {
@@ -102,14 +102,14 @@ fn remove_isolation(socket: &mut NftSocket, table: &Table, transaction: &mut Tra
 }
 
 fn is_only(info: &RuleInfo, wanted: &Statement) -> bool {
-    info.rule.as_ref().is_some_and(|rule| rule.statements.iter().filter(|s| **s != Statement::Counter).eq([wanted]))
+    info.rule().is_some_and(|rule| rule.statements.iter().filter(|s| **s != Statement::Counter).eq([wanted]))
 }
 
 /// The address of one of the reference's rules.
-fn address_of(table: &Table, info: &RuleInfo) -> Option<IpAddr> {
-    let with_state = info.without_extension(table, "conntrack");
+fn address_of(info: &RuleInfo) -> Option<IpAddr> {
+    let with_state = info.without_extension("conntrack");
     let has_state = with_state.is_some();
-    let rule = info.rule.clone().or(with_state).filter(|rule| rule.comment.is_none())?;
+    let rule = info.rule().or(with_state).filter(|rule| rule.comment.is_none())?;
     let mut statements = rule.statements.iter().filter(|s| **s != Statement::Counter);
     let (selector, address) = match statements.next()? {
         Statement::Match { selector, negated: false, pattern: Pattern::Is(value) } => {

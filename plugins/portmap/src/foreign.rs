@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use common::nft::{NftSocket, Rule, RuleInfo, Skeleton, Statement, Verdict};
+use common::nft::{NftSocket, Rule, RuleInfo, Skeleton};
 use common::{Difference, Result};
 
 use crate::rules::{self, ATTACHMENTS, HOSTPORTS, MASQUERADE, TABLE};
@@ -32,10 +32,9 @@ impl Filled {
     pub fn read(socket: &mut NftSocket, chain: &'static str) -> Result<Filled> {
         let mut led_to = BTreeSet::new();
         let mut is_own = |info: &RuleInfo| {
-            let target = info.rule.as_ref().and_then(target);
-            let wanted = target.and_then(|target| entrance(chain, target));
+            let wanted = info.target().and_then(|target| entrance(chain, target));
             // A second one changes nothing, and would be in the way when the last attachment goes.
-            wanted.is_some_and(|wanted| is_same(info, &wanted)) && led_to.insert(target.map(str::to_owned))
+            wanted.is_some_and(|wanted| info.is(&wanted)) && led_to.insert(info.target().map(str::to_owned))
         };
         let (own, foreign) = socket.rules(&TABLE, chain)?.into_iter().partition(|info| is_own(info));
         Ok(Filled { chain, own, foreign })
@@ -66,26 +65,17 @@ impl Filled {
     /// Says in the log what was removed.
     pub fn warn(&self) {
         for info in &self.foreign {
-            log::warn!("a rule of somebody else was removed from chain {} of table {TABLE}: {}", self.chain, info.text);
+            log::warn!(
+                "a rule of somebody else was removed from chain {} of table {TABLE}: {}",
+                self.chain,
+                info.text()
+            );
         }
     }
 
     /// Whether one of our rules leads to this chain.
     pub fn leads_to(&self, chain: &str) -> bool {
-        self.own.iter().any(|info| info.rule.as_ref().and_then(target) == Some(chain))
-    }
-}
-
-/// Whether the rule in the kernel is this one.
-pub fn is_same(info: &RuleInfo, wanted: &Rule) -> bool {
-    info.rule.as_ref().is_some_and(|rule| rule == wanted || rule.to_string() == wanted.to_string())
-}
-
-/// Where a rule leads.
-fn target(rule: &Rule) -> Option<&str> {
-    match rule.statements.last() {
-        Some(Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
-        _ => None,
+        self.own.iter().any(|info| info.target() == Some(chain))
     }
 }
 
@@ -103,7 +93,7 @@ pub fn differences(socket: &mut NftSocket, skeleton: &Skeleton) -> Result<Vec<Di
     let mut differences = Vec::new();
     for Filled { chain, foreign, .. } in Filled::all(socket)? {
         let object = format!("rule of chain {chain} of table {TABLE}");
-        differences.extend(foreign.into_iter().map(|info| Difference::other(&object, NOTHING, info.text)));
+        differences.extend(foreign.into_iter().map(|info| Difference::other(&object, NOTHING, info.text())));
     }
     differences.extend(hooks(socket, skeleton)?);
     Ok(differences)

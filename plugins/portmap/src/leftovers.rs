@@ -103,7 +103,7 @@ fn remove_chain(socket: &mut NftSocket, family: Family, chain: &str, transaction
     // The rules have matches of xtables, so the model has no words for them.
     let jump = format!("jump {chain}");
     let leads = |text: &str| text.split(['[', ']']).any(|part| part == jump) || text.ends_with(&jump);
-    for info in socket.rules(&table, DISPATCH)?.iter().filter(|info| leads(&info.text)) {
+    for info in socket.rules(&table, DISPATCH)?.iter().filter(|info| leads(&info.text())) {
         transaction.delete_rule(&table, DISPATCH, info.handle);
     }
     if socket.chain(&table, chain)?.is_some() {
@@ -129,7 +129,7 @@ fn remove_rules(
             transaction.delete_rule(&table, chain, info.handle);
             log::info!(
                 "removed a rule of chain {chain} of table {table}, which the reference plugin had left: {}",
-                info.text
+                info.text()
             );
         }
     }
@@ -150,7 +150,7 @@ fn mentions(info: &RuleInfo, address: IpAddr) -> bool {
     };
     let hex = octets.iter().fold(String::from("0x"), |text, byte| format!("{text}{byte:02x}"));
     let text = address.to_string();
-    info.text.split(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '"')).any(|word| {
+    info.text().split(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '"')).any(|word| {
         let without_port = if address.is_ipv4() { word.split(':').next().unwrap_or_default() } else { word };
         without_port == text || word == hex
     })

@@ -72,11 +72,10 @@ fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<String>> 
 fn external_mark(chain: &str) -> Result<Option<u32>> {
     let nat = Table::new(Family::Ip, "nat");
     let rules = NftSocket::open()?.rules(&nat, chain)?;
-    let seen =
-        rules.iter().filter_map(|info| info.rule.as_ref()).flat_map(|rule| &rule.statements).find_map(|s| match s {
-            Statement::SetMark { bits, .. } => Some(*bits),
-            _ => None,
-        });
+    let seen = rules.iter().filter_map(|info| info.rule()).flat_map(|rule| rule.statements).find_map(|s| match s {
+        Statement::SetMark { bits, .. } => Some(bits),
+        _ => None,
+    });
     let known = (chain == KUBE_MARK_MASQ.0).then_some(KUBE_MARK_MASQ.1);
     let mark = seen.or(known);
     if mark.is_none() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Statement, Transaction, Value, Verdict};
+use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Transaction, Value};
 use common::{Error, Result};
 
 use crate::localnet;
@@ -163,13 +163,7 @@ impl Removal {
 
 /// The rules among these that lead to the chain `name`.
 pub fn entrances(rules: Vec<RuleInfo>, name: &str) -> Vec<RuleInfo> {
-    let leads = |info: &RuleInfo| {
-        info.rule.as_ref().and_then(|r| r.statements.last()).is_some_and(|last| match last {
-            Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => chain == name,
-            _ => false,
-        })
-    };
-    rules.into_iter().filter(leads).collect()
+    rules.into_iter().filter(|info| info.target() == Some(name)).collect()
 }
 
 fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {

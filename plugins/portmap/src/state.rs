@@ -259,7 +259,7 @@ fn entrance_difference(socket: &mut NftSocket, shared: &Shared) -> Result<Option
     let Entrance::Rule(parent, _, wanted) = &shared.entrance else { return Ok(None) };
     let found = entrances(socket.rules(&TABLE, parent)?, &shared.chain.name);
     // One too many, and one of another form, is somebody else's.
-    let is_there = found.iter().any(|info| foreign::is_same(info, wanted));
+    let is_there = found.iter().any(|info| info.is(wanted));
     let missing = || Difference::missing(format!("rule of chain {parent} of table {TABLE}"), wanted.to_string());
     Ok((!is_there).then(missing))
 }

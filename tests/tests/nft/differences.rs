@@ -19,8 +19,8 @@ fn what_was_applied_is_read_back_without_differences() {
         for chain in &skeleton.chains {
             let read: Vec<RuleInfo> = nft.rules(&TABLE, &chain.name).unwrap();
             for (rule, read) in chain.rules.iter().zip(&read) {
-                assert!(read.rule.is_some(), "{rule} is read back as {}", read.text);
-                assert_eq!(without_order(&read.text), without_order(&rule.to_string()));
+                assert!(read.rule().is_some(), "{rule} is read back as {}", read.text());
+                assert_eq!(without_order(&read.text()), without_order(&rule.to_string()));
             }
             let info = nft.chain(&TABLE, &chain.name).unwrap().unwrap();
             assert_eq!((info.hook, info.comment), (chain.hook, chain.comment.clone()));
@@ -241,7 +241,7 @@ fn ranges_come_back_as_they_were() {
         transaction.push(Command::AddTable(TABLE, None));
         transaction.add_chain(&TABLE, chain.clone());
         nft.commit(&transaction).unwrap();
-        assert_eq!(nft.rules(&TABLE, "c").unwrap()[0].rule.as_ref(), Some(&rule));
+        assert_eq!(nft.rules(&TABLE, "c").unwrap()[0].rule().as_ref(), Some(&rule));
         assert_eq!(nft.chain_differences(&TABLE, &chain).unwrap(), []);
     });
     let text = "ip saddr != { 0.0.0.0/8, 1.0.0.0/8, 10.0.0.1-10.0.0.9, 192.0.2.1, 255.255.0.0/16 }";

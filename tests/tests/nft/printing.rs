@@ -177,7 +177,7 @@ fn iptables_reads_the_rule_that_admits_marked_packets() {
         transaction.add_rule(&filter, "CNI-FORWARD", Position::Top, rule.clone());
         let mut nft = NftSocket::new();
         nft.commit(&transaction).unwrap();
-        assert_eq!(nft.rules(&filter, "CNI-FORWARD").unwrap()[0].rule.as_ref(), Some(&rule));
+        assert_eq!(nft.rules(&filter, "CNI-FORWARD").unwrap()[0].rule().as_ref(), Some(&rule));
     });
     let saved = netns.run("iptables-nft -S CNI-FORWARD");
     assert!(saved.contains("--mark 0x1000000/0x1000000") && saved.contains("-j ACCEPT"), "{saved}");

@@ -249,8 +249,8 @@ fn random_rules_are_taken_listed_and_read_back() {
             nft.rules(&TABLE, "c").unwrap()
         });
         for (rule, read) in chain.rules.iter().zip(&read) {
-            prop_assert!(read.rule.is_some(), "{rule} is read back as {}", read.text);
-            prop_assert_eq!(without_order(&rule.to_string()), without_order(&read.text));
+            prop_assert!(read.rule().is_some(), "{rule} is read back as {}", read.text());
+            prop_assert_eq!(without_order(&rule.to_string()), without_order(&read.text()));
         }
         let listing = netns.run("nft list chain inet t c");
         let printed = format!("table inet t {{\n{chain}}}\n");

@@ -313,7 +313,7 @@ fn an_anonymous_map_takes_a_thousand_ports() {
         transaction.push(Command::AddTable(TABLE, None));
         transaction.add_chain(&TABLE, chain.clone());
         nft.commit(&transaction).unwrap();
-        assert_eq!(nft.rules(&TABLE, "c").unwrap()[0].rule.as_ref(), chain.rules.first());
+        assert_eq!(nft.rules(&TABLE, "c").unwrap()[0].rule().as_ref(), chain.rules.first());
         assert_eq!(nft.chain_differences(&TABLE, &chain).unwrap(), []);
     });
 }
@@ -375,7 +375,7 @@ fn rules_are_put_where_they_are_wanted() {
     let netns = prepared();
     let mark = |n: u32| Rule::new([Statement::is(Selector::Mark, Value::Mark(n))]);
     let marks = |nft: &mut NftSocket| -> Vec<(u64, String)> {
-        nft.rules(&TABLE, "a").unwrap().into_iter().map(|r| (r.handle, r.text)).collect()
+        nft.rules(&TABLE, "a").unwrap().into_iter().map(|r| (r.handle, r.text())).collect()
     };
     netns.inside(|| {
         let mut nft = NftSocket::new();
