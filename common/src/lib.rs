@@ -18,6 +18,7 @@ mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod plugin;
+mod room;
 pub mod sockets;
 pub mod store;
 pub mod sysctl;

@@ -11,22 +11,20 @@ use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::Socket;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use crate::cni::error::{Error, Result};
+use crate::room::Room;
 
 /// How long the kernel may take for one answer, in seconds.
 const PATIENCE: i64 = 10;
-
-/// Bytes of a datagram of a dump: the kernel makes none larger than 32 KiB (netlink_dump, net/netlink/af_netlink.c).
-const DATAGRAM: usize = 32 << 10;
 
 /// A message as it came.
 pub(crate) type Answer<'a> = NetlinkBuffer<&'a [u8]>;
 
 /// A socket, and the room that its answers come into.
-pub(crate) struct Channel(Socket, Cell<Vec<u8>>);
+pub(crate) struct Channel(Socket, Cell<Room>);
 
 impl Channel {
     /// Opens a socket of this protocol in the calling thread's namespace.
@@ -52,30 +50,24 @@ impl Channel {
         &self,
         take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
     ) -> std::result::Result<T, Errno> {
-        let mut buffer = self.1.take();
-        if buffer.is_empty() {
-            // Zeroed by the kernel, page by page as it is written to: mostly the first only.
-            buffer = vec![0; DATAGRAM];
-        }
-        let outcome = self.receive_into(&mut buffer, take);
-        self.1.set(buffer);
+        let mut room = self.1.take();
+        let outcome = self.receive_into(&mut room, take);
+        self.1.set(room);
         outcome
     }
 
     fn receive_into<T>(
         &self,
-        buffer: &mut [u8],
+        room: &mut Room,
         take: &mut dyn FnMut(&Answer<'_>) -> ControlFlow<T>,
     ) -> std::result::Result<T, Errno> {
         let mut interrupted = false;
         loop {
-            let len = match recv(self.0.as_raw_fd(), buffer, MsgFlags::empty()) {
-                Ok(len) => len,
-                Err(Errno::EINTR) => continue,
+            let mut rest = match room.receive(self.0.as_raw_fd()) {
+                Ok(datagram) => datagram,
                 Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
                 Err(errno) => return Err(errno),
             };
-            let mut rest = buffer.get(..len).unwrap_or_default();
             while !rest.is_empty() {
                 let message = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
                 interrupted |= i32::from(message.flags()) & libc::NLM_F_DUMP_INTR != 0;

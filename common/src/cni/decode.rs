@@ -189,9 +189,13 @@ impl Misspellings<'_> {
             return;
         }
         let lower = key.to_ascii_lowercase();
+        let length = lower.chars().count();
         let near = fields.iter().chain(self.also_known).copied().find(|field| {
             let allowed = if field.len() < 6 { 1 } else { 2 };
-            field.len() >= 3 && strsim::damerau_levenshtein(&lower, &field.to_ascii_lowercase()) <= allowed
+            // No distance is less than the difference of the lengths, and that is at once known.
+            field.len() >= 3
+                && field.len().abs_diff(length) <= allowed
+                && strsim::damerau_levenshtein(&lower, &field.to_ascii_lowercase()) <= allowed
         });
         if let Some(meant) = near {
             self.found.push(Misspelt { written: key.to_owned(), meant });

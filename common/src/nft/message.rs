@@ -39,6 +39,10 @@ pub(super) struct Message {
     pub(super) body: Body,
 }
 
+/// More than malloc(3) takes from its heap (M_MMAP_THRESHOLD, 128 KiB): the kernel clears this memory, page by page as it is
+/// written to, and mostly that is one page of it.
+const CLEARED_BY_THE_KERNEL: usize = 160 << 10;
+
 /// Room for one request, used again and again.
 #[derive(Default)]
 pub(super) struct RequestBuffer(Vec<u64>);
@@ -46,7 +50,7 @@ pub(super) struct RequestBuffer(Vec<u64>);
 impl RequestBuffer {
     /// The message as it goes to the socket.
     pub(super) fn write(&mut self, message: &Message, sequence: u32) -> &[u8] {
-        let room = (nftnl::nft_nlmsg_maxsize() as usize).div_ceil(8);
+        let room = (nftnl::nft_nlmsg_maxsize() as usize).max(CLEARED_BY_THE_KERNEL).div_ceil(8);
         if self.0.is_empty() {
             self.0 = vec![0; room];
         }

@@ -19,15 +19,13 @@ use nix::sys::time::TimeVal;
 use super::attributes;
 use super::message::{Message, RequestBuffer};
 use super::option;
+use crate::room::Room;
 
 /// How long the kernel may take: a transaction waits for others' to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often a dump is begun anew because the tables changed while it was read.
 pub(super) const DUMP_TRIES: u32 = 50;
-
-/// Bytes of a datagram of a dump: the kernel makes none larger (netlink_dump, net/netlink/af_netlink.c).
-const DATAGRAM: usize = 32 * 1024;
 
 /// The kernel's refusal of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +55,7 @@ impl From<std::io::Error> for Refused {
 #[derive(Default)]
 pub(super) struct Channel {
     socket: OnceCell<Socket>,
-    /// Room for a datagram, once one has come.
-    buffer: Vec<u8>,
+    room: Room,
     request: RequestBuffer,
     sequence: u32,
 }
@@ -154,19 +151,13 @@ impl Channel {
     /// Receives until `take` says what came of it, or the kernel refuses.
     fn receive<T>(&mut self, mut take: impl FnMut(Answer<'_>, u32) -> Option<T>) -> Result<T, Refused> {
         let socket = self.socket.get().ok_or(Errno::ENOTCONN)?;
-        if self.buffer.is_empty() {
-            // Zeroed by the kernel, page by page as it is written to: mostly the first only.
-            self.buffer = vec![0; DATAGRAM];
-        }
         let mut interrupted = false;
         loop {
-            let len = match recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Ok(len) => len,
-                Err(Errno::EINTR) => continue,
+            let mut rest = match self.room.receive(socket.as_raw_fd()) {
+                Ok(datagram) => datagram,
                 Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
                 Err(errno) => return Err(errno.into()),
             };
-            let mut rest = self.buffer.get(..len).unwrap_or_default();
             while !rest.is_empty() {
                 let message = NetlinkBuffer::new_checked(rest).map_err(|_| Errno::EBADMSG)?;
                 let (sequence, payload) = (message.sequence_number(), message.payload());

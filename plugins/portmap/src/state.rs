@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{Chain, Command, Element, NftSocket, Presence, SetData, Transaction};
+use common::nft::{Chain, Command, Element, NftSocket, Presence, SetData, Table, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
@@ -152,13 +152,16 @@ impl Share {
         filled: &[Filled],
         transaction: &mut Transaction,
     ) -> Result<()> {
-        for shared in &self.shared {
-            add_shared(socket, shared, mend, filled, transaction)?;
+        let names: Vec<String> = self.shared_names().collect();
+        let asked: Vec<(Table, &str)> = names.iter().map(|name| (TABLE, name.as_str())).collect();
+        let is_there: Vec<bool> = socket.chains_at(&asked)?.iter().map(Option::is_some).collect();
+        for (shared, is_there) in self.shared.iter().zip(&is_there) {
+            add_shared(socket, shared, *is_there, mend, filled, transaction)?;
         }
-        if let Some(link) = &self.loopback {
-            // Read after the generation's number: see `removal::remove`.
-            let shared = rules::loopback(link, &localnet::before(link)?);
-            add_shared(socket, &shared, mend, filled, transaction)?;
+        if let (Some(link), Some(is_there)) = (&self.loopback, is_there.last()) {
+            // Read after the generation's number: see `removal::remove`. What the chain says counts, if there is one.
+            let before = if *is_there { String::new() } else { localnet::before(link)? };
+            add_shared(socket, &rules::loopback(link, &before), *is_there, mend, filled, transaction)?;
         }
         let record = self.record_since(before);
         transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
@@ -187,17 +190,17 @@ impl Share {
 fn add_shared(
     socket: &mut NftSocket,
     shared: &Shared,
+    is_there: bool,
     mend: bool,
     filled: &[Filled],
     transaction: &mut Transaction,
 ) -> Result<()> {
     let name = &shared.chain.name;
-    let found = socket.chain(&TABLE, name)?;
-    if found.is_none() || mend {
+    if !is_there || mend {
         if let Some(set) = &shared.set {
             transaction.push(Command::AddSet(TABLE, set.clone()));
         }
-        if found.is_none() {
+        if !is_there {
             transaction.add_chain(&TABLE, shared.chain.clone());
         } else if !shared_chain_differences(socket, shared)?.is_empty() {
             transaction.push(Command::FlushChain(TABLE, name.clone()));
@@ -206,14 +209,14 @@ fn add_shared(
     }
     match &shared.entrance {
         Entrance::Element(set, element) => {
-            if found.is_none() || mend {
+            if !is_there || mend {
                 transaction.add_elements(&TABLE, set, Presence::Shared, vec![element.clone()]);
             }
         }
         Entrance::Rule(parent, position, rule) => {
             let is_led_to = filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
             // Another call may just be putting it in: a second one would only be in the way.
-            if !is_led_to && (found.is_none() || !Filled::read(socket, parent)?.leads_to(name)) {
+            if !is_led_to && (!is_there || !Filled::read(socket, parent)?.leads_to(name)) {
                 transaction.add_rule(&TABLE, parent, *position, rule.clone());
             }
         }
