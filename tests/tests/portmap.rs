@@ -517,6 +517,13 @@ fn only_traffic_to_the_nodes_own_addresses_is_taken() {
     }
 }
 
+/// Has a machine whose default route is the host ask it for 127.0.0.1: its own loopback is elsewhere.
+fn sends_loopback_to_the_wire(machine: &Netns, gateway: &str, own: &str) {
+    machine.run("ip address flush dev lo");
+    machine.set_sysctl("net/ipv4/conf/all/route_localnet", "1");
+    machine.run(&format!("ip route add 127.0.0.1/32 via {gateway} src {own}"));
+}
+
 /// CVE-2020-8558: route_localnet lets neighbours on the link reach services that listen on 127.0.0.1 only.
 #[test]
 fn the_hosts_loopback_stays_closed_to_its_links() {
@@ -529,15 +536,41 @@ fn the_hosts_loopback_stays_closed_to_its_links() {
     add(&lab, &container, &port(8080, 80));
     assert_eq!(lab.host.sysctl("net/ipv4/conf/cni0/route_localnet"), "1");
     all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
-    // A machine whose own loopback is elsewhere can ask the host for 127.0.0.1.
-    attacker.netns.run("ip address flush dev lo");
-    attacker.netns.set_sysctl("net/ipv4/conf/all/route_localnet", "1");
-    attacker.netns.run("ip route add 127.0.0.1/32 via 10.88.0.1 src 10.88.0.3");
+    sends_loopback_to_the_wire(&attacker.netns, "10.88.0.1", "10.88.0.3");
     none_reach(&attacker.netns, &["127.0.0.1:7777"]);
     // That it would work without the guard shows that the attack is one.
     lab.host.nft("flush chain inet cni_chain_portmap loopback_guard");
     all_reach(&attacker.netns, &["127.0.0.1:7777"], "secret");
     call(&lab, Verb::Check, &container, &port(8080, 80)).fails_with(101);
+}
+
+/// CVE-2020-8558 again, without route_localnet: what is led to a container escapes the kernel's check of 127.0.0.0/8.
+#[test]
+fn a_port_at_the_hosts_loopback_stays_closed_to_every_link() {
+    let lab = Lab::new();
+    let (container, neighbour) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let mut keys = port(8080, 80);
+    for protocol in ["tcp", "udp"] {
+        let at_loopback = json!({"hostPort": 9000, "containerPort": 80, "protocol": protocol, "hostIP": "127.0.0.1"});
+        keys["runtimeConfig"]["portMappings"].as_array_mut().unwrap().push(at_loopback);
+    }
+    add(&lab, &container, &keys);
+    let at_loopback = ["127.0.0.1:9000", "127.0.0.1:8080"];
+    sends_loopback_to_the_wire(&lab.client, "192.0.2.1", "192.0.2.2");
+    sends_loopback_to_the_wire(&neighbour.netns, "10.88.0.1", "10.88.0.3");
+    none_reach(&lab.client, &at_loopback);
+    none_reach(&neighbour.netns, &at_loopback);
+    all_reach(&lab.host, &at_loopback, "inside");
+    all_reach(&lab.client, &["192.0.2.1:8080"], "inside");
+    all_reach(&neighbour.netns, &["192.0.2.1:8080"], "inside");
+    check(&lab, &container, &keys);
+    // That it would work without the rule shows that the attack is one.
+    lab.host.nft(&format!(
+        "flush chain {TABLE} prerouting; add rule {TABLE} prerouting fib daddr type local jump hostports"
+    ));
+    all_reach(&lab.client, &at_loopback, "inside");
+    call(&lab, Verb::Check, &container, &keys).fails_with(101);
 }
 
 #[test]

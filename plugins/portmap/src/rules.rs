@@ -7,6 +7,8 @@
 //!        │  because route_localnet lets 127.0.0.0/8 in                │
 //!        │  from the links where it is on (CVE-2020-8558)             │
 //!  prerouting, −95 ── prerouting                                      │
+//!        │  because 127.0.0.1 on the wire is never this host:         │
+//!        │  what is led elsewhere escapes the kernel's own check      │
 //!        │  because a published port is one of this host's: fib daddr type local, on both ways
 //!        │                                                            │
 //!        └──────────────────────► hostports ◄────────────────────────┘
@@ -234,7 +236,7 @@ pub fn loopback_set() -> Set {
 
 /// The table without any attachment, its nat hooks at `priority`.
 pub fn skeleton(priority: i32) -> Skeleton {
-    let local = || vec![Rule::new([Statement::is(Selector::FibDaddrType, Value::LOCAL), Statement::jump(HOSTPORTS)])];
+    let local = || Rule::new([Statement::is(Selector::FibDaddrType, Value::LOCAL), Statement::jump(HOSTPORTS)]);
     let nat = |name, point, priority, rules| Chain::base(name, HookKind::Nat, point, priority, rules);
     let published = Rule::new([Statement::ct_status(Value::DNAT), Statement::jump(MASQUERADE)]);
     let sets = both_versions().map(|(version, specific)| ports_map(version, specific));
@@ -248,8 +250,8 @@ pub fn skeleton(priority: i32) -> Skeleton {
             .chain(both_versions().map(|(version, specific)| dnat_chain(version, specific)))
             .chain([
                 loopback_guard(),
-                nat("prerouting", HookPoint::Prerouting, priority, local()),
-                nat("output", HookPoint::Output, priority, local()),
+                nat("prerouting", HookPoint::Prerouting, priority, vec![not_this_host(), local()]),
+                nat("output", HookPoint::Output, priority, vec![local()]),
                 nat("masquerading", HookPoint::Postrouting, BEHIND_SRCNAT, vec![published]),
             ])
             .collect(),
@@ -274,8 +276,18 @@ const BEHIND_SRCNAT: i32 = 105;
 const RAW: i32 = -300;
 const LOOPBACK_NET: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
 
-/// route_localnet makes the kernel take 127.0.0.0/8 for ordinary addresses on a link, in both directions. Answers to
-/// published ports never bear them on the wire, because they are masqueraded: whatever does is forged.
+/// The kernel drops what comes from a link for 127.0.0.0/8 (`ip_route_input_slow`, net/ipv4/route.c), but only where it looks
+/// for a route, and that is behind this hook: what is led to a container before is for the container by then. So a port at
+/// 127.0.0.1 would be open to all neighbours. What this host itself sends there has been led in `output`, and doesn't pass
+/// here again.
+fn not_this_host() -> Rule {
+    let (net, len) = LOOPBACK_NET;
+    Rule::new([Statement::to_subnet(net, len), Statement::RETURN])
+}
+
+/// route_localnet makes the kernel take 127.0.0.0/8 for ordinary addresses on a link, in both directions: there its own check,
+/// on which [`not_this_host`] counts, is off. Answers to published ports never bear them on the wire, because they are
+/// masqueraded: whatever does is forged.
 fn loopback_guard() -> Chain {
     let (net, len) = LOOPBACK_NET;
     let forged = |test| Rule::new([test, Statement::in_set([Selector::Iifname], LOOPBACK), Statement::DROP]);
