@@ -193,6 +193,71 @@ fn ports_of_a_container_whose_interface_is_gone_go_to_the_next() {
 }
 
 #[test]
+fn a_port_of_the_dead_at_one_address_does_not_go_before_the_same_port_at_all() {
+    let lab = Lab::new();
+    lab.host.address("ext0", "192.0.2.3/24");
+    let (crashed, alive, next) = (lab.container(2), lab.container(3), lab.container(4));
+    let _servers = [serve(&next.netns, 80, "next"), serve(&alive.netns, 80, "alive")];
+    let at = |address: &str| {
+        let one = |port: u16, protocol| json!({"hostPort": port, "containerPort": 80, "protocol": protocol, "hostIP": address});
+        ports(json!([one(8080, "tcp"), one(8080, "udp"), one(9999, "tcp")]))
+    };
+    add(&lab, &crashed, &at("192.0.2.1"));
+    add(&lab, &alive, &at("192.0.2.3"));
+    lab.host.run(&format!("ip link delete {}", crashed.host_ifname));
+    let outcome = call(&lab, Verb::Add, &next, &port(8080, 80));
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("container-2") && outcome.stderr.contains("gone"), "{}", outcome.stderr);
+    all_reach(&lab.client, &FROM_OUTSIDE, "next");
+    all_reach(&lab.client, &["192.0.2.3:8080"], "alive");
+    assert!(!rules(&lab).contains("container-2"), "nothing of it is left: {}", rules(&lab));
+    check(&lab, &next, &port(8080, 80));
+    check(&lab, &alive, &at("192.0.2.3"));
+}
+
+#[test]
+fn flows_to_the_dead_whose_ports_are_taken_are_forgotten() {
+    let lab = Lab::new();
+    lab.host.keep_conntrack();
+    let (crashed, next) = (lab.container(2), lab.container(3));
+    let one = |port: u16, protocol| json!({"hostPort": port, "containerPort": 53, "protocol": protocol});
+    let server = serve(&crashed.netns, 53, "crashed");
+    add(&lab, &crashed, &ports(json!([one(8080, "tcp"), one(5353, "udp")])));
+    Fetch::new(Proto::Udp, "192.0.2.1:5353").source("192.0.2.2:4444").expect(&lab.client, "crashed");
+    drop(server);
+    lab.host.run(&format!("ip link delete {}", crashed.host_ifname));
+    let flows = || lab.host.run("conntrack -L -p udp").matches(" src=10.88.0.2 ").count();
+    assert_eq!(flows(), 1);
+    add(&lab, &next, &ports(json!([one(8080, "tcp")])));
+    assert_eq!(flows(), 0);
+}
+
+#[test]
+fn who_has_the_port_at_the_other_addresses_is_told_with_the_address() {
+    let lab = Lab::new();
+    let (specific, wildcard) = (lab.container(2), lab.container(3));
+    let one = |address| json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": address});
+    let at_one = ports(json!([one("192.0.2.1"), one("2001:db8:2::1")]));
+    let told = |container: &Container, keys: &Value| {
+        let (config, target) = (config(container, keys), container.target());
+        let log = ["env", "CNI_CHAIN_LOG=info"];
+        let outcome = Plugin::ours("portmap").call_under(&log, &lab.host, Verb::Add, &config, &target);
+        outcome.succeeds();
+        outcome.stderr
+    };
+    told(&specific, &at_one);
+    let said = told(&wildcard, &port(8080, 80));
+    del(&lab, &specific, &at_one);
+    let said_the_other_way = told(&specific, &at_one);
+    for (said, verb) in [(said, "stays"), (said_the_other_way, "is")] {
+        for address in ["192.0.2.1", "[2001:db8:2::1]"] {
+            let expected = format!("{address}:8080/tcp {verb} net/container-2/eth0's");
+            assert_eq!(said.matches(&expected).count(), 1, "{expected}: {said}");
+        }
+    }
+}
+
+#[test]
 fn ports_of_a_container_whose_address_is_given_anew_go_with_it() {
     let lab = Lab::new();
     let container = lab.container(2);

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use common::nft::{CommitError, Element, IpVersion, NftSocket, Set, Transaction};
-use common::{Error, Result};
+use common::nft::{CommitError, Element, IpVersion, NftSocket, RecordKey, Set, Transaction};
+use common::{Attachment, Error, Result};
 use nix::errno::Errno;
 
 use crate::config::Protocol;
 use crate::liveness::why_dead;
 use crate::record::{Record, Recorded};
+use crate::removal;
 use crate::rules::{self, Claim, Share, TABLE};
 
 /// An owner that is certainly gone.
@@ -19,6 +20,13 @@ pub struct Dead {
     pub recorded: Recorded,
     /// Why it is gone.
     why: String,
+}
+
+impl Dead {
+    /// Says in the log what was taken.
+    fn warn(&self) {
+        log::warn!("the host ports of {} were taken from it: {}", self.recorded.record.label, self.why);
+    }
 }
 
 /// What an ADD may take out of its way: the living's is an error.
@@ -40,9 +48,7 @@ impl InTheWay {
 
     /// Says in the log what was taken.
     pub fn warn(&self) {
-        for Dead { recorded, why } in &self.dead {
-            log::warn!("the host ports of {} were taken from it: {why}", recorded.record.label);
-        }
+        self.dead.iter().for_each(Dead::warn);
         if let Some((map, first)) = self.orphans.first() {
             let count = self.orphans.len();
             log::warn!(
@@ -74,11 +80,12 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
                 continue;
             }
             match owner(socket, share, claim, &element)? {
-                Some(dead) => {
+                Owner::Gone(dead) => {
                     leaving.push(Owned::of(&dead.recorded.record));
                     found.dead.push(dead);
                 }
-                None => found.orphans.push((map.clone(), element)),
+                Owner::Nobody => found.orphans.push((map.clone(), element)),
+                Owner::Living(owner) => return Err(taken(claim, &owner.record)),
             }
         }
     }
@@ -108,25 +115,47 @@ impl Owned {
     }
 }
 
-/// The owner of an element if it is dead, or `None` if it has none; the living's is the error.
-fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element) -> Result<Option<Dead>> {
-    let Some(label) = &element.comment else { return Ok(None) };
-    let Some(recorded) = Recorded::of_label(socket, label)? else { return Ok(None) };
-    let Some(theirs) = recorded.record.claims.iter().find(|c| place(c) == place(claim)) else { return Ok(None) };
-    match why_gone(share, &recorded.record, theirs)? {
-        Some(why) => Ok(Some(Dead { recorded, why })),
-        None => Err(taken(claim, &recorded.record)),
-    }
+/// What is known of the owner that an element names.
+enum Owner {
+    /// No record of it has this port.
+    Nobody,
+    /// It is certainly gone.
+    Gone(Dead),
+    /// It may be there.
+    Living(Recorded),
 }
 
-/// Why the owner of a claim is certainly gone.
+/// The owner of an element at a claim's key.
+fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element) -> Result<Owner> {
+    let Some(label) = &element.comment else { return Ok(Owner::Nobody) };
+    let Some(recorded) = Recorded::of_label(socket, label)? else { return Ok(Owner::Nobody) };
+    let Some(theirs) = recorded.record.claims.iter().find(|c| place(c) == place(claim)) else {
+        return Ok(Owner::Nobody);
+    };
+    Ok(match why_gone(share, &recorded.record, theirs)? {
+        Some(why) => Owner::Gone(Dead { recorded, why }),
+        None => Owner::Living(recorded),
+    })
+}
+
+/// Why the owner of a claim is certainly gone. One container may have one address on two networks.
 fn why_gone(share: &Share, record: &Record, theirs: &Claim) -> Result<Option<String>> {
-    if share.claims.iter().any(|own| own.target == theirs.target) {
+    let has_its_address = share.claims.iter().any(|own| own.target == theirs.target);
+    if has_its_address && !is_of_container(record, &share.attachment.container) {
         return Ok(Some(format!("its address {} is {}'s now", theirs.target, share.attachment)));
     }
     match &record.origin {
         Some(origin) => why_dead(origin),
         None => Ok(None),
+    }
+}
+
+/// Whether the record is of this container. Where the label had to be cut, the key tells.
+fn is_of_container(record: &Record, container: &str) -> bool {
+    match record.label.split('/').collect::<Vec<_>>().as_slice() {
+        [_, named, _] if *named == container => true,
+        [network, _, ifname] => RecordKey::of(&Attachment::new(*network, container, *ifname)) == record.key,
+        _ => false,
     }
 }
 
@@ -139,36 +168,76 @@ fn taken(claim: &Claim, record: &Record) -> Error {
     Error::PortTaken { claim: claim.to_string(), owner: format!("{owner}{since}") }
 }
 
-/// Says in the log which other containers have the same port at another address: the one at a single address goes
-/// first, whoever came first.
-pub fn tell_of_overlaps(socket: &mut NftSocket, share: &Share) {
-    if !log::log_enabled!(log::Level::Info) {
-        return;
-    }
-    if let Err(error) = overlaps(socket, share) {
+/// Same ports at one address and at all: the one at one address goes first, whoever came first. It is taken from those who
+/// are certainly gone, or else they would go before a container that is there; the log names the others.
+///
+/// `specific` are those versions of IP of which there are ports at one address: there is one look through these, and
+/// mostly there are none. Gives what was taken.
+pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVersion]) -> Result<Vec<Recorded>> {
+    if log::log_enabled!(log::Level::Info)
+        && let Err(error) = tell_of_wildcards(socket, share)
+    {
         log::info!("{error}");
     }
-}
-
-fn overlaps(socket: &mut NftSocket, share: &Share) -> Result<()> {
-    let own = share.attachment.label();
-    let (specific, everywhere): (Vec<Claim>, Vec<Claim>) = share.claims.iter().partition(|c| c.address.is_some());
-    let everywhere_too: Vec<Claim> = specific.iter().map(|claim| Claim { address: None, ..*claim }).collect();
-    for (map, claims) in rules::by_map(&everywhere_too) {
-        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
-        for (claim, found) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
-            if let Some(other) = found.and_then(|f| f.comment).filter(|c| *c != own) {
-                log::info!("{claim} at one address is {own}'s; at all others it stays {other}'s");
+    let mut gone: BTreeMap<RecordKey, Dead> = BTreeMap::new();
+    let everywhere: Vec<Claim> = share.claims.iter().filter(|c| c.address.is_none()).copied().collect();
+    for version in specific {
+        let own: BTreeMap<_, _> = everywhere.iter().filter(|c| c.version() == *version).map(|c| (c.key(), c)).collect();
+        if own.is_empty() {
+            continue;
+        }
+        for element in socket.elements(&TABLE, &rules::ports_map(*version, true))? {
+            if !element.key.get(1..).is_some_and(|key| own.contains_key(key)) {
+                continue;
+            }
+            let Some(theirs) = Claim::of_element(&element) else { continue };
+            match owner(socket, share, &theirs, &element)? {
+                Owner::Gone(dead) => {
+                    gone.insert(dead.recorded.record.key, dead);
+                }
+                Owner::Living(other) if other.record.key != RecordKey::of(&share.attachment) => {
+                    let (other, own) = (&other.record.label, share.attachment.label());
+                    log::info!("{theirs} stays {other}'s; at all other addresses the port is {own}'s");
+                }
+                Owner::Living(_) | Owner::Nobody => {}
             }
         }
     }
-    for (_, claims) in rules::by_map(&everywhere) {
-        let Some(version) = claims.first().map(|claim| claim.version()) else { continue };
-        let claims: BTreeMap<_, _> = claims.into_iter().map(|claim| (claim.key(), claim)).collect();
-        for element in socket.elements(&TABLE, &rules::ports_map(version, true))? {
-            let claim = element.key.get(1..).and_then(|key| claims.get(key));
-            if let (Some(claim), Some(other)) = (claim, element.comment.as_ref().filter(|c| **c != own)) {
-                log::info!("{claim} is {own}'s; at one address it stays {other}'s: {element}");
+    take_from(socket, share, &gone)
+}
+
+/// Removes what the dead own; whoever has been added anew since then is alive.
+fn take_from(socket: &mut NftSocket, share: &Share, gone: &BTreeMap<RecordKey, Dead>) -> Result<Vec<Recorded>> {
+    if gone.is_empty() {
+        return Ok(Vec::new());
+    }
+    let taken = removal::remove(socket, |socket| {
+        let mut dead = Vec::new();
+        for key in gone.keys() {
+            let Some(recorded) = Recorded::read_key(socket, *key)? else { continue };
+            let mut why = None;
+            for claim in &recorded.record.claims {
+                why = why.or(why_gone(share, &recorded.record, claim)?);
+            }
+            dead.extend(why.map(|_| recorded));
+        }
+        Ok(dead)
+    })?;
+    let of = |recorded: &Recorded| gone.get(&recorded.record.key);
+    taken.iter().filter_map(of).for_each(Dead::warn);
+    Ok(taken)
+}
+
+/// Says in the log whose a port stays at all the addresses at which it isn't the share's.
+fn tell_of_wildcards(socket: &mut NftSocket, share: &Share) -> Result<()> {
+    let own = share.attachment.label();
+    for (_, claims) in rules::by_map(&share.claims) {
+        let Some(first) = claims.first().filter(|claim| claim.address.is_some()) else { continue };
+        let map = rules::ports_map(first.version(), false);
+        let keys: Vec<_> = claims.iter().map(|claim| Claim { address: None, ..**claim }.key()).collect();
+        for (claim, found) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
+            if let Some(other) = found.and_then(|f| f.comment).filter(|c| *c != own) {
+                log::info!("{claim} is {own}'s; at all other addresses the port stays {other}'s");
             }
         }
     }

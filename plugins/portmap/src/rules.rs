@@ -185,7 +185,12 @@ const SELF: &str = "self-";
 
 /// Whether this is the name of a kind of publication.
 pub fn is_kind(chain: &str) -> bool {
-    both_versions().any(|(version, specific)| chain.starts_with(kind_name(version, specific)))
+    both_versions().any(|(version, specific)| is_kind_of(chain, version, specific))
+}
+
+/// Whether this is the name of a kind of publication of this version, at one address or at all.
+pub fn is_kind_of(chain: &str, version: IpVersion, specific: bool) -> bool {
+    chain.starts_with(kind_name(version, specific))
 }
 
 /// Every version, at one address and at all.

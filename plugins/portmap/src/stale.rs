@@ -30,10 +30,10 @@ fn udp<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> BTreeMap<Key, Vec<Cla
 }
 
 /// After ADD: flows to a port that is published now, and that don't lead to the container; flows that lead to a port that it
-/// had before.
-pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], before: Option<&Recorded>) {
+/// had before, or that a dead one had whose ports were taken from it.
+pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], gone: &[Recorded]) {
     let kept: BTreeSet<&Claim> = claims.iter().collect();
-    let gone = udp(before.iter().flat_map(|b| &b.record.claims).filter(|c| !kept.contains(c)));
+    let gone = udp(gone.iter().flat_map(|r| &r.record.claims).filter(|c| !kept.contains(c)));
     let now = udp(claims);
     let mut locals = None;
     let interesting = gone.keys().chain(now.keys());

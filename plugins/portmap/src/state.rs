@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{Chain, Command, Element, NftSocket, Presence, SetData, Table, Transaction};
+use common::nft::{Chain, Command, Element, IpVersion, NftSocket, Presence, RuleInfo, SetData, Table, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
@@ -27,13 +27,16 @@ impl State for Share {
             stale::forget_after_del(&remove_own(&mut socket, &self.attachment)?);
             return Ok(());
         }
-        let before = self.put_in(&mut socket)?;
+        let mut found = self.put_in(&mut socket)?;
         // On when ADD answers; its guard is in place before.
         if let Err(error) = self.loopback.iter().try_for_each(|link| localnet::open(link)) {
             return Err(undone(error, remove_own(&mut socket, &self.attachment).map(drop)));
         }
-        conflict::tell_of_overlaps(&mut socket, self);
-        stale::forget_after_add(&mut socket, &self.claims, before.as_ref());
+        match conflict::settle_overlaps(&mut socket, self, &found.specific) {
+            Ok(taken) => found.gone.extend(taken),
+            Err(error) => log::warn!("whether the dead have ports of {} at one address: {error}", self.attachment),
+        }
+        stale::forget_after_add(&mut socket, &self.claims, &found.gone);
         listeners::warn_of(&self.claims);
         Ok(())
     }
@@ -62,9 +65,30 @@ fn object_of_record() -> String {
     format!("map {} of table {TABLE}", records::map().name)
 }
 
+/// What was there when a share was put in.
+#[derive(Default)]
+struct Found {
+    /// What the attachment had before, and what the dead had that were in the way.
+    gone: Vec<Recorded>,
+    /// The versions of IP of which there were ports at one address.
+    specific: Vec<IpVersion>,
+}
+
+impl Found {
+    fn of(before: Option<Recorded>, in_the_way: InTheWay, filled: &[Filled]) -> Found {
+        let dead = in_the_way.dead.into_iter().map(|dead| dead.recorded);
+        let has_specific = |version: &IpVersion| {
+            let mut kinds = filled.iter().flat_map(|chain| &chain.own).filter_map(RuleInfo::target);
+            kinds.any(|kind| rules::is_kind_of(kind, *version, true))
+        };
+        let specific = IpVersion::ALL.into_iter().filter(has_specific).collect();
+        Found { gone: before.into_iter().chain(dead).collect(), specific }
+    }
+}
+
 impl Share {
-    /// Puts the share in; gives what the attachment had before.
-    fn put_in(&self, socket: &mut NftSocket) -> Result<Option<Recorded>> {
+    /// Puts the share in.
+    fn put_in(&self, socket: &mut NftSocket) -> Result<Found> {
         let (mut contested, mut unanswered) = (false, None);
         transact(socket, |socket, generation| {
             let before = match contested {
@@ -75,7 +99,8 @@ impl Share {
             let filled = Filled::all(socket)?;
             let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
             if before.is_some() && in_place && is_clean && self.own_differences(socket, before.as_ref())?.is_empty() {
-                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(before)));
+                let found = Found::of(before, InTheWay::default(), &filled);
+                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(found)));
             }
             let in_the_way =
                 if contested { who_is_in_the_way(socket, self, before.as_ref())? } else { InTheWay::default() };
@@ -91,11 +116,12 @@ impl Share {
                 if let Some(error) = (!in_place).then(|| localnet::close_unguarded(socket)).and_then(Result::err) {
                     log::warn!("route_localnet may be on without a guard somewhere: {error}");
                 }
-                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(before)));
+                let found = Found::of(before, in_the_way, &filled);
+                return Ok(ControlFlow::Break(unanswered.take().unwrap_or(found)));
             };
             // What has become of it is seen by whether the share is there.
             if error.is_unanswered() && unanswered.is_none() {
-                unanswered = Some(before);
+                unanswered = Some(Found::of(before, in_the_way, &filled));
                 return Ok(ControlFlow::Continue(()));
             }
             removal.settle_loopback(socket)?;
