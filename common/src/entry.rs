@@ -35,9 +35,9 @@ macro_rules! program {
 pub fn enter<P: Plugin>() -> i32 {
     open_standard_descriptors();
     crate::memory::tell_of_exhaustion();
-    // A reader that has gone must become an error of write(2), not an end in the middle of a change. Children get an
-    // empty mask again from std.
-    let _ = SigSet::from_iter([Signal::SIGPIPE]).thread_block();
+    // A reader that has gone, and a file that may not grow (RLIMIT_FSIZE), must become an error of write(2), not an end in
+    // the middle of a change. Children get an empty mask again from std.
+    let _ = SigSet::from_iter([Signal::SIGPIPE, Signal::SIGXFSZ]).thread_block();
     i32::from(!run::<P>())
 }
 

@@ -206,7 +206,13 @@ impl Content {
 pub fn read(name: &Name) -> Result<Option<Content>> {
     let file = match open_file(name, OFlag::O_RDONLY) {
         Ok(file) => file,
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(Errno::ENOENT | Errno::ENOTDIR) if std::fs::exists(format!("{ROOT}/net")).unwrap_or(false) => {
+            return Ok(None);
+        }
+        Err(errno @ (Errno::ENOENT | Errno::ENOTDIR)) => {
+            let hint = format!("there is no {ROOT}/net: mount proc with its sysctls (not with subset=pid)");
+            return Err(Error::Kernel { action: "read", object: object(name), errno, ext_ack: hint });
+        }
         // proc_sys_permission (fs/proc/proc_sysctl.c).
         Err(Errno::EACCES) if open_file(name, OFlag::O_WRONLY).is_ok() => {
             return Ok(Some(Content::WriteOnly));

@@ -268,14 +268,65 @@ fn too_little_memory_for_every_port_is_told() {
 }
 
 #[test]
-fn a_million_mappings_are_refused() {
+fn more_mappings_than_there_are_ports_are_refused() {
     let lab = Lab::new();
     let (container, config) = ports(&lab, 1);
     let before = lab.host.snapshot();
     let one = config["runtimeConfig"]["portMappings"][0].to_string();
-    let config = config.to_string().replace(&one, &vec![one.as_str(); 1_000_000].join(","));
-    Plugin::ours("portmap").call_raw(&lab.host, "ADD", config.as_bytes(), &container.target()).fails();
+    let refused = |many: usize| {
+        let config = config.to_string().replace(&one, &vec![one.as_str(); many].join(","));
+        Plugin::ours("portmap").call_raw(&lab.host, "ADD", config.as_bytes(), &container.target()).fails()
+    };
+    let error = refused(3 * 65_535 + 1);
+    assert_eq!(error.code, 7, "{error:?}");
+    assert!(error.msg.contains("runtimeConfig.portMappings") && error.msg.contains("196606 mappings"), "{error:?}");
+    // More than is read at all.
+    let error = refused(1_000_000);
+    assert_eq!(error.code, 5, "{error:?}");
+    assert!(error.msg.contains("16777216 bytes"), "{error:?}");
     lab.host.assert_same_as(&before);
+}
+
+/// write(2) to a file that would grow beyond it raises SIGXFSZ.
+#[test]
+fn files_that_may_not_grow_are_told() {
+    let wrapper = ["prlimit", "--fsize=0"];
+    says(&refused(&Scene::set(Play::Tuning), &wrapper), &["EFBIG", "File too large"]);
+    // What `firewall` writes is a second copy.
+    let scene = Scene::set(Play::Firewall);
+    let clean = Clean::of(&scene);
+    let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Add, &scene.config, &scene.target);
+    assert_eq!(outcome.exit, 0, "{}", outcome.call());
+    scene.call(Verb::Del).succeeds();
+    clean.assert(false, "firewall");
+}
+
+/// `mount -o subset=pid`, as hardened services have it.
+#[test]
+fn a_proc_without_sysctls_is_told() {
+    let script = "mount -t proc -o subset=pid proc /proc && exec \"$0\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", script];
+    for play in [Play::Tuning, Play::Portmap] {
+        let scene = Scene::set(play);
+        says(&refused(&scene, &wrapper), &["there is no /proc/sys/net"]);
+        if play == Play::Portmap {
+            let config = scene.config_for(Verb::Status);
+            let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Status, config, &scene.target);
+            assert_eq!(outcome.fails().code, 50);
+        }
+        // DEL must not take away what guards a value that it can't put back.
+        let clean = Clean::of(&scene);
+        scene.call(Verb::Add).succeeds();
+        let there = scene.glance();
+        if play == Play::Portmap {
+            let config = scene.config_for(Verb::Del);
+            let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Del, config, &scene.target);
+            says(&outcome.fails(), &["there is no /proc/sys/net"]);
+            assert_same(&there, &scene.glance(), outcome.call());
+        }
+        scene.call(Verb::Del).succeeds();
+        clean.assert(false, play.plugin());
+    }
 }
 
 /// Without CAP_NET_ADMIN in the host's user namespace no socket takes more than `net.core.wmem_max` says (socket(7)), and a transaction
@@ -302,20 +353,21 @@ fn a_batch_that_no_socket_takes_is_told() {
 
 /// Lists that no machine has use for are refused by their key, in bounded time, and DEL goes on all the same.
 #[test]
-fn a_million_of_anything_is_refused() {
+fn too_many_of_anything_are_refused() {
     let sysctls = (0..900_000).map(|n| (format!("net.a{n}"), json!("1"))).collect::<serde_json::Map<_, _>>();
-    let lists: [(Play, &str, Value); 4] = [
-        (Play::Portmap, "conditionsV4", vec![json!("-p tcp"); 500_000].into()),
-        (Play::Portmap, "runtimeConfig", json!({"portMappings": vec![json!({}); 1_000_000]})),
-        (Play::BandwidthOfSubnets, "unshapedSubnets", vec![json!("10.0.0.0/8"); 1_000_000].into()),
-        (Play::Tuning, "sysctl", sysctls.into()),
+    let lists: [(Play, &str, Value, &str); 4] = [
+        (Play::Portmap, "conditionsV4", vec![json!("-p tcp"); 500_000].into(), "500000 conditions"),
+        (Play::Portmap, "runtimeConfig", json!({"portMappings": vec![json!({}); 1_000_000]}), "1000000 mappings"),
+        (Play::BandwidthOfSubnets, "unshapedSubnets", vec![json!("10.0.0.0/8"); 1_000_000].into(), "1000000 subnets"),
+        (Play::Tuning, "sysctl", sysctls.into(), "900000"),
     ];
-    for (play, key, list) in lists {
+    for (play, key, list, reason) in lists {
         let mut scene = Scene::set(play);
         let before = scene.glance();
         scene.config[key] = list;
         let error = scene.call(Verb::Add).fails_with(7);
-        assert!(error.msg.contains(key) && error.msg.len() < 500, "{}", error.msg);
+        let text = &error.msg;
+        assert!(text.contains(key) && text.contains(reason) && text.len() < 500, "{text}");
         scene.call(Verb::Del).succeeds();
         assert_same(&before, &scene.glance(), key);
     }

@@ -64,8 +64,12 @@ pub struct Written {
 #[serde(default, rename_all = "camelCase")]
 struct WrittenRuntime {
     /// Of the capability `portMappings`. An empty list takes back what an earlier ADD has published.
+    #[cfg_attr(feature = "schema", schemars(length(max = 196_605)))]
     port_mappings: Option<Vec<WrittenMapping>>,
 }
+
+/// Mappings of one attachment: 65,535 ports of tcp, udp and sctp.
+const MAPPINGS_MAX: usize = 3 * 65_535;
 
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(extend("required" = ["hostPort", "containerPort", "protocol"])))]
@@ -221,6 +225,11 @@ impl Config {
         require_backend(&written)?;
         let priority = priority(written.priority)?;
         let mapped = |written: Vec<WrittenMapping>| {
+            let many = written.len();
+            if many > MAPPINGS_MAX {
+                let reason = format!("more than {MAPPINGS_MAX}, which is every port of every protocol");
+                return Err(Error::invalid("runtimeConfig.portMappings", format!("{many} mappings"), reason));
+            }
             let mapped = |(i, m)| mapping(m, &format!("runtimeConfig.portMappings.{i}"));
             written.iter().enumerate().map(mapped).collect::<Result<Vec<Mapping>>>()
         };
