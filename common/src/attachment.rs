@@ -22,19 +22,26 @@ pub struct Attachment {
 /// `NFTNL_UDATA_COMMENT_MAXLEN` is 128 with two bytes of head and a NUL).
 pub const LABEL_MAX: usize = 125;
 
+/// Digits of the key in a label that was cut.
+const LABEL_DIGITS: usize = 16;
+
 impl Attachment {
     /// An attachment by its three names.
     pub fn new(network: impl Into<String>, container: impl Into<String>, ifname: impl Into<String>) -> Self {
         Attachment { network: network.into(), container: container.into(), ifname: ifname.into() }
     }
 
-    /// The readable label `network/container/ifname`, cut in the middle of the longer names where it has to be short.
+    /// The readable label `network/container/ifname`.
+    ///
+    /// Where it has to be short, the longer names are cut in their middles, and digits of [`Attachment::key`] behind the
+    /// network's tell it from all others that are cut to the same: whoever has the label is the owner.
     pub fn label(&self) -> String {
         let whole = format!("{}/{}/{}", self.network, self.container, self.ifname);
         if whole.len() <= LABEL_MAX {
             return whole;
         }
-        format!("{}/{}/{}", shorten(&self.network, 40), shorten(&self.container, 64), self.ifname)
+        let digits = self.own_key(LABEL_DIGITS);
+        format!("{}~{digits}/{}/{}", shorten(&self.network, 27), shorten(&self.container, 64), self.ifname)
     }
 
     /// The key of the attachment within object names: 16 hex digits for the network, 24 for the attachment.
@@ -42,8 +49,12 @@ impl Attachment {
     /// Everything of one network shares [`Attachment::network_key`], so GC finds a network's objects by prefix and
     /// the dead among them by comparing with the live attachments' keys.
     pub fn key(&self) -> String {
-        let whole = hex(&digest(&[&self.network, &self.container, &self.ifname]), 24);
-        format!("{}-{whole}", Self::network_key(&self.network))
+        format!("{}-{}", Self::network_key(&self.network), self.own_key(24))
+    }
+
+    /// So many digits of the second half of the key.
+    fn own_key(&self, digits: usize) -> String {
+        hex(&digest(&[&self.network, &self.container, &self.ifname]), digits)
     }
 
     /// The first half of the key of every attachment of `network`.
@@ -117,10 +128,24 @@ mod tests {
     }
 
     #[test]
+    fn labels_that_are_cut_differ_all_the_same() {
+        let id = "0123456789abcdef".repeat(4);
+        let of_network = |c| Attachment::new(format!("project-{c}-default-network-{}", "x".repeat(60)), &id, "eth0");
+        let of_container = |c| Attachment::new("n".repeat(60), format!("{0}{c}{0}", "x".repeat(60)), "eth0");
+        for (a, b) in [(of_network("a"), of_network("b")), (of_container("a"), of_container("b"))] {
+            assert_eq!(a.label().len(), b.label().len());
+            assert_ne!(a.label(), b.label());
+        }
+    }
+
+    #[test]
     fn labels_are_readable_and_short_enough() {
         assert_eq!(Attachment::new("podman", "abc", "eth0").label(), "podman/abc/eth0");
         let long = Attachment::new("n".repeat(300), "c".repeat(300), "0123456789abcde");
         assert!(long.label().len() <= LABEL_MAX, "{}", long.label());
         assert!(long.label().ends_with("/0123456789abcde"));
+        let id = "0123456789abcdef".repeat(4);
+        let label = Attachment::new("n".repeat(60), &id, "eth0").label();
+        assert!(label.len() <= LABEL_MAX && label.ends_with(&format!("/{id}/eth0")), "{label}");
     }
 }

@@ -396,6 +396,53 @@ fn each_network_and_each_interface_keeps_its_own_ports() {
     }
 }
 
+/// Labels have at most 125 bytes, and names in the middle of long ones are cut.
+#[test]
+fn owners_with_long_names_are_told_apart() {
+    let lab = Lab::new();
+    let (first, second, third) = (lab.container(2), lab.container(3), lab.container(4));
+    let _servers = [serve(&first.netns, 80, "first"), serve(&second.netns, 80, "second")];
+    let plugin = Plugin::ours("portmap");
+    let id = "0123456789abcdef".repeat(4);
+    let network = |c| format!("very-long-project-name-in-{c}-compose-file-number-one-default-network-x");
+    let long = |c| format!("{0}{c}{0}", "x".repeat(60));
+    let of = |network: &str, container: &Container, id: &str, host_port: u16| {
+        let mut config = config(container, &port(host_port, 80));
+        config["name"] = network.into();
+        let mut target = container.target();
+        target.container = id.into();
+        (config, target)
+    };
+    for [(network_a, id_a), (network_b, id_b)] in [
+        [(network("A"), id.clone()), (network("B"), id.clone())],
+        [("net".into(), long("A")), ("net".into(), long("B"))],
+    ] {
+        let (a, b) = (of(&network_a, &first, &id_a, 8081), of(&network_b, &second, &id_b, 8082));
+        let before = lab.host.snapshot();
+        for (config, target) in [&a, &b] {
+            plugin.call(&lab.host, Verb::Add, config, target).succeeds();
+        }
+        for host_port in [8081, 8082] {
+            let error = call(&lab, Verb::Add, &third, &port(host_port, 80)).fails_with(100);
+            assert!(error.msg.contains("since 20"), "{error:?}");
+        }
+        let (wants_more, target) = of(&network_b, &second, &id_b, 8081);
+        if id_a != id_b {
+            plugin.call(&lab.host, Verb::Add, &wants_more, &target).fails_with(100);
+        }
+        for (host_port, token, (config, target)) in [(8081, "first", &a), (8082, "second", &b)] {
+            all_reach(&lab.client, &[&format!("192.0.2.1:{host_port}")], token);
+            plugin.call(&lab.host, Verb::Check, config, target).succeeds();
+        }
+        plugin.call(&lab.host, Verb::Del, &a.0, &a.1).succeeds();
+        all_reach(&lab.client, &["192.0.2.1:8082"], "second");
+        none_reach(&lab.client, &["192.0.2.1:8081"]);
+        plugin.call(&lab.host, Verb::Check, &b.0, &b.1).succeeds();
+        plugin.call(&lab.host, Verb::Del, &b.0, &b.1).succeeds();
+        lab.host.assert_same_as(&before);
+    }
+}
+
 #[test]
 fn add_may_be_repeated() {
     let lab = Lab::new();

@@ -150,11 +150,14 @@ fn why_gone(share: &Share, record: &Record, theirs: &Claim) -> Result<Option<Str
     }
 }
 
-/// Whether the record is of this container. Where the label had to be cut, the key tells.
+/// Whether the record is of this container. Where its name is cut in the label, the key tells, if the network's is whole.
 fn is_of_container(record: &Record, container: &str) -> bool {
     match record.label.split('/').collect::<Vec<_>>().as_slice() {
         [_, named, _] if *named == container => true,
-        [network, _, ifname] => RecordKey::of(&Attachment::new(*network, container, *ifname)) == record.key,
+        [network, _, ifname] => {
+            let network = network.split_once('~').map_or(*network, |(name, _)| name);
+            RecordKey::of(&Attachment::new(network, container, *ifname)) == record.key
+        }
         _ => false,
     }
 }
