@@ -192,6 +192,94 @@ fn ports_of_a_container_whose_interface_is_gone_go_to_the_next() {
     all_reach(&lab.client, &FROM_OUTSIDE, "next");
 }
 
+/// A container's second network: a bridge, an interface, and what its portmap is called with.
+fn second_network(lab: &Lab, container: &Container, n: u8, keys: &Value) -> (Value, netns_tests::Target) {
+    let (bridge, ifname, subnet) = (format!("cni{n}"), format!("eth{n}"), format!("10.{}.0", 88 + n));
+    lab.host.run(&format!("ip link add {bridge} type bridge"));
+    lab.host.run(&format!("ip link set {bridge} up"));
+    lab.host.address(&bridge, &format!("{subnet}.1/24"));
+    let host_end = format!("{}-{n}", container.host_ifname);
+    let address = format!("{subnet}.2/24");
+    connect(End::new(&lab.host, &host_end, &[]), End::new(&container.netns, &ifname, &[&address]));
+    lab.host.run(&format!("ip link set {host_end} master {bridge}"));
+    let mut config = config(container, keys);
+    config["name"] = format!("net{n}").into();
+    config["prevResult"]["interfaces"][1]["name"] = host_end.into();
+    config["prevResult"]["interfaces"][2]["name"] = ifname.clone().into();
+    config["prevResult"]["ips"] = json!([{"interface": 2, "address": address}]);
+    (config, netns_tests::Target::new(&container.id, &container.netns.path(), &ifname))
+}
+
+/// podman gives all ports of a container to each of its networks.
+#[test]
+fn a_container_s_port_goes_over_to_its_next_network() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (container, other) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let plugin = Plugin::ours("portmap");
+    let keys = port(8080, 80);
+    add(&lab, &container, &keys);
+    let networks = [1, 2].map(|n| second_network(&lab, &container, n, &keys));
+    let local_address = || Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside").local.unwrap().ip();
+    for (config, target) in &networks {
+        for verb in [Verb::Add, Verb::Check, Verb::Add, Verb::Check] {
+            plugin.call(&lab.host, verb, config, target).succeeds();
+        }
+    }
+    all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+    assert_eq!(local_address().to_string(), "10.88.0.2");
+    check(&lab, &container, &keys);
+    add(&lab, &container, &keys);
+    check(&lab, &container, &keys);
+    call(&lab, Verb::Add, &other, &keys).fails_with(100);
+    // Each network is disconnected, the first that came first.
+    let links = [&container.host_ifname, "veth2-1"];
+    let dels = [(config(&container, &keys), container.target()), networks[0].clone()];
+    for (n, ((config, target), link)) in dels.iter().zip(links).enumerate() {
+        plugin.call(&lab.host, Verb::Del, config, target).succeeds();
+        lab.host.run(&format!("ip link delete {link}"));
+        container.netns.route("default", &format!("10.{}.0.1", 89 + n));
+        all_reach(&lab.client, &["192.0.2.1:8080"], "inside");
+        all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+        assert_eq!(local_address().to_string(), format!("10.{}.0.2", 89 + n));
+        call(&lab, Verb::Add, &other, &keys).fails_with(100);
+        for (config, target) in &networks[n..] {
+            plugin.call(&lab.host, Verb::Check, config, target).succeeds();
+        }
+    }
+    plugin.call(&lab.host, Verb::Del, &networks[1].0, &networks[1].1).succeeds();
+    none_reach(&lab.client, &FROM_OUTSIDE);
+    assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err(), "the table is gone");
+}
+
+#[test]
+fn a_network_that_waits_for_a_port_leaves_nothing_when_it_goes_first() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let keys = port(8080, 80);
+    add(&lab, &container, &keys);
+    let (config, target) = second_network(&lab, &container, 1, &keys);
+    let alone = lab.host.snapshot();
+    for verb in [Verb::Add, Verb::Del] {
+        Plugin::ours("portmap").call(&lab.host, verb, &config, &target).succeeds();
+        all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+        check(&lab, &container, &keys);
+    }
+    lab.host.assert_same_as(&alone);
+    // Whatever way the first one goes.
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    gc(&lab, "net", json!([])).succeeds();
+    lab.host.run(&format!("ip link delete {}", container.host_ifname));
+    container.netns.route("default", "10.89.0.1");
+    all_reach(&lab.client, &["192.0.2.1:8080"], "inside");
+    Plugin::ours("portmap").call(&lab.host, Verb::Check, &config, &target).succeeds();
+    gc(&lab, "net1", json!([])).succeeds();
+    assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err(), "the table is gone");
+}
+
 #[test]
 fn a_port_of_the_dead_at_one_address_does_not_go_before_the_same_port_at_all() {
     let lab = Lab::new();

@@ -1,17 +1,15 @@
 //! A port that somebody else has: who, and whether they are still there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use common::nft::{CommitError, Element, IpVersion, NftSocket, RecordKey, Set, Transaction};
 use common::{Attachment, Error, Result};
 use nix::errno::Errno;
 
-use crate::config::Protocol;
 use crate::liveness::why_dead;
 use crate::record::{Record, Recorded};
 use crate::removal;
-use crate::rules::{self, Claim, Share, TABLE};
+use crate::rules::{self, Claim, Place, Share, TABLE};
 
 /// An owner that is certainly gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +34,10 @@ pub struct InTheWay {
     pub dead: Vec<Dead>,
     /// Elements that are in no record of the owner they name.
     orphans: Vec<(Set, Element)>,
+    /// What other attachments of the same container have, and keep as long as they are there.
+    pub kept: BTreeSet<Place>,
+    /// These attachments.
+    pub keepers: Vec<Recorded>,
 }
 
 impl InTheWay {
@@ -49,6 +51,9 @@ impl InTheWay {
     /// Says in the log what was taken.
     pub fn warn(&self) {
         self.dead.iter().for_each(Dead::warn);
+        for keeper in self.keepers.iter().map(|keeper| &keeper.record.label).collect::<BTreeSet<_>>() {
+            log::info!("ports stay {keeper}'s, of the same container, as long as that is there");
+        }
         if let Some((map, first)) = self.orphans.first() {
             let count = self.orphans.len();
             log::warn!(
@@ -81,8 +86,13 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
             }
             match owner(socket, share, claim, &element)? {
                 Owner::Gone(dead) => {
+                    refuse_before_heirs(socket, share, claim, &dead.recorded.record)?;
                     leaving.push(Owned::of(&dead.recorded.record));
                     found.dead.push(dead);
+                }
+                Owner::Living(owner) if is_of_container(&owner.record, &share.attachment.container) => {
+                    found.kept.insert(claim.place());
+                    found.keepers.push(owner);
                 }
                 Owner::Nobody => found.orphans.push((map.clone(), element)),
                 Owner::Living(owner) => return Err(taken(claim, &owner.record)),
@@ -98,20 +108,14 @@ struct Owned {
     places: BTreeSet<Place>,
 }
 
-type Place = (IpVersion, Option<IpAddr>, Protocol, u16);
-
-fn place(claim: &Claim) -> Place {
-    (claim.version(), claim.address, claim.protocol, claim.port)
-}
-
 impl Owned {
     fn of(record: &Record) -> Owned {
-        Owned { label: record.label.clone(), places: record.claims.iter().map(place).collect() }
+        Owned { label: record.label.clone(), places: record.claims.iter().map(Claim::place).collect() }
     }
 
     /// Whether the element at this claim's key is the record's, wherever it leads.
     fn has(&self, claim: &Claim, element: &Element) -> bool {
-        element.comment.as_deref() == Some(&*self.label) && self.places.contains(&place(claim))
+        element.comment.as_deref() == Some(&*self.label) && self.places.contains(&claim.place())
     }
 }
 
@@ -129,13 +133,25 @@ enum Owner {
 fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element) -> Result<Owner> {
     let Some(label) = &element.comment else { return Ok(Owner::Nobody) };
     let Some(recorded) = Recorded::of_label(socket, label)? else { return Ok(Owner::Nobody) };
-    let Some(theirs) = recorded.record.claims.iter().find(|c| place(c) == place(claim)) else {
+    let Some(theirs) = recorded.record.claims.iter().find(|c| c.place() == claim.place()) else {
         return Ok(Owner::Nobody);
     };
     Ok(match why_gone(share, &recorded.record, theirs)? {
         Some(why) => Owner::Gone(Dead { recorded, why }),
         None => Owner::Living(recorded),
     })
+}
+
+/// Whoever is alive and waits for a dead one's port has it already.
+fn refuse_before_heirs(socket: &mut NftSocket, share: &Share, claim: &Claim, dead: &Record) -> Result<()> {
+    for heir in &dead.heirs {
+        let Some(Recorded { record, .. }) = Recorded::read_key(socket, heir.key)? else { continue };
+        let Some(theirs) = record.claims.iter().find(|c| c.place() == claim.place()) else { continue };
+        if !is_of_container(&record, &share.attachment.container) && why_gone(share, &record, theirs)?.is_none() {
+            return Err(taken(claim, &record));
+        }
+    }
+    Ok(())
 }
 
 /// Why the owner of a claim is certainly gone. One container may have one address on two networks.

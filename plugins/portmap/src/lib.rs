@@ -1,7 +1,8 @@
 //! The portmap plugin: host ports led to a container's ports.
 //!
 //! Reading order: [`config`] (the keys), [`rules`] (what a published port is made of, with the way of a packet),
-//! [`state`] (ADD and CHECK in the kernel), [`removal`] (DEL and GC), [`conflict`] (a port that somebody has).
+//! [`state`] (ADD and CHECK in the kernel), [`removal`] (DEL and GC), [`conflict`] (a port that somebody has),
+//! [`heirs`] (a port that one container wants twice).
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,7 @@ pub mod conditions;
 pub mod config;
 pub mod conflict;
 pub mod foreign;
+pub mod heirs;
 pub mod leftovers;
 pub mod listeners;
 pub mod liveness;

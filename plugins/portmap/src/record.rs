@@ -1,7 +1,7 @@
 //! Records: what each attachment owns, as [lines of a map](common::nft::records).
 //!
 //! The owner's label is the first line's text, its origin the second's; those behind them are its ports, as
-//! [`publication`]s behind the container's address. The last line goes where others jump, or returns: so a line that
+//! [`publication`]s behind the container's address, and its [heirs](crate::heirs). The last line goes where others jump, or returns: so a line that
 //! somebody has removed is missed.
 
 use std::collections::BTreeSet;
@@ -10,9 +10,10 @@ use common::nft::records::{TEXT_MAX, jumps, number};
 use common::nft::{Data, Element, NftSocket, RecordKey, Set, Verdict};
 use common::{Attachment, Result};
 
+use crate::heirs::Heir;
 use crate::origin::Origin;
 use crate::publication;
-use crate::rules::{self, ATTACHMENTS, Claim, TABLE};
+use crate::rules::{self, ATTACHMENTS, Claim, Place, TABLE};
 
 /// What an attachment owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Record {
     pub jumps: Vec<String>,
     /// The ports.
     pub claims: Vec<Claim>,
+    /// Who gets those that it claims, too, when this one goes.
+    pub heirs: Vec<Heir>,
 }
 
 impl Record {
@@ -34,6 +37,7 @@ impl Record {
     pub fn lines(&self) -> Vec<Element> {
         let mut texts = vec![self.label.clone(), self.origin.as_ref().map(Origin::to_string).unwrap_or_default()];
         texts.extend(publication::lines(&self.claims, TEXT_MAX));
+        texts.extend(self.heirs.iter().map(Heir::line));
         let jumps = [ATTACHMENTS.to_owned()].into_iter().chain(self.jumps.iter().cloned());
         let mut lines = self.key.lines(texts, jumps);
         if let Some(Data::Verdict(verdict)) = lines.last_mut().and_then(|last| last.data.as_mut()) {
@@ -43,6 +47,17 @@ impl Record {
             };
         }
         lines
+    }
+
+    /// Whether it claims the port at this place.
+    pub fn has(&self, place: Place) -> bool {
+        self.claims.iter().any(|claim| claim.place() == place)
+    }
+
+    /// The same without the ports at these places.
+    pub fn without(&self, places: &BTreeSet<Place>) -> Record {
+        let claims = self.claims.iter().filter(|claim| !places.contains(&claim.place()));
+        Record { claims: claims.copied().collect(), ..self.clone() }
     }
 
     /// All its elements but the lines, set by set.
@@ -106,9 +121,10 @@ impl Recorded {
         let at = |place| lines.iter().find(|line| number(line) == Some(place)).map(text);
         let (label, origin) = (at(0).unwrap_or_default(), at(1).and_then(|text| Origin::read(&text)));
         let ports = lines.iter().filter(|line| number(line) > Some(1));
-        let claims = ports.flat_map(|line| publication::read(&text(line))).collect();
+        let claims = ports.clone().flat_map(|line| publication::read(&text(line))).collect();
+        let heirs = ports.filter_map(|line| Heir::read(&text(line))).collect();
         let jumps = jumps(&lines).filter(|chain| *chain != ATTACHMENTS).map(str::to_owned).collect();
-        Recorded { record: Record { key, label, origin, jumps, claims }, lines }
+        Recorded { record: Record { key, label, origin, jumps, claims, heirs }, lines }
     }
 
     /// All records whose keys are wanted: one look through the map.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{ChainInfo, Command, Element, NftSocket, RuleInfo, Set, Transaction, Value};
+use common::nft::{ChainInfo, Command, Element, NftSocket, RecordKey, RuleInfo, Set, Transaction, Value};
 use common::{Error, Result};
 
+use crate::heirs::{Rewrites, hand_over};
 use crate::localnet;
 use crate::record::{Record, Recorded};
 use crate::rules::{
-    self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, TABLE, is_kind,
+    self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, Place, TABLE, is_kind,
 };
 use crate::transact::{came_too_late, transact};
 
@@ -35,7 +36,8 @@ pub fn remove(
         if is_all(socket, &records)? {
             removal.whole_table(socket)?;
         } else {
-            removal.records(socket, &records, &[])?;
+            removal.records(socket, &records, &[], &BTreeSet::new())?;
+            removal.finish();
         }
         // The sysctls first: whoever needs one anew between now and the transaction makes it fail, and whoever comes
         // after it finds the value of before and writes his own.
@@ -70,6 +72,8 @@ pub struct Removal {
     loopback: Vec<(String, String)>,
     /// Handles of rules that are removed.
     rules: BTreeSet<u64>,
+    /// Records that stay.
+    pub rewrites: Rewrites,
 }
 
 impl Removal {
@@ -82,12 +86,21 @@ impl Removal {
         Ok(())
     }
 
-    /// These records and what only they need. What is named in `keep` stays: somebody new needs it.
-    pub fn records(&mut self, socket: &mut NftSocket, records: &[Recorded], keep: &[String]) -> Result<()> {
+    /// These records and what only they need. What is named in `keep` stays: somebody new needs it. What is `taken` goes to
+    /// that one, not to heirs.
+    pub fn records(
+        &mut self,
+        socket: &mut NftSocket,
+        records: &[Recorded],
+        keep: &[String],
+        taken: &BTreeSet<Place>,
+    ) -> Result<()> {
+        let leaving: BTreeSet<RecordKey> = records.iter().map(|r| r.record.key).collect();
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
         let mut seen: BTreeSet<(String, Vec<Value>)> = BTreeSet::new();
         for Recorded { record, lines } in records {
-            for (set, mut elements) in own_elements(socket, record)? {
+            let Own { claims, elements, owners } = Own::of(socket, record)?;
+            for (set, mut elements) in elements {
                 // Of `self4` and `self6`, who had the same address may have the same.
                 elements.retain(|e| records.len() == 1 || seen.insert((set.name.clone(), e.key.clone())));
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
@@ -95,6 +108,16 @@ impl Removal {
             self.transaction.delete_elements(&TABLE, &records::map().name, lines.clone());
             for jump in &record.jumps {
                 *counts.entry(jump).or_default() += 1;
+            }
+            if !record.heirs.is_empty() {
+                let free = claims.iter().map(Claim::place).filter(|place| !taken.contains(place)).collect();
+                hand_over(socket, record, free, &leaving, &mut self.rewrites, &mut self.transaction)?;
+            }
+            for owner in owners {
+                let Some(owner) = Recorded::of_label(socket, &owner)? else { continue };
+                if !leaving.contains(&owner.record.key) {
+                    self.rewrites.change(&owner, |heirs| heirs.retain(|heir| heir.key != record.key));
+                }
             }
         }
         for (name, count) in counts {
@@ -143,6 +166,11 @@ impl Removal {
         Ok(())
     }
 
+    /// The last of what the transaction gets.
+    pub fn finish(&mut self) {
+        self.rewrites.put(&mut self.transaction);
+    }
+
     /// One rule, whoever else has it removed.
     pub fn rule(&mut self, chain: &str, handle: u64) {
         if self.rules.insert(handle) {
@@ -174,30 +202,48 @@ fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {
     Some((link.to_owned(), before.to_owned()))
 }
 
-/// The record's elements as they are there, wherever they lead by now, as far as they bear its label: whoever has emptied
-/// the maps by hand may have made room for another owner of the same port.
-fn own_elements(socket: &mut NftSocket, record: &Record) -> Result<Vec<(Set, Vec<Element>)>> {
-    let mut kept: Vec<Claim> = Vec::with_capacity(record.claims.len());
-    let mut in_maps: BTreeMap<String, Vec<Element>> = BTreeMap::new();
-    for (map, claims) in rules::by_map(&record.claims) {
-        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
-        let found = claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?);
-        let own = found.filter_map(|(c, e)| Some((*c, e.filter(|e| e.comment.as_ref() == Some(&record.label))?)));
-        let (claims, elements): (Vec<Claim>, Vec<Element>) = own.unzip();
-        kept.extend(claims);
-        in_maps.insert(map.name, elements);
-    }
-    let mut own = rules::elements(&record.label, &kept, &record.jumps);
-    for (set, elements) in &mut own {
-        match in_maps.remove(&set.name) {
-            Some(found) => *elements = found,
-            None => {
-                let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
-                *elements = socket.elements_at(&TABLE, set, &keys)?.into_iter().flatten().collect();
+/// What a record's owner has.
+#[derive(Default)]
+struct Own {
+    /// Its ports, of those that the record claims.
+    claims: Vec<Claim>,
+    /// The record's elements as they are there, wherever they lead by now, as far as they bear its label: whoever has
+    /// emptied the maps by hand may have made room for another owner of the same port.
+    elements: Vec<(Set, Vec<Element>)>,
+    /// Who has the others.
+    owners: BTreeSet<String>,
+}
+
+impl Own {
+    fn of(socket: &mut NftSocket, record: &Record) -> Result<Own> {
+        let mut own = Own::default();
+        let mut in_maps: BTreeMap<String, Vec<Element>> = BTreeMap::new();
+        for (map, claims) in rules::by_map(&record.claims) {
+            let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
+            let mut elements = Vec::with_capacity(claims.len());
+            for (claim, element) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
+                match element {
+                    Some(element) if element.comment.as_ref() == Some(&record.label) => {
+                        own.claims.push(*claim);
+                        elements.push(element);
+                    }
+                    other => own.owners.extend(other.and_then(|other| other.comment)),
+                }
+            }
+            in_maps.insert(map.name, elements);
+        }
+        own.elements = rules::elements(&record.label, &own.claims, &record.jumps);
+        for (set, elements) in &mut own.elements {
+            match in_maps.remove(&set.name) {
+                Some(found) => *elements = found,
+                None => {
+                    let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
+                    *elements = socket.elements_at(&TABLE, set, &keys)?.into_iter().flatten().collect();
+                }
             }
         }
+        Ok(own)
     }
-    Ok(own)
 }
 
 /// A failure that leaves nothing behind must still be told with what could not be undone.

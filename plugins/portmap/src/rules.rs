@@ -115,7 +115,15 @@ impl fmt::Display for Claim {
     }
 }
 
+/// What only one can have: a version of IP, one address or all, a protocol and a port.
+pub type Place = (IpVersion, Option<IpAddr>, Protocol, u16);
+
 impl Claim {
+    /// What it claims, wherever it leads.
+    pub fn place(&self) -> Place {
+        (self.version(), self.address, self.protocol, self.port)
+    }
+
     /// The version of IP.
     pub fn version(&self) -> IpVersion {
         IpVersion::of(self.target)
@@ -389,6 +397,7 @@ impl Share {
             origin: Some(self.origin.clone()),
             jumps: counted.chain(self.loopback.iter().map(|link| loopback_name(link))).collect(),
             claims: self.claims.clone(),
+            heirs: Vec::new(),
         }
     }
 }

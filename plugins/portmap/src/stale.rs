@@ -102,6 +102,11 @@ fn bypasses(
             return Ok(false);
         }
     }
+    // Another attachment of the same container may have the port.
+    let there = socket.element(&TABLE, &claim.map(), &claim.key())?;
+    if there.and_then(|element| Claim::of_element(&element)).is_some_and(|there| is_target(&there, flow)) {
+        return Ok(false);
+    }
     if dst.is_loopback() {
         return Ok(true);
     }

@@ -1,16 +1,18 @@
 //! The share in the kernel: put in with one transaction for both versions of IP, compared, taken out.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{Chain, Command, Element, IpVersion, NftSocket, Presence, RuleInfo, SetData, Table, Transaction};
+use common::nft::{Chain, Command, Element, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, Transaction};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
 use crate::foreign::{self, Filled};
+use crate::heirs::{self, Heir, add_elements};
 use crate::record::{Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
-use crate::rules::{self, Entrance, Share, Shared, TABLE, loopback_name};
+use crate::rules::{self, Claim, Entrance, Place, Share, Shared, TABLE, loopback_name};
 use crate::transact::{came_too_late, transact};
 use crate::{conflict, listeners, localnet, stale};
 
@@ -107,7 +109,8 @@ impl Share {
             let mut removal = self.removal(socket, before.as_ref(), &in_the_way, &filled)?;
             // Whoever has emptied the static chains has emptied the others too.
             let mend = before.is_some() || !in_place;
-            self.add(socket, before.as_ref(), mend, &filled, &mut removal.transaction)?;
+            self.add(socket, before.as_ref(), mend, &filled, &in_the_way.kept, &mut removal.transaction)?;
+            removal.finish();
             removal.restore_loopback()?;
             let missing = if in_place { &[] } else { std::slice::from_ref(&self.skeleton) };
             let Err(error) = socket.commit_rebuilding(missing, &removal.transaction, Some(generation)) else {
@@ -161,7 +164,15 @@ impl Share {
         let dead = in_the_way.dead.iter().map(|dead| &dead.recorded);
         let leaving: Vec<Recorded> = before.into_iter().chain(dead).cloned().collect();
         let keep: Vec<String> = self.shared_names().collect();
-        removal.records(socket, &leaving, &keep)?;
+        let taken = self.claims.iter().map(Claim::place).collect();
+        removal.records(socket, &leaving, &keep, &taken)?;
+        for keeper in &in_the_way.keepers {
+            removal.rewrites.change(keeper, |heirs| {
+                if heirs.iter().all(|heir| heir.key != RecordKey::of(&self.attachment)) {
+                    heirs.push(Heir::of(&self.attachment));
+                }
+            });
+        }
         Ok(removal)
     }
 
@@ -176,6 +187,7 @@ impl Share {
         before: Option<&Recorded>,
         mend: bool,
         filled: &[Filled],
+        kept: &BTreeSet<Place>,
         transaction: &mut Transaction,
     ) -> Result<()> {
         let names: Vec<String> = self.shared_names().collect();
@@ -191,17 +203,14 @@ impl Share {
         }
         let record = self.record_since(before);
         transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
-        for (set, elements) in record.elements() {
-            // In a map, somebody else's claim must fail; in the sets beside it there is nobody's claim.
-            let presence = if set.data == SetData::None { Presence::Shared } else { Presence::Exclusive };
-            transaction.add_elements(&TABLE, &set.name, presence, elements);
-        }
+        add_elements(transaction, &record.without(kept));
         Ok(())
     }
 
     /// The record, with the time of the first ADD; the boot may have been unknown then.
     fn record_since(&self, before: Option<&Recorded>) -> Record {
         let mut record = self.record();
+        record.heirs = before.map(|b| b.record.heirs.clone()).unwrap_or_default();
         if let (Some(first), Some(origin)) = (before.and_then(|b| b.record.origin.as_ref()), &mut record.origin) {
             origin.since = first.since;
             if first.boot.is_empty() {
@@ -276,11 +285,25 @@ impl Share {
         for line in recorded.iter().flat_map(|r| &r.lines).filter(|line| !is_wanted(line)) {
             differences.push(Difference::other(object_of_record(), "no such line", line.to_string()));
         }
-        for (set, elements) in [(records::map(), lines)].into_iter().chain(record.elements()) {
-            differences.extend(socket.element_differences(&TABLE, &set, &elements)?);
+        differences.extend(socket.element_differences(&TABLE, &records::map(), &lines)?);
+        let mut elements = element_differences(socket, &record)?;
+        if !elements.is_empty() {
+            let waiting = heirs::waiting(socket, self)?;
+            if !waiting.is_empty() {
+                elements = element_differences(socket, &record.without(&waiting))?;
+            }
         }
+        differences.extend(elements);
         Ok(differences)
     }
+}
+
+fn element_differences(socket: &mut NftSocket, record: &Record) -> Result<Vec<Difference>> {
+    let mut differences = Vec::new();
+    for (set, elements) in record.elements() {
+        differences.extend(socket.element_differences(&TABLE, &set, &elements)?);
+    }
+    Ok(differences)
 }
 
 /// Packets must come to the chain by exactly its rule.

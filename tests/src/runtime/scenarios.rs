@@ -74,7 +74,7 @@ const LEFT_AS_BEFORE: &str =
     "nothing is left and nothing else is gone: rules, qdiscs, links, routes, files, mounts, processes";
 
 fn podman_ports(subject: &Subject, claims: &mut Claims) {
-    let podman = Podman::new(subject, &[default_network()]);
+    let podman = Podman::new(subject, &[default_network(), network("second", "10.77.0", &[])]);
     let (host, client) = (&podman.lab.host, &podman.lab.client);
     let before = podman.state_after_a_first("podman");
     let web = podman.start("web", "-p 8080:80 -p 127.0.0.1:8081:80 -p 5353:53/udp -p 9000-9010:9000-9010/udp");
@@ -98,6 +98,16 @@ fn podman_ports(subject: &Subject, claims: &mut Claims) {
     claims.is_silent("after podman rm -f nobody answers the host", tcp("127.0.0.1:8081"), host);
     podman.remove("neighbour");
     claims.is_unchanged(LEFT_AS_BEFORE, &before, || podman.state());
+
+    let both = podman.start("both", "--network podman,second -p 8080:80");
+    let _server = serve(&both, 80, "both");
+    claims.answers("--network A,B -p 8080:80 from another machine", tcp("192.0.2.1:8080"), client, "both");
+    claims.runs("podman network disconnect A", || podman.podman("network disconnect podman both"));
+    claims.answers("-p 8080:80 when B is left", tcp("192.0.2.1:8080"), client, "both");
+    claims.runs("podman network connect A", || podman.podman("network connect podman both"));
+    claims.answers("-p 8080:80 when A is back", tcp("192.0.2.1:8080"), client, "both");
+    podman.remove("both");
+    claims.is_silent("after podman rm -f of both nobody answers", tcp("192.0.2.1:8080"), client);
     claims.no_call_failed(&podman.recorder);
 }
 
