@@ -904,6 +904,34 @@ fn conditions_are_the_attachment_s_own() {
 }
 
 #[test]
+fn a_list_of_a_condition_is_what_it_says_however_its_values_overlap() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let from = |source: &str| Fetch::new(Proto::Tcp, "192.0.2.1:8080").source(source);
+    for (conditions, taken, not_taken) in [
+        (json!(["-s", "192.0.2.0/24,192.0.2.2"]), Some("192.0.2.2:0"), None),
+        (json!(["-s", "0.0.0.0/0,10.0.0.0/8"]), Some("192.0.2.2:0"), None),
+        (json!(["-s", "10.0.0.0/8,255.0.0.0/8,254.0.0.0/8"]), None, Some("192.0.2.2:0")),
+        (json!(["tcp sport != { 1024-65535, 40000 }"]), Some("192.0.2.2:1000"), Some("192.0.2.2:45000")),
+        (json!(["tcp sport { 2000-2010, 40000-65535, 40100 }"]), Some("192.0.2.2:45001"), Some("192.0.2.2:30001")),
+        (
+            json!(["-p", "tcp", "-m", "multiport", "!", "--sports", "1024:65535,40000"]),
+            Some("192.0.2.2:1001"),
+            Some("192.0.2.2:45002"),
+        ),
+    ] {
+        let mut keys = ports(json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]));
+        keys["conditionsV4"] = conditions;
+        add(&lab, &container, &keys);
+        taken.into_iter().for_each(|source| drop(from(source).expect(&lab.client, "inside")));
+        not_taken.into_iter().for_each(|source| drop(from(source).expect_nothing(&lab.client)));
+        check(&lab, &container, &keys);
+        del(&lab, &container, &keys);
+    }
+}
+
+#[test]
 fn an_unknown_condition_is_refused_before_anything_changes() {
     let lab = Lab::new();
     let container = lab.container(2);

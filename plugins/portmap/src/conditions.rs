@@ -153,6 +153,24 @@ mod tests {
     }
 
     #[test]
+    fn lists_are_what_they_say_however_their_values_overlap() {
+        for (list, shortest) in [
+            ("-s 192.0.2.0/24,192.0.2.2", "ip saddr 192.0.2.0/24"),
+            ("-s 0.0.0.0/0,10.0.0.0/8", "ip saddr 0.0.0.0/0"),
+            ("-s 128.0.0.0/1,192.0.2.0/31", "ip saddr 128.0.0.0/1"),
+            ("-s 10.0.0.2,10.0.0.0/31,10.0.0.9", "ip saddr { 10.0.0.0-10.0.0.2, 10.0.0.9 }"),
+            ("-p tcp -m multiport ! --sports 1024:65535,40000", "tcp sport != 1024-65535"),
+            ("-p tcp -m multiport --dports 80,80,81", "tcp dport { 80, 81 }"),
+            ("tcp sport != { 1024-65535, 40000 }", "tcp sport != 1024-65535"),
+            ("tcp sport { 10-19, 65000-65535, 20-29, 53 }", "tcp sport { 10-29, 53, 65000-65535 }"),
+            ("meta l4proto { tcp, tcp }", "meta l4proto tcp"),
+        ] {
+            assert_eq!(v4(list), shortest, "{list}");
+        }
+        assert_eq!(v6("-s fd00::/8,fd00::1,2001:db8::/32"), "ip6 saddr { 2001:db8::/32, fd00::/8 }");
+    }
+
+    #[test]
     fn what_cannot_be_translated_is_refused_by_name() {
         for (text, named) in [
             ("-m set --match-set office src", "set"),

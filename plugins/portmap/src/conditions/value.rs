@@ -8,7 +8,8 @@ use common::nft::{Element, IpVersion, Pattern, Selector, SetSource, Statement, T
 pub(super) type Refusal = String;
 
 /// A test of `selector` against patterns of which one must match (negated: none).
-pub(super) fn test(selector: Selector, negated: bool, mut patterns: Vec<Pattern>) -> Result<Statement, Refusal> {
+pub(super) fn test(selector: Selector, negated: bool, patterns: Vec<Pattern>) -> Result<Statement, Refusal> {
+    let mut patterns = without_overlaps(patterns);
     match patterns.len() {
         0 => Err(format!("{selector} needs a value")),
         1 => patterns
@@ -21,6 +22,69 @@ pub(super) fn test(selector: Selector, negated: bool, mut patterns: Vec<Pattern>
             Ok(Statement::InSet { selectors: vec![selector], negated, set: SetSource::Inline(elements) })
         }
     }
+}
+
+/// The same patterns, none within another or next to it: a set of the kernel's takes no key twice, and takes the end of
+/// one range for the end of all that it lies in.
+fn without_overlaps(patterns: Vec<Pattern>) -> Vec<Pattern> {
+    let Some(mut bounded) = patterns.iter().map(|p| Some((bounds(p)?, p))).collect::<Option<Vec<_>>>() else {
+        let mut different: Vec<Pattern> = Vec::with_capacity(patterns.len());
+        for pattern in patterns {
+            if !different.contains(&pattern) {
+                different.push(pattern);
+            }
+        }
+        return different;
+    };
+    let listed = bounded.iter().all(|(_, pattern)| matches!(pattern, Pattern::Is(_)));
+    bounded.sort_by_key(|((first, last), _)| (*first, std::cmp::Reverse(*last)));
+    let mut merged: Vec<(u128, u128, Pattern)> = Vec::with_capacity(bounded.len());
+    for ((first, last), pattern) in bounded {
+        match merged.last_mut() {
+            Some((_, end, _)) if last <= *end => {}
+            Some((start, end, whole)) if !listed && first <= end.saturating_add(1) => {
+                *end = last;
+                *whole = range(pattern, *start, last);
+            }
+            _ => merged.push((first, last, pattern.clone())),
+        }
+    }
+    merged.into_iter().map(|(_, _, pattern)| pattern).collect()
+}
+
+/// The first and the last of an address's or a port's values, as numbers.
+fn bounds(pattern: &Pattern) -> Option<(u128, u128)> {
+    let number = |value: &Value| match value {
+        Value::V4(v4) => Some(v4.to_bits().into()),
+        Value::V6(v6) => Some(v6.to_bits()),
+        Value::Port(port) => Some((*port).into()),
+        _ => None,
+    };
+    match pattern {
+        Pattern::Is(value) => Some((number(value)?, number(value)?)),
+        Pattern::Range(first, last) => Some((number(first)?, number(last)?)),
+        Pattern::Prefix(address, len) => {
+            let full = if address.is_ipv4() { 32 } else { 128 };
+            let host = 1u128.checked_shl(full - u32::from(*len).min(full)).map_or(u128::MAX, |size| size - 1);
+            let first = number(&(*address).into())? & !host;
+            Some((first, first | host))
+        }
+        Pattern::Masked { .. } | Pattern::Begins(_) | Pattern::Any(_) => None,
+    }
+}
+
+/// From one number to another, of the same type as this pattern. All come from values of the type, so all fit.
+fn range(like: &Pattern, first: u128, last: u128) -> Pattern {
+    let value = |number: u128| match like {
+        Pattern::Is(Value::Port(_)) | Pattern::Range(Value::Port(_), _) => {
+            Value::Port(u16::try_from(number).unwrap_or(u16::MAX))
+        }
+        Pattern::Is(Value::V4(_)) | Pattern::Range(Value::V4(_), _) | Pattern::Prefix(IpAddr::V4(_), _) => {
+            Value::V4(u32::try_from(number).unwrap_or(u32::MAX).into())
+        }
+        _ => Value::V6(number.into()),
+    };
+    Pattern::Range(value(first), value(last))
 }
 
 /// In a set with ranges every element is one.
@@ -167,4 +231,88 @@ pub(super) fn packet_type(text: &str) -> Result<Pattern, Refusal> {
         _ => return Err(format!("\"{text}\" is no type of packet that is known here")),
     };
     Ok(Pattern::Is(Value::PktType(kind)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Whether a statement's test holds for a number, as the kernel would say; its ranges must not overlap or touch.
+    fn holds(statement: &Statement, number: u128) -> bool {
+        let within = |pattern: &Pattern| bounds(pattern).is_some_and(|(first, last)| (first..=last).contains(&number));
+        match statement {
+            Statement::Match { negated, pattern, .. } => within(pattern) != *negated,
+            Statement::InSet { negated, set: SetSource::Inline(elements), .. } => {
+                let as_patterns: Vec<Pattern> = elements
+                    .iter()
+                    .map(|e| match &e.upper {
+                        Some(upper) => Pattern::Range(e.key[0].clone(), upper.clone()),
+                        None => Pattern::Is(e.key[0].clone()),
+                    })
+                    .collect();
+                let mut all: Vec<_> = as_patterns.iter().filter_map(bounds).collect();
+                all.sort_unstable();
+                let are_ranges = elements.iter().any(|e| e.upper.is_some());
+                assert!(all.windows(2).all(|pair| pair[0].1 + u128::from(are_ranges) < pair[1].0), "{statement}");
+                as_patterns.iter().any(within) != *negated
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    fn ports_pattern() -> impl Strategy<Value = Pattern> {
+        let edge = prop_oneof![any::<u16>(), 0u16..4, u16::MAX - 4..=u16::MAX, 1000u16..1010];
+        (edge.clone(), edge).prop_map(|(a, b)| match a == b {
+            true => Pattern::Is(Value::Port(a)),
+            false => Pattern::Range(Value::Port(a.min(b)), Value::Port(a.max(b))),
+        })
+    }
+
+    fn network() -> impl Strategy<Value = Pattern> {
+        let address = prop_oneof![any::<u32>(), 0u32..4, u32::MAX - 4..=u32::MAX, 0x0a00_0000u32..0x0a00_0200];
+        (address, 0u8..=32).prop_map(|(address, len)| match len {
+            32 => Pattern::Is(Value::V4(address.into())),
+            len => Pattern::Prefix(Ipv4Addr::from(address).into(), len),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_of_ports_holds_for_those_in_it(
+            list in proptest::collection::vec(ports_pattern(), 1..6), negated: bool, ports: [u16; 8],
+        ) {
+            let statement = test(Selector::ThSport, negated, list.clone()).unwrap();
+            let edges = list.iter().filter_map(bounds).flat_map(|(a, b)| [a, b, a.saturating_sub(1), (b + 1).min(0xffff)]);
+            for port in edges.chain(ports.map(u128::from)).chain([0, 0xffff]) {
+                let listed = list.iter().filter_map(bounds).any(|(first, last)| (first..=last).contains(&port));
+                prop_assert_eq!(holds(&statement, port), listed != negated, "{} for {}", statement, port);
+            }
+        }
+
+        #[test]
+        fn a_list_of_networks_holds_for_those_in_it(list in proptest::collection::vec(network(), 1..6), negated: bool) {
+            let statement = test(Selector::Saddr(IpVersion::V4), negated, list.clone()).unwrap();
+            let last = u128::from(u32::MAX);
+            let edges = list.iter().filter_map(bounds).flat_map(|(a, b)| [a, b, a.saturating_sub(1), (b + 1).min(last)]);
+            for address in edges.chain([0, last]) {
+                let listed = list.iter().filter_map(bounds).any(|(first, last)| (first..=last).contains(&address));
+                prop_assert_eq!(holds(&statement, address), listed != negated, "{} for {}", statement, address);
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_of_a_prefix_are_its_first_and_last_address() {
+        let of = |text: &str| {
+            bounds(&address(text, if text.contains(':') { IpVersion::V6 } else { IpVersion::V4 }).unwrap())
+        };
+        assert_eq!(of("0.0.0.0/0"), Some((0, u32::MAX.into())));
+        assert_eq!(of("192.0.2.77/24"), Some((0xc000_0200, 0xc000_02ff)));
+        assert_eq!(of("::/0"), Some((0, u128::MAX)));
+        assert_eq!(of("ffff::/16").map(|(_, last)| last), Some(u128::MAX));
+    }
 }
