@@ -1636,3 +1636,313 @@ fn docker_and_kube_proxy_go_on_working_beside_us_in_either_order() {
         is_cut_off(&tenant.container.netns, &client(80));
     }
 }
+
+/// Both iptables of one kind: `iptables`, or `iptables-legacy`.
+fn iptables(kind: &str) -> [String; 2] {
+    ["iptables", "ip6tables"].map(|name| format!("{name}{kind} -w"))
+}
+
+#[test]
+fn overrides_in_a_legacy_admin_chain_are_in_force_also_where_legacy_forward_accepts() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    for (iptables, address) in iptables("-legacy").iter().zip(CLIENT) {
+        lab.host.run(&format!("{iptables} -N CNI-ADMIN"));
+        lab.host.run(&format!("{iptables} -A CNI-ADMIN -d {address} -p tcp --dport 80 -j DROP"));
+    }
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    Fetch::new(Proto::Tcp, &client(80)[0]).expect(&tenant.container.netns, "client");
+    tenant.add(&lab);
+    tenant.check(&lab);
+    is_cut_off(&tenant.container.netns, &client(80));
+    assert!(!lab.host.run("nft list tables").contains(" filter"), "the other iptables aren't mixed in");
+}
+
+#[test]
+fn an_acceptance_in_front_of_the_legacy_admin_chain_is_seen_and_moved_behind_it() {
+    let (lab, _server) = legacy_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.add(&lab);
+    for (iptables, address) in iptables("-legacy").iter().zip(CLIENT) {
+        let admin = "-m comment --comment overrides -j CNI-ADMIN";
+        lab.host.run(&format!("{iptables} -D CNI-FORWARD 1"));
+        lab.host.run(&format!("{iptables} -A CNI-FORWARD {admin}"));
+        lab.host.run(&format!("{iptables} -A CNI-ADMIN -d {address} -j DROP"));
+    }
+    reaches(&tenant.container.netns, &client(80), "client");
+    let error = tenant.call(&lab, Verb::Check).fails_with(101);
+    for program in ["of iptables-legacy", "of ip6tables-legacy"] {
+        assert!(error.details.contains(program) && error.details.contains("behind CNI-ADMIN"), "{error:?}");
+    }
+    tenant.add(&lab);
+    tenant.check(&lab);
+    is_cut_off(&tenant.container.netns, &client(80));
+    let rules = lab.host.run("iptables-legacy -w -S CNI-FORWARD");
+    assert_eq!(rules.matches("--mark").count(), 1, "{rules}");
+}
+
+/// The container, by IPv4 only.
+fn only_v4(mut tenant: Tenant) -> Tenant {
+    tenant.config["prevResult"]["ips"].as_array_mut().unwrap().pop();
+    tenant
+}
+
+/// The marks that CNI-FORWARD accepts, of both IP versions.
+fn accepted(lab: &Lab, kind: &str) -> Vec<String> {
+    let rules = iptables(kind).map(|iptables| lab.host.run(&format!("{iptables} -S"))).concat();
+    let marks = rules.lines().filter_map(|line| line.split_once("--mark ")?.1.split_once('/'));
+    marks.map(|(mark, _)| mark.to_owned()).collect()
+}
+
+#[test]
+fn after_an_add_with_another_bit_that_bit_is_accepted_everywhere_and_no_other() {
+    for kind in ["", "-legacy"] {
+        let lab = Lab::new();
+        lab.host.drop_forwarded_by(if kind.is_empty() { "nft" } else { "legacy" });
+        let _server = serve(&lab.client, 80, "client");
+        lab.host.nft(NATIVE);
+        let mut former = Tenant::new(&lab, 2, json!({"hostChains": ["inet filter forward"]}));
+        // They have no address of the other version, and name no host chain.
+        let keys = json!({"markAdmitBit": 20});
+        let later = only_v4(Tenant::new(&lab, 3, keys.clone()));
+        let latest = only_v4(Tenant::new(&lab, 4, json!({"markAdmitBit": 21})));
+        former.add(&lab);
+        reaches(&former.container.netns, &client(80), "client");
+        later.add(&lab);
+        assert_eq!(accepted(&lab, kind), ["0x100000", "0x100000"], "{kind}");
+        reaches(&former.container.netns, &client(80), "client");
+        assert!(!lab.host.run("nft list chain inet filter forward").contains("0x00001000"));
+        former.config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap());
+        former.check(&lab);
+
+        // What was written down with the former bit doesn't bring it back.
+        lab.host.run("nft flush ruleset");
+        lab.host.drop_forwarded_by(if kind.is_empty() { "nft" } else { "legacy" });
+        lab.host.nft(NATIVE);
+        latest.add(&lab);
+        assert_eq!(accepted(&lab, kind), ["0x200000", "0x200000"], "{kind}");
+        reaches(&former.container.netns, &client(80), "client");
+        lab.host.nft(
+            "table inet test { chain pre { type filter hook prerouting priority -300;\n\
+             iifname ext0 meta mark set meta mark | 0x00101000\n }\n }",
+        );
+        is_cut_off(&lab.client, &latest.at(80));
+        is_cut_off(&lab.client, &former.at(80));
+
+        // One that somebody brings back is seen, whatever the version, and goes.
+        let outdated = "-A CNI-FORWARD -m mark --mark 0x1000/0x1000 -m comment --comment";
+        let mut command = lab.host.command(format!("ip6tables{kind}"));
+        command.arg("-w").args(outdated.split(' ')).args(["CNI firewall plugin: admitted", "-j", "ACCEPT"]);
+        assert!(command.status().unwrap().success());
+        let error = latest.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains("CNI-FORWARD") && error.details.contains("0x200000"), "{error:?}");
+        let keys = json!({"markAdmitBit": 21, "hostChains": ["inet filter forward"]});
+        let error = status(&lab, keys).fails_with(51);
+        assert!(error.msg.contains("CNI-FORWARD"), "{error:?}");
+        latest.add(&lab);
+        latest.check(&lab);
+        assert_eq!(accepted(&lab, kind), ["0x200000", "0x200000"], "{kind}");
+    }
+}
+
+#[test]
+fn check_and_status_name_whatever_lets_nothing_come_to_our_rules() {
+    for kind in ["", "-legacy"] {
+        let lab = Lab::new();
+        lab.host.drop_forwarded_by(if kind.is_empty() { "nft" } else { "legacy" });
+        let _server = serve(&lab.client, 80, "client");
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        tenant.add(&lab);
+        let iptables = |line: &str| drop(lab.host.run(&format!("iptables{kind} -w {line}")));
+        for line in ["-N EMPTY", "-N PASSING", "-A PASSING -d 203.0.113.7 -j DROP", "-N DROPPING", "-N BEHIND"] {
+            iptables(line);
+        }
+        iptables("-A DROPPING -d 203.0.113.7 -j ACCEPT");
+        iptables("-A DROPPING -j BEHIND");
+        iptables("-A BEHIND -j DROP");
+        for harmless in ["FORWARD -j PASSING", "FORWARD -j EMPTY", "CNI-FORWARD -j PASSING"] {
+            iptables(&format!("-I {harmless}"));
+            tenant.check(&lab);
+            status(&lab, json!({})).succeeds();
+            iptables(&format!("-D {harmless}"));
+        }
+        for stopping in [
+            "FORWARD -j RETURN",
+            "FORWARD -g EMPTY",
+            "FORWARD -g PASSING",
+            "FORWARD -j DROPPING",
+            "FORWARD -g DROPPING",
+            "FORWARD -j DROP",
+            "CNI-FORWARD -j RETURN",
+            "CNI-FORWARD -j DROPPING",
+        ] {
+            iptables(&format!("-I {stopping}"));
+            Fetch::new(Proto::Tcp, &client(80)[0]).expect_nothing(&tenant.container.netns);
+            let error = tenant.call(&lab, Verb::Check).fails_with(101);
+            let chain = stopping.split(' ').next().unwrap();
+            assert!(
+                error.details.contains(&format!("chain {chain}")) || error.details.contains(&format!("filter {chain}")),
+                "{kind} {stopping}: {error:?}"
+            );
+            assert!(error.details.contains("in front of"), "{kind} {stopping}: {error:?}");
+            let error = status(&lab, json!({})).fails_with(51);
+            assert!(error.msg.contains("in front of"), "{kind} {stopping}: {error:?}");
+            iptables(&format!("-D {stopping}"));
+        }
+        // The administrator's own chain is his business.
+        iptables("-A CNI-ADMIN -j DROP");
+        tenant.check(&lab);
+        iptables("-F CNI-ADMIN");
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
+}
+
+#[test]
+fn what_accepts_all_in_front_of_the_admin_chain_is_named() {
+    for kind in ["", "-legacy"] {
+        let lab = Lab::new();
+        lab.host.drop_forwarded_by(if kind.is_empty() { "nft" } else { "legacy" });
+        let tenant = Tenant::new(&lab, 2, json!({}));
+        tenant.add(&lab);
+        lab.host.run(&format!("iptables{kind} -w -I CNI-FORWARD -j ACCEPT"));
+        let error = tenant.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains("CNI-FORWARD") && error.details.contains("CNI-ADMIN"), "{kind}: {error:?}");
+        lab.host.run(&format!("iptables{kind} -w -D CNI-FORWARD -j ACCEPT"));
+        tenant.check(&lab);
+    }
+}
+
+#[test]
+fn a_held_lock_of_xtables_is_a_reason_to_try_again() {
+    let (lab, _server) = legacy_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    lab.host.run("touch /run/xtables.lock");
+    let mut holder = lab.host.command("flock").args(["/run/xtables.lock", "sleep", "30"]).spawn().unwrap();
+    lab.host.wait_until("the lock is held", || lab.host.try_run("flock -n /run/xtables.lock true").is_err());
+    let error = tenant.call(&lab, Verb::Add).fails_with(11);
+    assert!(error.msg.contains("lock"), "{error:?}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
+fn a_host_chain_where_no_packet_bears_the_mark_is_refused_before_anything_is_done() {
+    let keys = json!({"hostChains": ["inet filter forward"]});
+    for (hook, priority) in [("forward", -10), ("forward", -5), ("forward", 200), ("forward", 201), ("input", 0)] {
+        let lab = Lab::new();
+        let tenant = Tenant::new(&lab, 2, keys.clone());
+        let chain = |priority: i32, hook: &str| {
+            lab.host.nft(&format!(
+                "table inet filter {{ chain forward {{ type filter hook {hook} priority {priority};\n }}\n }}"
+            ));
+        };
+        chain(priority, hook);
+        let before = lab.host.snapshot();
+        let error = tenant.call(&lab, Verb::Add).fails_with(2);
+        assert!(error.msg.contains("inet filter forward") && error.msg.contains("bear the mark"), "{error:?}");
+        let error = status(&lab, keys.clone()).fails_with(50);
+        assert!(error.msg.contains("inet filter forward"), "{error:?}");
+        lab.host.assert_same_as(&before);
+
+        // It may come to be there.
+        lab.host.run("nft delete table inet filter");
+        chain(0, "forward");
+        tenant.add(&lab);
+        tenant.check(&lab);
+        lab.host.run("nft delete table inet filter");
+        chain(priority, hook);
+        let error = tenant.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains("bear the mark"), "{error:?}");
+    }
+    for priority in [-4, 199] {
+        let lab = Lab::new();
+        let _server = serve(&lab.client, 80, "client");
+        lab.host.nft(&format!(
+            "table inet filter {{ chain forward {{ type filter hook forward priority {priority}; policy drop;\n\
+             ct state established accept\n }}\n }}"
+        ));
+        let tenant = Tenant::new(&lab, 2, keys.clone());
+        tenant.add(&lab);
+        tenant.check(&lab);
+        reaches(&tenant.container.netns, &client(80), "client");
+    }
+}
+
+#[test]
+fn check_tells_of_a_host_chain_that_is_gone_with_all_else() {
+    let lab = Lab::new();
+    lab.host.nft(NATIVE);
+    let tenant = Tenant::new(&lab, 2, json!({"hostChains": ["inet filter forward"]}));
+    tenant.add(&lab);
+    lab.host.run("nft delete table inet filter");
+    lab.host.run("nft flush set inet cni_chain_firewall addresses4");
+    lab.host.run("iptables -w -F CNI-FORWARD");
+    let error = tenant.call(&lab, Verb::Check).fails_with(101);
+    for named in ["chain inet filter forward: expected", "10.88.0.2", "CNI-FORWARD", "found nothing"] {
+        assert!(error.details.contains(named), "{named}: {error:?}");
+    }
+    assert!(tenant.call(&lab, Verb::Add).fails_with(2).msg.contains("inet filter forward"));
+}
+
+#[test]
+fn an_interface_name_that_none_can_have_makes_prev_result_invalid_for_who_needs_interfaces() {
+    let lab = Lab::new();
+    let mut tenant = Tenant::new(&lab, 2, json!({}));
+    tenant.config["prevResult"]["interfaces"][1]["name"] = "sixteen-bytes-xx".into();
+    tenant.add(&lab);
+    tenant.check(&lab);
+    for (key, value) in [("ingressPolicy", json!("isolated")), ("antiSpoof", json!(true))] {
+        let mut with = tenant.config.clone();
+        with[key] = value;
+        let error = call(&lab.host, Verb::Add, &with, &tenant.container.target()).fails_with(7);
+        assert!(error.msg.contains("sixteen-bytes-xx"), "{error:?}");
+    }
+}
+
+#[test]
+fn every_add_names_each_chain_that_will_drop_whatever_it_is_called() {
+    let (lab, _server) = dropping_lab();
+    let (first, second) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    first.add(&lab);
+    lab.host.nft(
+        "table inet mine { chain passing { type filter hook forward priority 10; policy drop;\n }\n }\n\
+         table ip other { chain dropping { drop\n }\n\
+         chain last { type filter hook forward priority 11; ct state established accept\n jump dropping\n }\n }",
+    );
+    let added = second.call(&lab, Verb::Add);
+    added.succeeds();
+    for chain in ["chain inet mine passing drops all", "chain ip other last drops all"] {
+        assert!(added.stderr.contains(chain), "{chain}: {}", added.stderr);
+    }
+    is_cut_off(&second.container.netns, &client(80));
+    let error = status(&lab, json!({})).fails_with(51);
+    assert!(error.msg.contains("inet mine passing"), "{error:?}");
+    lab.host.run("nft delete table inet mine");
+    let error = status(&lab, json!({})).fails_with(51);
+    assert!(error.msg.contains("ip other last"), "{error:?}");
+}
+
+#[test]
+fn what_concerns_ipv6_alone_is_no_error_of_status_but_said() {
+    let lab = Lab::new();
+    let chain = "chain forward { type filter hook forward priority 0; policy drop;\n }\n";
+    lab.host.nft(&format!("table ip6 filter {{ {chain} }}"));
+    let done = status(&lab, json!({}));
+    done.succeeds();
+    assert!(done.stderr.contains("ip6 filter forward"), "{}", done.stderr);
+    lab.host.nft(&format!("table ip filter {{ {chain} }}"));
+    assert!(status(&lab, json!({})).fails_with(51).msg.contains("ip filter forward"));
+
+    let lab = Lab::new();
+    lab.host.run("ip6tables-legacy -w -P FORWARD DROP");
+    lab.host.run("mount -t tmpfs tmpfs /usr/sbin");
+    let done = status(&lab, json!({}));
+    lab.host.run("/usr/bin/umount /usr/sbin");
+    done.succeeds();
+    assert!(done.stderr.contains("ip6tables"), "{}", done.stderr);
+    lab.host.run("iptables-legacy -w -P FORWARD DROP");
+    lab.host.run("mount -t tmpfs tmpfs /usr/sbin");
+    status(&lab, json!({})).fails_with(50);
+    lab.host.run("/usr/bin/umount /usr/sbin");
+}

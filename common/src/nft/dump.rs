@@ -15,7 +15,7 @@ use super::encode;
 use super::expression::{Expression, LookupSet};
 use super::kernel::NftSocket;
 use super::message::{Body, Message};
-use super::model::{Chain, Element, Family, Hook, Rule, Set, Skeleton, Table, Verdict};
+use super::model::{Chain, Element, Family, Hook, Policy, Rule, Set, Skeleton, Table, Verdict};
 use super::object::{ChainObject, SetObject};
 use super::read::{self, RawRule};
 use super::socket::{DUMP_TRIES, Refused, pause_before_again};
@@ -38,6 +38,13 @@ pub struct ChainInfo {
     pub comment: Option<String>,
     /// How many rules it has and how many rules and elements lead to it, together.
     pub uses: u32,
+}
+
+impl ChainInfo {
+    /// Whether it is a base chain that drops what none of its rules accepts.
+    pub fn drops(&self) -> bool {
+        self.hook.is_some_and(|hook| hook.policy == Policy::Drop)
+    }
 }
 
 /// A rule as the kernel has it.
@@ -103,6 +110,9 @@ pub struct SetInfo {
 /// bytes, of which an answer takes some 1300).
 pub const KEYS_AT_ONCE: usize = 64;
 
+/// The families that the model knows.
+const FAMILIES: [Family; 6] = [Family::Inet, Family::Ip, Family::Arp, Family::Netdev, Family::Bridge, Family::Ip6];
+
 impl NftSocket {
     /// The number of the state that the tables of this namespace are in; every transaction raises it.
     pub fn generation(&mut self) -> Result<u32> {
@@ -115,7 +125,7 @@ impl NftSocket {
     /// All tables of this namespace, of the families that the model knows.
     pub fn tables(&mut self) -> Result<Vec<Table>> {
         let mut tables = Vec::new();
-        for family in [Family::Inet, Family::Ip, Family::Arp, Family::Netdev, Family::Bridge, Family::Ip6] {
+        for family in FAMILIES {
             let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETTABLE, Body::None) };
             let names = self.channel.dump(&request, &mut |bytes, all| {
                 all.extend(attributes::find_text(bytes, uapi::table::NAME));
@@ -184,15 +194,21 @@ impl NftSocket {
             .map_err(refused("list", format_args!("the chains of table {table}")))
     }
 
-    /// The base chains of all tables of a family, each with its table.
-    pub fn base_chains(&mut self, family: Family) -> Result<Vec<(Table, ChainInfo)>> {
-        let body = Body::Chain(ChainObject::new());
-        let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETCHAIN, body) };
+    /// The base chains of all tables of the families that the model knows, each with its table: one dump.
+    pub fn base_chains(&mut self) -> Result<Vec<(Table, ChainInfo)>> {
+        let request = dump(None, libc::NFT_MSG_GETCHAIN, Body::None);
         self.channel
-            .dump(&request, &mut |bytes, all| {
-                let Some(name) = attributes::find_text(bytes, uapi::chain::TABLE) else { return };
+            .dump_families(&request, &mut |family, bytes, all| {
+                // Most chains of a host are none of these.
+                if attributes::find(bytes, uapi::chain::HOOK).is_none() {
+                    return;
+                }
+                let family = FAMILIES.into_iter().find(|known| *known as u16 == u16::from(family));
+                let (Some(family), Some(name)) = (family, attributes::find_text(bytes, uapi::chain::TABLE)) else {
+                    return;
+                };
                 let table = Table { family, name: name.into() };
-                let chain = read::chain(bytes, &table).filter(|chain| chain.is_base);
+                let chain = read::chain(bytes, &table);
                 all.extend(chain.map(|chain| (table, chain)));
             })
             .map_err(refused("list", "the base chains"))

@@ -68,8 +68,8 @@ impl std::fmt::Debug for Channel {
 
 /// What one datagram's message is.
 enum Answer<'a> {
-    /// An object, behind the nfgenmsg.
-    Object(&'a [u8]),
+    /// An object, behind the nfgenmsg, and the family in that.
+    Object(u8, &'a [u8]),
     /// Acknowledged, or the end of a dump.
     Done,
 }
@@ -172,7 +172,7 @@ impl Channel {
                         check_done(payload)?;
                         Answer::Done
                     }
-                    _ => Answer::Object(payload.get(4..).unwrap_or_default()),
+                    _ => Answer::Object(payload.first().copied().unwrap_or(0), payload.get(4..).unwrap_or_default()),
                 };
                 if let Some(value) = take(answer, sequence) {
                     return Ok(value);
@@ -205,7 +205,7 @@ impl Channel {
     ) -> Result<Option<T>, Refused> {
         let sequence = self.request(message)?;
         let answer = self.receive(|answer, number| match answer {
-            Answer::Object(bytes) if number == sequence => Some(read(bytes)),
+            Answer::Object(_, bytes) if number == sequence => Some(read(bytes)),
             Answer::Done if number == sequence => Some(None),
             _ => None,
         });
@@ -238,7 +238,7 @@ impl Channel {
         while unanswered > 0 {
             let place = |number: u32| numbers.iter().position(|n| *n == number);
             let answer = self.receive(|answer, number| match (answer, place(number)) {
-                (Answer::Object(bytes), Some(place)) => Some((place, read(place, bytes))),
+                (Answer::Object(_, bytes), Some(place)) => Some((place, read(place, bytes))),
                 (Answer::Done, Some(place)) => Some((place, None)),
                 (_, None) => None,
             });
@@ -263,7 +263,7 @@ impl Channel {
     pub(super) fn get_each(&mut self, message: &Message, mut read: impl FnMut(&[u8])) -> Result<bool, Refused> {
         let sequence = self.request(message)?;
         let end = self.receive(|answer, number| match answer {
-            Answer::Object(bytes) if number == sequence => {
+            Answer::Object(_, bytes) if number == sequence => {
                 read(bytes);
                 None
             }
@@ -283,12 +283,21 @@ impl Channel {
         message: &Message,
         read: &mut dyn FnMut(&[u8], &mut Vec<T>),
     ) -> Result<Vec<T>, Refused> {
+        self.dump_families(message, &mut |_, bytes, all| read(bytes, all))
+    }
+
+    /// The same; `read` gets the number of the object's family, too.
+    pub(super) fn dump_families<T>(
+        &mut self,
+        message: &Message,
+        read: &mut impl FnMut(u8, &[u8], &mut Vec<T>),
+    ) -> Result<Vec<T>, Refused> {
         for attempt in 0..DUMP_TRIES {
             let sequence = self.request(message)?;
             let mut all = Vec::new();
             let end = self.receive(|answer, number| match answer {
-                Answer::Object(bytes) if number == sequence => {
-                    read(bytes, &mut all);
+                Answer::Object(family, bytes) if number == sequence => {
+                    read(family, bytes, &mut all);
                     None
                 }
                 Answer::Done if number == sequence => Some(()),

@@ -139,12 +139,17 @@ const NFT_NAME_MAX: usize = 255;
 impl Written {
     /// What is meant, if it can be meant.
     pub fn validate(self) -> Result<Config> {
+        let admin_chain = admin_chain(self.iptables_admin_chain_name)?;
+        let host_chains = host_chains(&self.host_chains)?;
+        if let Some((i, chain)) = host_chains.iter().enumerate().find(|(_, chain)| chain.is_of_iptables(&admin_chain)) {
+            return Err(Error::invalid(format!("hostChains.{i}"), format!("\"{chain}\""), FROM_IPTABLES));
+        }
         Ok(Config {
             backend: backend(&self.backend)?,
-            admin_chain: admin_chain(self.iptables_admin_chain_name)?,
+            admin_chain,
             zone: zone(self.firewalld_zone)?,
             policy: policy(&self.ingress_policy)?,
-            host_chains: host_chains(&self.host_chains)?,
+            host_chains,
             admit_mark: admit_mark(self.mark_admit_bit)?,
             anti_spoof: self.anti_spoof,
         })
@@ -193,6 +198,9 @@ fn admin_chain(written: String) -> Result<String> {
     match name.as_str() {
         built_in if BUILT_IN.contains(&built_in) => refuse("it is a built-in chain of iptables"),
         verdict if VERDICTS.contains(&verdict) => refuse("it is a verdict of iptables, not a chain"),
+        target if targets().any(|taken| taken == target) => {
+            refuse("it is a target of iptables, which makes no chain of that name")
+        }
         FORWARD_CHAIN => refuse("it is the chain that jumps to it"),
         _ => Ok(name),
     }
@@ -204,17 +212,34 @@ const BUILT_IN: [&str; 5] = ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTRO
 /// What iptables' rules can jump to without its being a chain.
 const VERDICTS: [&str; 4] = ["ACCEPT", "DROP", "QUEUE", "RETURN"];
 
+/// iptables' targets (iptables-extensions(8), the obsolete ones included): `iptables -N REJECT` is refused, and `-A REJECT`
+/// would never find the chain.
+const TARGETS: &str = "AUDIT CHECKSUM CLASSIFY CLUSTERIP CONNMARK CONNSECMARK CT DNAT DNPT DSCP ECN HL HMARK IDLETIMER LED \
+    LOG MARK MASQUERADE MIRROR NETMAP NFLOG NFQUEUE NOTRACK RATEEST REDIRECT REJECT SAME SECMARK SET \
+    SNAT SNPT SYNPROXY TARPIT TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG ERROR standard";
+
+fn targets() -> impl Iterator<Item = &'static str> {
+    TARGETS.split(' ')
+}
+
 /// The names that no chain for the administrator's overrides can have.
 #[cfg(feature = "schema")]
 fn taken_names() -> Vec<&'static str> {
-    BUILT_IN.into_iter().chain(VERDICTS).chain([FORWARD_CHAIN]).collect()
+    BUILT_IN.into_iter().chain(VERDICTS).chain(targets()).chain([FORWARD_CHAIN]).collect()
 }
+
+/// The chains of iptables' filter tables in which an acceptance would stand in front of the administrator's overrides;
+/// what these tables need is put in without being asked for.
+const TAKEN_CARE_OF: [&str; 3] = ["FORWARD", FORWARD_CHAIN, ADMIN_CHAIN];
 
 /// What [`HostChain`] reads, as a regular expression of JSON Schema.
 #[cfg(feature = "schema")]
 fn host_chain_shape() -> String {
     let (blank, name) = ("[ \\t\\n\\f\\r]", format!("[!-~]{{1,{NFT_NAME_MAX}}}"));
-    format!("^{blank}*(?:inet|ip6?){blank}+(?!cni_chain_){name}{blank}+{name}{blank}*$")
+    let ours = format!("cni_chain_|filter{blank}+(?:{}){blank}*$", TAKEN_CARE_OF.join("|"));
+    let of = |families: &str, not: &str| format!("{families}{blank}+(?!{not})");
+    let families = [of("inet", "cni_chain_"), of("ip6?", &ours)].join("|");
+    format!("^{blank}*(?:{families}){name}{blank}+{name}{blank}*$")
 }
 
 /// Bytes of a zone's name: more than firewalld takes (17), and little enough for a comment.
@@ -251,6 +276,18 @@ fn admit_mark(bit: Option<u64>) -> Result<u32> {
         .ok()
         .and_then(|b| 1u32.checked_shl(b))
         .ok_or_else(|| Error::invalid("markAdmitBit", bit, "a packet's mark has the bits 0 to 31"))
+}
+
+/// Why no chain of iptables' that leads to the administrator's is one.
+const FROM_IPTABLES: &str =
+    "iptables' filter tables get what they need without being named, behind the administrator's chain";
+
+impl HostChain {
+    /// Whether it is one of iptables' filter tables that are taken care of.
+    fn is_of_iptables(&self, admin_chain: &str) -> bool {
+        let is_filter = matches!(self.family, HostFamily::Ip | HostFamily::Ip6) && self.table == "filter";
+        is_filter && (TAKEN_CARE_OF.contains(&self.chain.as_str()) || self.chain == admin_chain)
+    }
 }
 
 impl FromStr for HostChain {
@@ -386,6 +423,53 @@ mod tests {
             assert_eq!(code, 7, "{text}: {message}");
             assert!(message.contains("hostChains.0"), "{message}");
         }
+    }
+
+    #[test]
+    fn chains_in_front_of_the_administrators_are_no_host_chains() {
+        for text in [
+            "ip filter FORWARD",
+            "ip6 filter FORWARD",
+            "ip filter CNI-FORWARD",
+            "ip6 filter CNI-ADMIN",
+            "ip filter MINE",
+        ] {
+            let keys = format!(r#","iptablesAdminChainName":"MINE","hostChains":["inet a b"," {text} "]"#);
+            let (code, message) = refusal(&keys);
+            assert_eq!(code, 7, "{text}: {message}");
+            assert!(message.contains("hostChains.1") && message.contains(text), "{message}");
+        }
+        for text in [
+            "inet filter FORWARD",
+            "ip filter forward",
+            "ip filter DOCKER-USER",
+            "ip nat CNI-ADMIN",
+            "ip filter FORWARD2",
+        ] {
+            assert!(read(&format!(r#","hostChains":["{text}"]"#)).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_target_of_iptables_is_no_admin_chain() {
+        for name in [
+            "REJECT",
+            "LOG",
+            "DNAT",
+            "SNAT",
+            "MARK",
+            "MASQUERADE",
+            "REDIRECT",
+            "NFQUEUE",
+            "CT",
+            "TPROXY",
+            "TCPMSS",
+            "NOTRACK",
+        ] {
+            let (code, message) = refusal(&format!(r#","iptablesAdminChainName":"{name}""#));
+            assert!(code == 7 && message.contains("target"), "{name}: {message}");
+        }
+        assert!(read(r#","iptablesAdminChainName":"reject""#).is_ok());
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::fmt;
 
 use common::Result;
 use common::nft::{
-    Data, Element, Family, Hook, HookPoint, IpVersion, NftSocket, Pattern, Policy, RuleInfo, Selector, SetSource,
+    ChainInfo, Data, Element, Family, HookPoint, IpVersion, NftSocket, Pattern, RuleInfo, Selector, SetSource,
     Statement, Table, Value, Verdict,
 };
 
+use crate::hostfilter::FoundRule;
+use crate::obstacles::Surroundings;
 use crate::plan::HostPart;
 
 /// A chain that drops.
@@ -34,6 +36,15 @@ impl fmt::Display for Guard {
 }
 
 impl Guard {
+    /// Whether it drops packets of this IP version.
+    pub fn concerns(&self, version: IpVersion) -> bool {
+        match self.table.family {
+            Family::Ip => version == IpVersion::V4,
+            Family::Ip6 => version == IpVersion::V6,
+            _ => true,
+        }
+    }
+
     /// What an administrator can do about it.
     pub fn remedy(&self) -> String {
         if self.table == FIREWALLD {
@@ -55,51 +66,39 @@ pub struct Scope<'a> {
     pub firewalld: bool,
 }
 
-/// Chains that are found so often that they are looked for even where a list of all would cost too much.
-const USUAL: [(Table, &str); 5] = [
-    (FIREWALLD, "filter_FORWARD"),
-    (Table::new(Family::Inet, "filter"), "forward"),
-    (Table::new(Family::Inet, "filter"), "FORWARD"),
-    (Table::new(Family::Ip, "filter"), "forward"),
-    (Table::new(Family::Ip6, "filter"), "forward"),
-];
-
-/// The usual ones only: all looked up at once.
-pub fn usual(socket: &mut NftSocket, scope: Scope<'_>) -> Result<Vec<Guard>> {
-    let mut guards = Vec::new();
-    for ((table, name), info) in USUAL.into_iter().zip(socket.chains_at(&USUAL)?) {
-        let Some(info) = info else { continue };
-        guards.extend(guard(socket, scope, table, name, info.hook)?);
-    }
-    Ok(guards)
-}
-
-/// All of them; the time grows with the number of chains there are.
+/// All of them. What is listed for that is all chains there are, by one request.
 pub fn all(socket: &mut NftSocket, scope: Scope<'_>) -> Result<Vec<Guard>> {
     let mut guards = Vec::new();
-    for family in [Family::Inet, Family::Ip, Family::Ip6] {
-        for (table, info) in socket.base_chains(family)? {
-            guards.extend(guard(socket, scope, table, &info.name, info.hook)?);
-        }
+    for (table, info) in socket.base_chains()? {
+        guards.extend(guard(socket, scope, table, &info)?);
     }
     Ok(guards)
 }
 
-fn guard(
-    socket: &mut NftSocket,
-    scope: Scope<'_>,
-    table: Table,
-    name: &str,
-    hook: Option<Hook>,
-) -> Result<Option<Guard>> {
-    let Some(hook) = hook.filter(|hook| hook.point == HookPoint::Forward) else { return Ok(None) };
-    if !concerns(scope.host, &table) || is_told(scope, &table, name) {
+fn guard(socket: &mut NftSocket, scope: Scope<'_>, table: Table, info: &ChainInfo) -> Result<Option<Guard>> {
+    let name = info.name.as_str();
+    let is_at_forward = info.hook.is_some_and(|hook| hook.point == HookPoint::Forward);
+    if !is_at_forward || !concerns(scope.host, &table) || is_told(scope, &table, name) {
         return Ok(None);
     }
-    let rules = socket.rules(&table, name)?;
-    let drops = hook.policy == Policy::Drop || rules.last().is_some_and(refuses_the_rest);
+    let mut rules = socket.rules(&table, name)?;
+    let refuses_at_its_end = match rules.last() {
+        Some(last) => refuses(socket, &table, last.clone())?,
+        None => false,
+    };
+    if refuses_at_its_end {
+        rules.pop();
+    }
     let certainly = table == FIREWALLD || !rules.iter().any(may_accept);
-    Ok(drops.then(|| Guard { table, chain: name.to_owned(), certainly }))
+    Ok((info.drops() || refuses_at_its_end).then(|| Guard { table, chain: name.to_owned(), certainly }))
+}
+
+/// Whether the rule drops or rejects every packet, as firewalld's last, or leads it to where that happens.
+fn refuses(socket: &mut NftSocket, table: &Table, rule: RuleInfo) -> Result<bool> {
+    let rule = [FoundRule::from(rule)];
+    let mut around = Surroundings::default();
+    around.follow(socket, table, rule.iter(), &[])?;
+    Ok(around.end_refuses(&rule))
 }
 
 fn concerns(host: &HostPart, table: &Table) -> bool {
@@ -121,12 +120,9 @@ fn is_told(scope: Scope<'_>, table: &Table, name: &str) -> bool {
         || scope.host.chains.iter().any(|chain| chain.table() == *table && chain.chain == name)
 }
 
-/// A rule without a condition that drops or rejects, as firewalld's last.
-pub fn refuses_the_rest(info: &RuleInfo) -> bool {
-    match info.rule() {
-        Some(rule) => rule.statements.iter().filter(|s| **s != Statement::Counter).eq([&Statement::DROP]),
-        None => is_reject(info) && expressions(&info.text()).all(|e| e == "counter" || REJECTS.contains(&e)),
-    }
+/// Whether a rule that the model has no words for rejects every packet.
+pub fn rejects_all(info: &RuleInfo) -> bool {
+    is_reject(info) && expressions(&info.text()).all(|e| e == "counter" || REJECTS.contains(&e))
 }
 
 /// nft's own, and iptables'.

@@ -15,12 +15,13 @@
 //! itself has written or restored count as well.
 
 use common::nft::{
-    Chain, Command, Family, HookKind, HookPoint, IpVersion, NftSocket, Position, Rule, RuleInfo, Statement, Table,
+    Chain, ChainInfo, Command, Family, HookKind, HookPoint, IpVersion, NftSocket, Position, Rule, RuleInfo, Statement,
+    Table, Verdict,
 };
-use common::{Difference, Error, Result};
+use common::{Difference, Result};
 
-use crate::config::{FORWARD_CHAIN, HostChain, HostFamily};
-use crate::guards;
+use crate::config::FORWARD_CHAIN;
+use crate::obstacles::{End, Surroundings};
 use crate::plan::HostPart;
 use crate::rules::{ACCEPT_COMMENT, accept_rule};
 
@@ -44,20 +45,32 @@ pub const fn filter_table(version: IpVersion) -> Table {
 /// A rule that was found, as far as the model has words for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundRule {
-    handle: u64,
+    /// Its handle.
+    pub handle: u64,
     rule: Option<Rule>,
-    /// The rule as text, if it drops or rejects every packet that comes to it.
-    refuses_all: Option<String>,
+    /// What it does with every packet, if it has no condition.
+    pub end: Option<End>,
 }
 
 impl From<RuleInfo> for FoundRule {
     fn from(info: RuleInfo) -> FoundRule {
-        let refuses_all = guards::refuses_the_rest(&info).then(|| info.text());
-        FoundRule { handle: info.handle, rule: info.rule(), refuses_all }
+        FoundRule { handle: info.handle, end: End::of(&info), rule: info.rule() }
     }
 }
 
 impl FoundRule {
+    /// Whether it may accept a packet, or lead it to where one may.
+    pub fn may_accept(&self) -> bool {
+        let leads_on = |statement: &Statement| match statement {
+            Statement::Verdict(verdict) => !matches!(verdict, Verdict::Drop | Verdict::Return | Verdict::Continue),
+            statement => matches!(statement, Statement::Vmap { .. }),
+        };
+        match (&self.end, &self.rule) {
+            (Some(End::Refuses(_)), _) => false,
+            (_, rule) => rule.as_ref().is_none_or(|rule| rule.statements.iter().any(leads_on)),
+        }
+    }
+
     /// What it tests and does; counting aside.
     fn does(&self, wanted: &[Statement]) -> bool {
         self.rule.as_ref().is_some_and(|rule| rule.statements.iter().filter(|s| **s != Statement::Counter).eq(wanted))
@@ -67,12 +80,13 @@ impl FoundRule {
         self.does(&[Statement::jump(chain)])
     }
 
-    fn accepts(&self, mark: u32) -> bool {
+    /// Whether it is the accepting rule for this mark.
+    pub fn accepts(&self, mark: u32) -> bool {
         self.does(&[Statement::has_mark(mark), Statement::ACCEPT])
     }
 
     /// Whether it is of ours, for another mark.
-    fn is_outdated(&self, mark: u32) -> bool {
+    pub fn is_outdated(&self, mark: u32) -> bool {
         let comment = self.rule.as_ref().and_then(|rule| rule.comment.as_deref());
         comment == Some(ACCEPT_COMMENT) && !self.accepts(mark)
     }
@@ -87,6 +101,8 @@ pub struct FoundFilter {
     pub ours: Option<Vec<FoundRule>>,
     /// Whether the administrator's chain is there.
     pub admin: bool,
+    /// What becomes of what doesn't come to our rules.
+    pub around: Surroundings,
 }
 
 impl FoundFilter {
@@ -94,19 +110,29 @@ impl FoundFilter {
     pub fn read(socket: &mut NftSocket, version: IpVersion, admin_chain: &str) -> Result<FoundFilter> {
         let table = filter_table(version);
         let names = [FORWARD, FORWARD_CHAIN, admin_chain].map(|name| (table.clone(), name));
-        let mut is_there = socket.chains_at(&names)?.into_iter().map(|chain| chain.is_some());
-        let mut is_next_there = || is_there.next().unwrap_or(false);
+        let mut chains = socket.chains_at(&names)?.into_iter();
+        let mut next = || chains.next().flatten();
         // Without FORWARD nothing leads to the others, but they may be there, and the administrator's rules in them.
-        let (forward, ours, admin) = (is_next_there(), is_next_there(), is_next_there());
+        let (forward, ours, admin) = (next(), next(), next());
         let mut rules_if = |there: bool, chain| there.then(|| rules(socket, &table, chain)).transpose();
-        Ok(FoundFilter { forward: rules_if(forward, FORWARD)?, ours: rules_if(ours, FORWARD_CHAIN)?, admin })
+        let policy_drops = forward.as_ref().is_some_and(ChainInfo::drops);
+        let forward = rules_if(forward.is_some(), FORWARD)?;
+        let ours = rules_if(ours.is_some(), FORWARD_CHAIN)?;
+        let around = Surroundings::of(policy_drops, forward.as_deref().unwrap_or_default());
+        Ok(FoundFilter { forward, ours, admin: admin.is_some(), around })
     }
-}
 
-fn rules_of(socket: &mut NftSocket, table: &Table, chain: &str) -> Result<Option<Vec<FoundRule>>> {
-    match socket.chain(table, chain)? {
-        None => Ok(None),
-        Some(_) => rules(socket, table, chain).map(Some),
+    /// Reads the table, and where rules without a condition lead to.
+    pub fn read_deeply(socket: &mut NftSocket, version: IpVersion, admin_chain: &str) -> Result<FoundFilter> {
+        let mut found = FoundFilter::read(socket, version, admin_chain)?;
+        let rules = found.forward.iter().chain(&found.ours).flatten();
+        found.around.follow(socket, &filter_table(version), rules, &[FORWARD_CHAIN, admin_chain])?;
+        Ok(found)
+    }
+
+    /// Whether marks other than this one are accepted by rules of ours.
+    fn accepts_others(&self, mark: u32) -> bool {
+        self.ours.iter().flatten().any(|rule| rule.is_outdated(mark))
     }
 }
 
@@ -163,6 +189,11 @@ pub fn mending(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<
     commands
 }
 
+/// What puts it right if it accepts another mark, for containers that this host's part knows nothing of.
+pub fn mending_of_others(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<Command> {
+    if found.accepts_others(host.mark) { mending(host, version, found) } else { Vec::new() }
+}
+
 fn command(host: &HostPart, table: &Table, need: Need) -> Command {
     let chain = |name: &str| Command::AddChain(table.clone(), Chain::regular(name, vec![]));
     let rule = |chain: &str, at, rule| Command::AddRule(table.clone(), chain.to_owned(), at, rule);
@@ -185,11 +216,18 @@ fn jump_rule(chain: &str, comment: &str) -> Rule {
 
 /// A rule that lets nothing come to the one that is wanted, if there is one in front of it. What stands in the
 /// administrator's own chain is his business.
-fn in_front(object: String, rules: &[FoundRule], is_wanted: impl Fn(&FoundRule) -> bool) -> Option<Difference> {
+pub fn in_front(
+    object: String,
+    rules: &[FoundRule],
+    around: &Surroundings,
+    is_wanted: impl Fn(&FoundRule) -> bool,
+) -> Option<Difference> {
     let wanted = rules.iter().position(is_wanted)?;
-    let (at, text) = rules.iter().take(wanted).enumerate().find_map(|(at, r)| Some((at, r.refuses_all.as_ref()?)))?;
+    let mut before = rules.iter().take(wanted).enumerate();
+    let (at, end) =
+        before.find(|(_, r)| around.lets_nothing_past(r)).and_then(|(at, r)| Some((at, r.end.as_ref()?)))?;
     let expected = format!("nothing that drops all in front of rule {} (ours)", wanted + 1);
-    Some(Difference::other(object, expected, format!("rule {}: {text}", at + 1)))
+    Some(Difference::other(object, expected, format!("rule {}: {end}", at + 1)))
 }
 
 /// Rules of one iptables filter table that drop what is admitted before ours accepts it.
@@ -199,82 +237,70 @@ pub fn dropped_before(host: &HostPart, version: IpVersion, found: &FoundFilter) 
     let forward = found.forward.as_deref().unwrap_or_default();
     let ours = found.ours.as_deref().unwrap_or_default();
     let before = [
-        in_front(object(FORWARD), forward, |r| r.jumps_to(FORWARD_CHAIN)),
-        in_front(object(FORWARD_CHAIN), ours, |r| r.accepts(host.mark)),
+        in_front(object(FORWARD), forward, &found.around, |r| r.jumps_to(FORWARD_CHAIN)),
+        in_front(object(FORWARD_CHAIN), ours, &found.around, |r| r.accepts(host.mark)),
     ];
     before.into_iter().flatten().collect()
 }
 
-/// What CHECK says about one iptables filter table.
-pub fn differences(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<Difference> {
-    let table = filter_table(version);
-    let say = |need: Need| {
-        let (object, expected) = match need {
-            Need::ForwardChain => (FORWARD, "iptables' base chain".to_owned()),
-            Need::OurChain => (FORWARD_CHAIN, "the chain".to_owned()),
-            Need::AdminChain => (host.admin_chain.as_str(), "the administrator's chain".to_owned()),
-            Need::Jump => (FORWARD, jump_rule(FORWARD_CHAIN, JUMP_COMMENT).to_string()),
-            Need::AdminJump => (FORWARD_CHAIN, jump_rule(&host.admin_chain, ADMIN_COMMENT).to_string()),
-            Need::Accept => (FORWARD_CHAIN, accept_rule(host.mark).to_string()),
-            Need::Without(handle) => {
-                let object = format!("rule {handle} of chain {table} {FORWARD_CHAIN}");
-                let expected = format!("nothing: only mark {:#x} is accepted, behind {}", host.mark, host.admin_chain);
-                return Difference::other(object, expected, "another accepting rule of ours");
-            }
-        };
-        Difference::missing(format!("chain {table} {object}"), expected)
-    };
-    needs(host, found).into_iter().map(say).chain(dropped_before(host, version, found)).collect()
+/// A rule of CNI-FORWARD that accepts everything before the administrator's chain is asked.
+pub fn accepted_before(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Option<Difference> {
+    let ours = found.ours.as_deref().unwrap_or_default();
+    let admin_at = ours.iter().position(|r| r.jumps_to(&host.admin_chain))?;
+    let at = ours.iter().take(admin_at).position(|r| r.end == Some(End::Accepts))?;
+    let expected = format!("nothing that accepts all in front of the jump to {}", host.admin_chain);
+    let object = format!("chain {} {FORWARD_CHAIN}", filter_table(version));
+    Some(Difference::other(object, expected, format!("rule {}: accept", at + 1)))
 }
 
-impl HostChain {
-    /// Its table.
-    pub fn table(&self) -> Table {
-        let family = match self.family {
-            HostFamily::Inet => Family::Inet,
-            HostFamily::Ip => Family::Ip,
-            HostFamily::Ip6 => Family::Ip6,
-        };
-        Table { family, name: self.table.clone().into() }
-    }
+/// What CHECK says about one iptables filter table.
+pub fn differences(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<Difference> {
+    let differences = needs(host, found).into_iter().map(|need| difference(host, version, need));
+    let before = dropped_before(host, version, found).into_iter().chain(accepted_before(host, version, found));
+    differences.chain(before).collect()
+}
 
-    /// Its rules; an error if there is no such chain.
-    pub fn read(&self, socket: &mut NftSocket) -> Result<Vec<FoundRule>> {
-        rules_of(socket, &self.table(), &self.chain)?.ok_or_else(|| Error::UnsupportedField {
-            key: "hostChains".into(),
-            value: format!("\"{self}\""),
-            reason: "there is no such chain on this host (`nft list chains` shows those that are)".into(),
-        })
-    }
+/// Acceptances of marks that are not the host's.
+pub fn acceptances_of_others(host: &HostPart, version: IpVersion, found: &FoundFilter) -> Vec<Difference> {
+    let others = found.ours.iter().flatten().filter(|rule| rule.is_outdated(host.mark));
+    others.map(|rule| difference(host, version, Need::Without(rule.handle))).collect()
+}
 
-    /// What puts it right.
-    pub fn mending(&self, mark: u32, found: &[FoundRule]) -> Vec<Command> {
-        let outdated = found.iter().filter(|r| r.is_outdated(mark));
-        let mut commands: Vec<Command> =
-            outdated.map(|r| Command::DeleteRule(self.table(), self.chain.clone(), r.handle)).collect();
-        if !found.iter().any(|r| r.accepts(mark)) {
-            commands.push(Command::AddRule(self.table(), self.chain.clone(), Position::Top, accept_rule(mark)));
+fn difference(host: &HostPart, version: IpVersion, need: Need) -> Difference {
+    let table = filter_table(version);
+    let (object, expected) = match need {
+        Need::ForwardChain => (FORWARD, "iptables' base chain".to_owned()),
+        Need::OurChain => (FORWARD_CHAIN, "the chain".to_owned()),
+        Need::AdminChain => (host.admin_chain.as_str(), "the administrator's chain".to_owned()),
+        Need::Jump => (FORWARD, jump_rule(FORWARD_CHAIN, JUMP_COMMENT).to_string()),
+        Need::AdminJump => (FORWARD_CHAIN, jump_rule(&host.admin_chain, ADMIN_COMMENT).to_string()),
+        Need::Accept => (FORWARD_CHAIN, accept_rule(host.mark).to_string()),
+        Need::Without(handle) => {
+            let object = format!("rule {handle} of chain {table} {FORWARD_CHAIN}");
+            let expected = format!("nothing: only mark {:#x} is accepted, behind {}", host.mark, host.admin_chain);
+            return Difference::other(object, expected, "another accepting rule of ours");
         }
-        commands
+    };
+    Difference::missing(format!("chain {table} {object}"), expected)
+}
+
+/// For tests of what was found.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    pub(crate) fn found(handle: u64, rule: Rule) -> FoundRule {
+        FoundRule { handle, rule: Some(rule), end: None }
     }
 
-    /// What CHECK says about it.
-    pub fn difference(&self, mark: u32, found: &[FoundRule]) -> Option<Difference> {
-        let object = format!("chain {self}");
-        if !found.iter().any(|r| r.accepts(mark)) {
-            return Some(Difference::missing(object, accept_rule(mark).to_string()));
-        }
-        self.dropped_before(mark, found)
-    }
-
-    /// A rule of it that drops what is admitted before ours accepts it.
-    pub fn dropped_before(&self, mark: u32, found: &[FoundRule]) -> Option<Difference> {
-        in_front(format!("chain {self}"), found, |r| r.accepts(mark))
+    pub(crate) fn refusing(handle: u64) -> FoundRule {
+        FoundRule { end: Some(End::Refuses("counter drop".into())), ..found(handle, Rule::new([Statement::DROP])) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{found, refusing};
     use super::*;
 
     fn host() -> HostPart {
@@ -287,19 +313,12 @@ mod tests {
         }
     }
 
-    fn found(handle: u64, rule: Rule) -> FoundRule {
-        FoundRule { handle, rule: Some(rule), refuses_all: None }
-    }
-
-    fn refusing(handle: u64) -> FoundRule {
-        FoundRule { refuses_all: Some("counter drop".into()), ..found(handle, Rule::new([Statement::DROP])) }
-    }
-
     fn complete() -> FoundFilter {
         FoundFilter {
             forward: Some(vec![found(9, jump_rule("CNI-FORWARD", "whatever"))]),
             ours: Some(vec![found(4, jump_rule("CNI-ADMIN", ADMIN_COMMENT)), found(5, accept_rule(0x1000))]),
             admin: true,
+            around: Surroundings::default(),
         }
     }
 
@@ -378,10 +397,6 @@ mod tests {
         behind.forward.as_mut().unwrap().push(refusing(1));
         behind.ours.as_mut().unwrap().push(refusing(2));
         assert_eq!(differences(&host(), IpVersion::V4, &behind), []);
-        let host_chain: HostChain = "inet filter forward".parse().unwrap();
-        let accepts = || found(7, accept_rule(0x1000));
-        assert!(host_chain.difference(0x1000, &[refusing(1), accepts()]).is_some());
-        assert!(host_chain.difference(0x1000, &[accepts(), refusing(1)]).is_none());
     }
 
     #[test]
@@ -389,10 +404,6 @@ mod tests {
         let mut changed = complete();
         changed.ours.as_mut().unwrap().push(found(6, accept_rule(0x10)));
         assert_eq!(text(&host(), &changed), ["delete rule ip filter CNI-FORWARD handle 6"]);
-        let host_chain: HostChain = "inet filter forward".parse().unwrap();
-        let commands = host_chain.mending(0x1000, &[found(7, accept_rule(0x10))]);
-        assert_eq!(commands[0].to_string(), "delete rule inet filter forward handle 7");
-        assert_eq!(commands.len(), 2);
     }
 
     #[test]

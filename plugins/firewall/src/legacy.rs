@@ -45,20 +45,31 @@ pub struct LegacyFilter<'a> {
     pub mark: u32,
 }
 
-/// Something that a legacy filter table lacks, in the words of `iptables-restore`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
+/// Something that a legacy filter table lacks, or has and must not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Need {
     ForwardChain,
     AdminChain,
     Jump,
     AdminJump,
     Accept,
+    /// An accepting rule with these tests: in front of the administrator's chain, or for another mark.
+    Without(String),
 }
 
-/// The legacy filter table, if it is in use and something in its FORWARD may drop.
-///
-/// It is looked up in the list of tables first: asking for a table that isn't there would make it.
-pub fn guarding_table(version: IpVersion) -> Result<Option<FilterTable>> {
+/// The legacy filter table, if it is in use and something in its FORWARD may drop, or the administrator has his chain there.
+pub fn guarding_table(version: IpVersion, admin_chain: &str) -> Result<Option<FilterTable>> {
+    let guards = |table: &FilterTable| {
+        let forward = table.chain("FORWARD");
+        table.chain(admin_chain).is_some()
+            || forward.is_some_and(|c| c.policy != Some(Verdict::Accept) || !c.rules.is_empty())
+    };
+    Ok(table_in_use(version)?.filter(guards))
+}
+
+/// The legacy filter table, if it is in use. It is looked up in the list of tables first: asking for a table that isn't
+/// there would make it.
+fn table_in_use(version: IpVersion) -> Result<Option<FilterTable>> {
     if !kernel::is_in_use(version)? {
         return Ok(None);
     }
@@ -67,45 +78,81 @@ pub fn guarding_table(version: IpVersion) -> Result<Option<FilterTable>> {
         reason: format!("the filter table of {} can't be understood", kernel::program(version)),
         next: "please report it with the output of iptables-legacy-save".into(),
     })?;
-    Ok(table
-        .chain("FORWARD")
-        .is_some_and(|c| c.policy != Some(Verdict::Accept) || !c.rules.is_empty())
-        .then_some(table))
+    Ok(Some(table))
 }
 
 /// An error if something is missing in a legacy table and nothing is there to put it in.
 pub fn can_mend(version: IpVersion, host: &HostPart) -> Result<()> {
-    let Some(table) = guarding_table(version)? else { return Ok(()) };
-    let filter = LegacyFilter { version, admin_chain: &host.admin_chain, mark: host.mark };
-    let missing = filter.missing(&table);
-    if missing.is_empty() || find_restore(version).is_some() {
+    let filter = LegacyFilter::of(version, host);
+    let Some(table) = filter.guarding_table()? else { return Ok(()) };
+    let needs = filter.needs(&table);
+    if needs.is_empty() || find_restore(version).is_some() {
         return Ok(());
     }
-    Err(filter.failed(&no_restore(version), &missing))
+    Err(filter.failed(&no_restore(version), &needs))
 }
 
 fn no_restore(version: IpVersion) -> String {
     format!("there is no {}-legacy-restore to put in what is missing", kernel::base_name(version))
 }
 
+impl<'a> LegacyFilter<'a> {
+    /// What the host's part asks of it.
+    pub fn of(version: IpVersion, host: &'a HostPart) -> LegacyFilter<'a> {
+        LegacyFilter { version, admin_chain: &host.admin_chain, mark: host.mark }
+    }
+}
+
 impl LegacyFilter<'_> {
-    /// What ADD would have put in and isn't there.
+    /// The table, if it guards something.
+    pub fn guarding_table(&self) -> Result<Option<FilterTable>> {
+        guarding_table(self.version, self.admin_chain)
+    }
+
+    /// What ADD would have put in and isn't there, or would have taken out.
     pub fn differences(&self, table: &FilterTable) -> Vec<Difference> {
+        let differences = self.needs(table).into_iter().map(|need| self.difference(&need));
+        differences.chain(self.dropped_before(table)).chain(self.accepted_before(table)).collect()
+    }
+
+    /// A rule that accepts everything before the administrator's chain is asked.
+    fn accepted_before(&self, table: &FilterTable) -> Option<Difference> {
+        let ours = table.rules(FORWARD_CHAIN);
+        let admin_at = ours.iter().position(|rule| rule.jumps_to(self.admin_chain))?;
+        let at = ours.iter().take(admin_at).position(|rule| accepts(rule) && rule.is_unconditional())?;
+        let object = format!("chain {FORWARD_CHAIN} of {} -t filter", kernel::program(self.version));
+        let expected = format!("nothing that accepts all in front of the jump to {}", self.admin_chain);
+        Some(Difference::other(object, expected, format!("rule {}: -j ACCEPT", at + 1)))
+    }
+
+    /// Acceptances of marks that are not this one.
+    pub fn accepts_others(&self, table: &FilterTable) -> Vec<Difference> {
+        self.outdated(table).map(|tests| self.difference(&Need::Without(tests))).collect()
+    }
+
+    fn difference(&self, need: &Need) -> Difference {
         let program = kernel::program(self.version);
-        let lacks = |missing: Missing| Difference::missing(format!("{program} -t filter"), self.line(missing));
-        let missing = self.missing(table).into_iter().map(lacks);
-        missing.chain(self.dropped_before(table)).collect()
+        match need {
+            Need::Without(_) => {
+                let object = format!("chain {FORWARD_CHAIN} of {program} -t filter");
+                let expected = format!("only mark {:#x} accepted, behind {}", self.mark, self.admin_chain);
+                Difference::other(object, expected, self.line(need).replacen("-D", "-A", 1))
+            }
+            lacks => Difference::missing(format!("{program} -t filter"), self.line(lacks)),
+        }
     }
 
     /// Rules that drop what is admitted before ours accepts it.
-    fn dropped_before(&self, table: &FilterTable) -> Vec<Difference> {
+    pub fn dropped_before(&self, table: &FilterTable) -> Vec<Difference> {
         let in_front = |chain: &str, is_wanted: &dyn Fn(&Rule) -> bool| {
-            let rules = table.chain(chain)?.rules.as_slice();
+            let rules = table.rules(chain);
             let wanted = rules.iter().position(is_wanted)?;
-            let (at, rule) = rules.iter().take(wanted).enumerate().find(|(_, rule)| rule.refuses_all())?;
+            // What the administrator's own chain does is his business.
+            let ends = |rule: &Rule| !rule.jumps_to(self.admin_chain) && table.lets_nothing_past(rule);
+            let (at, rule) = rules.iter().take(wanted).enumerate().find(|(_, rule)| ends(rule))?;
             let object = format!("chain {chain} of {} -t filter", kernel::program(self.version));
             let expected = format!("nothing that drops all in front of rule {} (ours)", wanted + 1);
-            Some(Difference::other(object, expected, format!("rule {}: {}", at + 1, rule.target)))
+            Some(Difference::other(object, expected, format!("rule {}: {rule}", at + 1)))
         };
         let jump = in_front("FORWARD", &|rule| rule.jumps_to(FORWARD_CHAIN));
         let accept = in_front(FORWARD_CHAIN, &|rule| self.is_accepted_by(rule));
@@ -113,21 +160,41 @@ impl LegacyFilter<'_> {
     }
 
     fn is_accepted_by(&self, rule: &Rule) -> bool {
-        rule.tests_mark_only(self.mark) && rule.target == Target::Verdict(Verdict::Accept)
+        rule.tests_mark_only(self.mark) && accepts(rule)
     }
 
-    /// Puts in what isn't there.
+    /// The tests of acceptances of ours for other marks.
+    fn outdated(&self, table: &FilterTable) -> impl Iterator<Item = String> {
+        let is_ours = |rule: &&Rule| accepts(rule) && rule.comment().as_deref() == Some(ACCEPT_COMMENT);
+        let others = table.rules(FORWARD_CHAIN).iter().filter(is_ours);
+        let others = others.filter(|rule| rule.sole_mark().is_some_and(|mark| mark != self.mark));
+        others.filter_map(Rule::tests_in_words)
+    }
+
+    /// Puts in what isn't there, and takes out what must not be.
     pub fn mend(&self) -> Result<()> {
         let _ours_alone = lock()?;
         // Another ADD may have done it while we waited.
-        let Some(table) = guarding_table(self.version)? else { return Ok(()) };
-        let missing = self.missing(&table);
-        if missing.is_empty() {
+        let Some(table) = self.guarding_table()? else { return Ok(()) };
+        self.bring_about(&self.needs(&table), |table| self.needs(table))
+    }
+
+    /// Sees that no other mark is accepted, where there is nothing else to do. Whether there was any.
+    pub fn mend_others(&self) -> Result<()> {
+        let accepted = |table: &FilterTable| !self.accepts_others(table).is_empty();
+        if self.guarding_table()?.is_some_and(|table| accepted(&table)) { self.mend() } else { Ok(()) }
+    }
+
+    fn bring_about(&self, needs: &[Need], look_again: impl Fn(&FilterTable) -> Vec<Need>) -> Result<()> {
+        if needs.is_empty() {
             return Ok(());
         }
-        log::info!("{} lacks {} lines of ours: executing its restore", kernel::program(self.version), missing.len());
-        self.restore(&missing)?;
-        let still = guarding_table(self.version)?.map(|t| self.missing(&t)).unwrap_or_default();
+        log::info!("{} needs {} lines of ours: executing its restore", kernel::program(self.version), needs.len());
+        run_restore(self.version, &self.script(needs)).map_err(|refused| match refused {
+            Refused::Locked(what) => Error::TryAgain { what },
+            Refused::Failed(reason) => self.failed(&reason, needs),
+        })?;
+        let still = self.guarding_table()?.map(|table| look_again(&table)).unwrap_or_default();
         if still.is_empty() {
             Ok(())
         } else {
@@ -135,56 +202,56 @@ impl LegacyFilter<'_> {
         }
     }
 
-    fn missing(&self, table: &FilterTable) -> Vec<Missing> {
-        let has_rule = |chain: &str, wanted: &dyn Fn(&Rule) -> bool| {
-            table.chain(chain).is_some_and(|chain| chain.rules.iter().any(wanted))
-        };
-        [
-            (Missing::ForwardChain, table.chain(FORWARD_CHAIN).is_some()),
-            (Missing::AdminChain, table.chain(self.admin_chain).is_some()),
-            (Missing::Jump, has_rule("FORWARD", &|r| r.jumps_to(FORWARD_CHAIN))),
-            (Missing::AdminJump, has_rule(FORWARD_CHAIN, &|r| r.jumps_to(self.admin_chain))),
-            (Missing::Accept, has_rule(FORWARD_CHAIN, &|r| self.is_accepted_by(r))),
-        ]
-        .into_iter()
-        .filter_map(|(missing, is_there)| (!is_there).then_some(missing))
-        .collect()
+    /// In the order in which they are to be put right.
+    fn needs(&self, table: &FilterTable) -> Vec<Need> {
+        let ours = table.rules(FORWARD_CHAIN);
+        let admin_at = ours.iter().position(|rule| rule.jumps_to(self.admin_chain));
+        let behind_admin = ours.iter().skip(admin_at.map_or(0, |at| at + 1)).any(|rule| self.is_accepted_by(rule));
+        let misplaced = ours.iter().take(admin_at.unwrap_or(0)).filter(|rule| self.is_accepted_by(rule));
+        let gone = misplaced.filter_map(Rule::tests_in_words).chain(self.outdated(table));
+        let mut needs: Vec<Need> = gone.map(Need::Without).collect();
+        let wanted = [
+            (Need::ForwardChain, table.chain(FORWARD_CHAIN).is_some()),
+            (Need::AdminChain, table.chain(self.admin_chain).is_some()),
+            (Need::Jump, table.rules("FORWARD").iter().any(|rule| rule.jumps_to(FORWARD_CHAIN))),
+            (Need::AdminJump, admin_at.is_some()),
+            (Need::Accept, behind_admin),
+        ];
+        needs.extend(wanted.into_iter().filter_map(|(need, is_there)| (!is_there).then_some(need)));
+        needs
     }
 
     /// A line for `iptables-restore`; a rule's is what follows `iptables` on a command line, too.
-    fn line(&self, missing: Missing) -> String {
+    fn line(&self, need: &Need) -> String {
         let LegacyFilter { admin_chain, mark, .. } = self;
-        match missing {
-            Missing::ForwardChain => format!(":{FORWARD_CHAIN} - [0:0]"),
-            Missing::AdminChain => format!(":{admin_chain} - [0:0]"),
-            Missing::Jump => format!("-I FORWARD 1 -m comment --comment \"{JUMP_COMMENT}\" -j {FORWARD_CHAIN}"),
-            Missing::AdminJump => {
+        match need {
+            Need::ForwardChain => format!(":{FORWARD_CHAIN} - [0:0]"),
+            Need::AdminChain => format!(":{admin_chain} - [0:0]"),
+            Need::Jump => format!("-I FORWARD 1 -m comment --comment \"{JUMP_COMMENT}\" -j {FORWARD_CHAIN}"),
+            Need::AdminJump => {
                 format!("-I {FORWARD_CHAIN} 1 -m comment --comment \"{ADMIN_COMMENT}\" -j {admin_chain}")
             }
-            Missing::Accept => format!(
+            Need::Accept => format!(
                 "-A {FORWARD_CHAIN} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment \"{ACCEPT_COMMENT}\" -j ACCEPT"
             ),
+            // By its tests, not by its number, which another's change may have moved; of several alike the first goes.
+            Need::Without(tests) => format!("-D {FORWARD_CHAIN} {tests} -j ACCEPT"),
         }
     }
 
-    /// All lines at once.
-    fn restore(&self, missing: &[Missing]) -> Result<()> {
-        run_restore(self.version, &self.script(missing)).map_err(|reason| self.failed(&reason, missing))
-    }
-
-    fn script(&self, missing: &[Missing]) -> String {
-        let lines: String = missing.iter().map(|m| self.line(*m) + "\n").collect();
+    fn script(&self, needs: &[Need]) -> String {
+        let lines: String = needs.iter().map(|need| self.line(need) + "\n").collect();
         script(&lines)
     }
 
-    fn failed(&self, reason: &str, missing: &[Missing]) -> Error {
+    fn failed(&self, reason: &str, needs: &[Need]) -> Error {
         let program = kernel::program(self.version);
-        let by_hand = |missing: &Missing| match missing {
-            Missing::ForwardChain => format!("{program} -N {FORWARD_CHAIN}"),
-            Missing::AdminChain => format!("{program} -N {}", self.admin_chain),
-            rule => format!("{program} {}", self.line(*rule)),
+        let by_hand = |need: &Need| match need {
+            Need::ForwardChain => format!("{program} -N {FORWARD_CHAIN}"),
+            Need::AdminChain => format!("{program} -N {}", self.admin_chain),
+            rule => format!("{program} {}", self.line(rule)),
         };
-        let commands: Vec<String> = missing.iter().map(by_hand).collect();
+        let commands: Vec<String> = needs.iter().map(by_hand).collect();
         Error::HostFirewall {
             firewall: "iptables-legacy",
             reason: reason.to_owned(),
@@ -193,14 +260,28 @@ impl LegacyFilter<'_> {
     }
 }
 
+fn accepts(rule: &Rule) -> bool {
+    rule.target == Target::Verdict(Verdict::Accept)
+}
+
 fn script(lines: &str) -> String {
     format!("*filter\n{lines}COMMIT\n")
 }
 
-/// The table is replaced as a whole or not at all. Gives the reason of a failure.
-fn run_restore(version: IpVersion, script: &str) -> Result<(), String> {
-    let program = find_restore(version).ok_or_else(|| no_restore(version))?;
-    let refuse = |e: std::io::Error| format!("{}: {e}", program.display());
+/// Why `iptables-legacy-restore` has changed nothing.
+enum Refused {
+    /// Somebody holds the lock of xtables, or has changed the table at the same time.
+    Locked(String),
+    Failed(String),
+}
+
+/// The exit status of iptables for what may go well another time (`RESOURCE_PROBLEM`, include/xtables.h).
+const RESOURCE_PROBLEM: i32 = 4;
+
+/// The table is replaced as a whole or not at all.
+fn run_restore(version: IpVersion, script: &str) -> Result<(), Refused> {
+    let program = find_restore(version).ok_or_else(|| Refused::Failed(no_restore(version)))?;
+    let refuse = |e: std::io::Error| Refused::Failed(format!("{}: {e}", program.display()));
     let mut child = Command::new(&program)
         .args(["--noflush", "--wait", LOCK_PATIENCE])
         .stdin(Stdio::piped())
@@ -215,26 +296,31 @@ fn run_restore(version: IpVersion, script: &str) -> Result<(), String> {
         return written.map_err(refuse);
     }
     let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
-    Err(format!("{} failed ({}): {said}", program.display(), done.status))
+    let reason = format!("{} failed ({}): {said}", program.display(), done.status);
+    let again = done.status.code() == Some(RESOURCE_PROBLEM);
+    Err(if again { Refused::Locked(reason) } else { Refused::Failed(reason) })
 }
 
 /// Takes out the rules of the reference for addresses that `goes` says yes to, and its isolation chains with the last of
 /// them. Where none are, which is everywhere once its time is over, nothing is executed.
 pub fn remove_reference_rules(version: IpVersion, goes: &mut dyn FnMut(IpAddr) -> Result<bool>) -> Result<()> {
-    let Some(table) = guarding_table(version)? else { return Ok(()) };
+    let Some(table) = table_in_use(version)? else { return Ok(()) };
     if leftovers(&table, version, goes)?.is_empty() {
         return Ok(());
     }
     let _ours_alone = lock()?;
-    let Some(table) = guarding_table(version)? else { return Ok(()) };
+    let Some(table) = table_in_use(version)? else { return Ok(()) };
     let lines = leftovers(&table, version, goes)?;
     if lines.is_empty() {
         return Ok(());
     }
-    run_restore(version, &script(&(lines.join("\n") + "\n"))).map_err(|reason| Error::HostFirewall {
-        firewall: "iptables-legacy",
-        reason,
-        next: format!("take out by hand what the reference plugin has left behind: {}", lines.join("; ")),
+    run_restore(version, &script(&(lines.join("\n") + "\n"))).map_err(|refused| match refused {
+        Refused::Locked(what) => Error::TryAgain { what },
+        Refused::Failed(reason) => Error::HostFirewall {
+            firewall: "iptables-legacy",
+            reason,
+            next: format!("take out by hand what the reference plugin has left behind: {}", lines.join("; ")),
+        },
     })
 }
 
@@ -246,7 +332,7 @@ fn leftovers(
 ) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut stays = false;
-    let rules = table.chain(FORWARD_CHAIN).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+    let rules = table.rules(FORWARD_CHAIN);
     for (address, is_reply) in rules.iter().filter_map(|rule| rule.of_the_reference(version)) {
         if !goes(address)? {
             stays = true;
@@ -265,7 +351,7 @@ fn leftovers(
 
 fn isolation_lines(table: &FilterTable) -> Vec<String> {
     let [first, _] = ISOLATION;
-    let rules = table.chain("FORWARD").map(|chain| chain.rules.as_slice()).unwrap_or_default();
+    let rules = table.rules("FORWARD");
     let jumps = rules.iter().filter(|r| r.jumps_to(first));
     let unhook = |rule: &Rule| match rule.comment().filter(|c| !c.contains(['"', '\n', '\\'])) {
         Some(comment) => format!("-D FORWARD -m comment --comment \"{comment}\" -j {first}"),

@@ -8,7 +8,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 
 use crate::config::{Backend, Config, IngressPolicy};
 use crate::firewalld::Firewalld;
-use crate::plan::Facts;
+use crate::plan::{self, Facts};
 
 /// What was looked up, and whom it was asked of.
 pub struct Observed {
@@ -20,9 +20,10 @@ pub struct Observed {
 
 /// Looks up what the plan depends on.
 pub fn observe(config: &Config, call: &Call, prev: &CniResult) -> Result<Observed> {
+    plan::refuse_long_names(config, prev)?;
     let firewalld = firewalld(config.backend)?;
     let mut facts = Facts { firewalld: firewalld.is_some(), ..Facts::default() };
-    if config.policy != IngressPolicy::Open || config.anti_spoof {
+    if plan::looks_at_links(config) {
         look_at_links(call, prev, &mut facts)?;
         if config.policy == IngressPolicy::Isolated && facts.ports.is_empty() && !facts.bridges.is_empty() {
             log::warn!(

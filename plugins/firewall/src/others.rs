@@ -34,6 +34,8 @@ impl Others {
             Vec::new()
         });
         shares.retain(|share| share.attachment != own.attachment);
+        // Whatever mark they were put in with: the rules know one, that of the latest ADD.
+        shares.iter_mut().for_each(|share| share.host.mark = own.host.mark);
         let mut known = HashSet::new();
         for share in shares.iter_mut().rev() {
             let places = places(share);

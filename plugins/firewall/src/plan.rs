@@ -93,6 +93,7 @@ impl HostPart {
 
 /// The plan.
 pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &Facts) -> Result<Share> {
+    refuse_long_names(config, prev)?;
     let addresses: BTreeSet<IpAddr> = prev.ips.iter().map(|ip| ip.address.addr()).collect();
     let versions = IpVersion::ALL.into_iter().filter(|v| addresses.iter().any(|a| IpVersion::of(*a) == *v)).collect();
     let policy = match BridgePolicy::of(config.policy) {
@@ -105,7 +106,7 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         zone: facts.firewalld.then(|| config.zone.clone()),
         guards: guards(config, facts)?,
         notes: Notes::default(),
-        interfaces: on_host(prev).map(str::to_owned).collect(),
+        interfaces: on_host(prev).filter(|name| name.len() <= INTERFACE_NAME_MAX).map(str::to_owned).collect(),
         policy,
         host: HostPart::of(config, facts.firewalld, versions),
     })
@@ -160,11 +161,23 @@ fn bridge(policy: IngressPolicy, prev: &CniResult, facts: &Facts) -> Result<Stri
              \"bridge\""
         ),
     })?;
-    if name.len() > INTERFACE_NAME_MAX {
-        let reason = format!("interface name \"{name}\" has more than {INTERFACE_NAME_MAX} bytes");
-        return Err(Error::BadPrevResult { reason });
-    }
     Ok(name)
+}
+
+/// An error for a name that no interface can have: asked for it, the kernel would only say that it makes no sense.
+pub fn refuse_long_names(config: &Config, prev: &CniResult) -> Result<()> {
+    match on_host(prev).find(|name| looks_at_links(config) && name.len() > INTERFACE_NAME_MAX) {
+        None => Ok(()),
+        Some(name) => {
+            let reason = format!("interface name \"{name}\" has more than {INTERFACE_NAME_MAX} bytes");
+            Err(Error::BadPrevResult { reason })
+        }
+    }
+}
+
+/// Whether it matters which interfaces the container has on this host.
+pub fn looks_at_links(config: &Config) -> bool {
+    config.policy != IngressPolicy::Open || config.anti_spoof
 }
 
 /// The host's interfaces of prevResult.

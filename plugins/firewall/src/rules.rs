@@ -69,10 +69,10 @@ pub const BRIDGE_TABLE: Table = Table::new(Family::Bridge, "cni_chain_firewall")
 pub const SOURCES_TABLE: Table = Table::new(Family::Inet, "cni_chain_sources");
 
 /// Before iptables' FORWARD, after everything else that is usual there.
-const DECIDE: i32 = -5;
+pub const DECIDE: i32 = -5;
 
 /// After the last filter at the forward hook.
-const CLEAR: i32 = 200;
+pub const CLEAR: i32 = 200;
 
 /// Before connection tracking.
 const RAW: i32 = -300;

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use common::cni::Difference;
 use common::nft::records;
-use common::nft::{Command, CommitError, Element, NftSocket, Presence, RecordKey, Skeleton, Transaction};
+use common::nft::{Command, CommitError, Element, IpVersion, NftSocket, Presence, RecordKey, Skeleton, Transaction};
 use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
 use crate::firewalld::Firewalld;
 use crate::guards::{self, Scope};
+use crate::hostchain;
 use crate::hostfilter::{self, FoundFilter};
-use crate::legacy::{self, LegacyFilter};
+use crate::legacy::LegacyFilter;
 use crate::others::Others;
 use crate::plan::{HostPart, Notes, Share};
 use crate::record::{self, Holder, Placed as Place, Record};
@@ -35,10 +36,11 @@ pub struct Placed {
 
 impl State for Placed {
     fn apply(&self, _call: &Call) -> Result<()> {
+        let mut socket = NftSocket::new();
+        hostchain::look(&mut socket, &self.share.host.chains)?;
         // What is static may stay if something fails later; so it comes first.
         let host = mend_legacy(&self.share.host)?;
         let told = self.tell_firewalld()?;
-        let mut socket = NftSocket::new();
         let installed = match install(&mut socket, &self.share, &host) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
@@ -47,11 +49,11 @@ impl State for Placed {
             }
             outcome => outcome,
         };
-        let Installed { share, mended } = installed.inspect_err(|_| self.untell_firewalld(&told))?;
+        let share = installed.inspect_err(|_| self.untell_firewalld(&told))?;
         if let Err(error) = Shelf::put(&share) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
-        if let Err(error) = self.name_guards(&mut socket, mended) {
+        if let Err(error) = self.name_guards(&mut socket) {
             log::warn!("{error}; who else drops what is admitted now could not be looked up");
         }
         Ok(())
@@ -91,12 +93,10 @@ impl Placed {
         Ok(told)
     }
 
-    /// Says who else will drop what is admitted now. All chains are looked at when something static was missing, as
-    /// after boot; else the usual ones.
-    fn name_guards(&self, socket: &mut NftSocket, thoroughly: bool) -> Result<()> {
+    /// Says who else will drop what is admitted now.
+    fn name_guards(&self, socket: &mut NftSocket) -> Result<()> {
         let scope = Scope { host: &self.share.host, firewalld: self.firewalld.is_some() };
-        let guards = if thoroughly { guards::all(socket, scope)? } else { guards::usual(socket, scope)? };
-        for guard in guards {
+        for guard in guards::all(socket, scope)? {
             let level = if guard.certainly { log::Level::Warn } else { log::Level::Info };
             log::log!(level, "{guard}, also this container's; {}", guard.remedy());
         }
@@ -123,11 +123,11 @@ fn is_about_bridges(error: &Error) -> bool {
 pub fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
     let mut parts = Vec::with_capacity(host.versions.len());
     for (version, part) in host.each_version() {
-        let Some(table) = legacy::guarding_table(version)? else {
+        let filter = LegacyFilter::of(version, host);
+        let Some(table) = filter.guarding_table()? else {
             parts.push(part);
             continue;
         };
-        let filter = LegacyFilter { version, admin_chain: &host.admin_chain, mark: host.mark };
         if !filter.differences(&table).is_empty() {
             filter.mend()?;
         }
@@ -150,19 +150,11 @@ pub struct Changes {
     pub guarded: bool,
 }
 
-/// What has been put in.
-struct Installed {
-    /// The share, with what was found out about it.
-    share: Share,
-    /// Whether something static was missing.
-    mended: bool,
-}
-
 /// Puts the share in.
 ///
 /// Where a table of ours is gone or another, somebody may have flushed the host's rules: then the shares of all others
-/// are put in again as well.
-fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Installed> {
+/// are put in again as well. Gives the share, with what was found out about it.
+fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Share> {
     let mut others = None;
     match install_with(socket, share, host, &mut others) {
         Err(error) if others.as_ref().is_some_and(|others| !others.is_empty()) => {
@@ -178,16 +170,15 @@ fn install_with(
     share: &Share,
     host: &[HostPart],
     others: &mut Option<Others>,
-) -> Result<Installed> {
-    let mut installed = Installed { share: share.clone(), mended: false };
+) -> Result<Share> {
+    let mut installed = share.clone();
     let mut scattered = false;
     repeat(|| {
         let generation = socket.generation()?;
         let key = RecordKey::of(&share.attachment);
         let record = if scattered { Record::scattered(socket, key)? } else { Record::read(socket, key)? };
-        installed.share = share.clone();
-        let changes = changes(socket, &mut installed.share, record.as_ref(), host, others)?;
-        installed.mended = changes.guarded || !changes.rebuilding.is_empty();
+        installed = share.clone();
+        let changes = changes(socket, &mut installed, record.as_ref(), host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
         scattered = outcome.as_ref().is_err_and(is_about_records);
@@ -250,6 +241,9 @@ fn changes(
         changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
     }
     let mut mending = host_mending(socket, host)?;
+    if record.is_some() || others.is_some() {
+        mending.extend(mending_of_others(socket, &share.host)?);
+    }
     if let Some(others) = others {
         changes.guarded |= !others.is_empty();
         others.put_in(socket, share, &mut changes)?;
@@ -369,6 +363,9 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
             for blocked in hostfilter::dropped_before(&part, version, &found) {
                 log::warn!("what is admitted is dropped: {blocked}");
             }
+            if let Some(open) = hostfilter::accepted_before(&part, version, &found) {
+                log::warn!("the administrator's overrides are passed over: {open}");
+            }
             commands.extend(hostfilter::mending(&part, version, &found));
         }
         for chain in &part.chains {
@@ -376,10 +373,57 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
             if let Some(blocked) = chain.dropped_before(part.mark, &found) {
                 log::warn!("what is admitted is dropped: {blocked}");
             }
-            commands.extend(chain.mending(part.mark, &found));
+            commands.extend(chain.mending(part.mark, &found.rules));
         }
     }
     Ok(commands)
+}
+
+/// The IP versions that this part of the host has nothing to do with.
+fn other_versions(host: &HostPart) -> Vec<IpVersion> {
+    IpVersion::ALL.into_iter().filter(|version| !host.versions.contains(version)).collect()
+}
+
+/// What puts right where other marks than the host's are accepted, of the IP versions that this container hasn't: there is
+/// one mark for all, and containers that have them would be cut off.
+fn mending_of_others(socket: &mut NftSocket, host: &HostPart) -> Result<Vec<Command>> {
+    let mut commands = Vec::new();
+    for version in other_versions(host) {
+        LegacyFilter::of(version, host).mend_others()?;
+        let part = HostPart { versions: vec![version], make: false, chains: vec![], ..host.clone() };
+        let found = FoundFilter::read(socket, version, &host.admin_chain)?;
+        commands.extend(hostfilter::mending_of_others(&part, version, &found));
+    }
+    Ok(commands)
+}
+
+/// Acceptances of other marks than the host's, of these IP versions.
+pub fn acceptances_of_others(
+    socket: &mut NftSocket,
+    host: &HostPart,
+    versions: &[IpVersion],
+) -> Result<Vec<Difference>> {
+    let mut all = Vec::new();
+    for version in versions.iter().copied() {
+        let legacy = LegacyFilter::of(version, host);
+        all.extend(legacy.guarding_table()?.iter().flat_map(|table| legacy.accepts_others(table)));
+        let found = FoundFilter::read(socket, version, &host.admin_chain)?;
+        all.extend(hostfilter::acceptances_of_others(host, version, &found));
+    }
+    Ok(all)
+}
+
+/// What drops what is admitted of this IP version before our rules accept it.
+pub fn dropped_before(socket: &mut NftSocket, host: &HostPart, version: IpVersion) -> Result<Vec<Difference>> {
+    let legacy = LegacyFilter::of(version, host);
+    let mut all: Vec<Difference> =
+        legacy.guarding_table()?.iter().flat_map(|table| legacy.dropped_before(table)).collect();
+    let found = FoundFilter::read_deeply(socket, version, &host.admin_chain)?;
+    all.extend(hostfilter::dropped_before(host, version, &found));
+    for chain in host.chains.iter().filter(|chain| chain.family.has(version)) {
+        all.extend(chain.read_deeply(socket)?.and_then(|found| chain.dropped_before(host.mark, &found)));
+    }
+    Ok(all)
 }
 
 fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Difference>> {
@@ -422,22 +466,22 @@ fn is_shared(socket: &mut NftSocket, place: &Place) -> Result<bool> {
     }
 }
 
-/// What CHECK and STATUS say about the host's own filters.
+/// What CHECK says about the host's own filters.
 pub fn host_differences(socket: &mut NftSocket, host: &HostPart) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
     for (version, part) in host.each_version() {
-        let guarding = legacy::guarding_table(version)?;
+        let filter = LegacyFilter::of(version, host);
+        let guarding = filter.guarding_table()?;
         let make = part.make && guarding.is_none();
         if let Some(table) = guarding {
-            let filter = LegacyFilter { version, admin_chain: &host.admin_chain, mark: host.mark };
             all.extend(filter.differences(&table));
         }
-        let found = FoundFilter::read(socket, version, &host.admin_chain)?;
+        let found = FoundFilter::read_deeply(socket, version, &host.admin_chain)?;
         all.extend(hostfilter::differences(&HostPart { make, ..part }, version, &found));
     }
     for chain in &host.chains {
-        let found = chain.read(socket)?;
-        all.extend(chain.difference(host.mark, &found));
+        all.extend(chain.differences(socket, host.mark)?);
     }
+    all.extend(acceptances_of_others(socket, host, &other_versions(host))?);
     Ok(all)
 }

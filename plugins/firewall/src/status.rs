@@ -1,14 +1,16 @@
 //! Whether ADD can succeed on this host, and whether what it admits gets through.
 
 use common::nft::{IpVersion, NftSocket};
-use common::{Error, Result};
+use common::{Difference, Error, Result};
 
 use crate::config::Config;
-use crate::guards::{self, Scope};
+use crate::guards::{self, Guard, Scope};
+use crate::hostchain;
 use crate::legacy;
 use crate::observe;
 use crate::plan::HostPart;
-use crate::rules::TABLE;
+use crate::rules::{self, TABLE};
+use crate::state;
 
 /// STATUS.
 pub fn status(config: &Config) -> Result<()> {
@@ -17,15 +19,51 @@ pub fn status(config: &Config) -> Result<()> {
     let mut socket = NftSocket::new();
     socket.has_table(&TABLE).map_err(unavailable)?;
     let host = HostPart::of(config, firewalld, IpVersion::ALL.into());
-    for chain in &host.chains {
-        chain.read(&mut socket).map_err(unavailable)?;
-    }
+    hostchain::look(&mut socket, &host.chains).map_err(unavailable)?;
     for (version, part) in host.each_version() {
-        legacy::can_mend(version, &part).map_err(unavailable)?;
+        weigh(version, legacy::can_mend(version, &part).map_err(unavailable))?;
+    }
+    look_for_other_marks(&mut socket, &host)?;
+    for version in IpVersion::ALL {
+        let before = state::dropped_before(&mut socket, &host, version)?;
+        weigh(version, before.first().map_or(Ok(()), |blocked| Err(limited(blocked, REMEDY))))?;
     }
     let guards = guards::all(&mut socket, Scope { host: &host, firewalld })?;
-    match guards.iter().find(|guard| guard.certainly) {
-        Some(guard) => Err(Error::LimitedConnectivity { reason: guard.to_string(), next: guard.remedy() }),
+    let drops = |version| guards.iter().find(|guard| guard.certainly && guard.concerns(version));
+    IpVersion::ALL.into_iter().try_for_each(|version| weigh(version, drops(version).map_or(Ok(()), |g| Err(g.into()))))
+}
+
+/// STATUS isn't told which IP versions a network has, and hardly any is without IPv4. So what would only concern IPv6 is
+/// said, and is no error.
+fn weigh(version: IpVersion, outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if version == IpVersion::V6 => {
+            log::warn!("{error}; {}; this concerns IPv6 only", error.details());
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+const REMEDY: &str = "take that rule out, or put it behind ours";
+
+fn limited(found: &Difference, next: &str) -> Error {
+    Error::LimitedConnectivity { reason: found.to_string(), next: next.into() }
+}
+
+impl From<&Guard> for Error {
+    fn from(guard: &Guard) -> Error {
+        Error::LimitedConnectivity { reason: guard.to_string(), next: guard.remedy() }
+    }
+}
+
+/// Before the first ADD with another bit, all have the former one; after it, none may have it.
+fn look_for_other_marks(socket: &mut NftSocket, host: &HostPart) -> Result<()> {
+    if !socket.has_skeleton(&rules::skeleton(host.mark))? {
+        return Ok(());
+    }
+    match state::acceptances_of_others(socket, host, &IpVersion::ALL)?.first() {
+        Some(found) => Err(limited(found, "repeat the ADD of a container with this configuration")),
         None => Ok(()),
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Rule {
     header: Vec<u8>,
     matches: Vec<Match>,
     pub(super) target: Target,
+    /// Whether a jump doesn't come back (`-g`).
+    is_goto: bool,
 }
 
 /// An extension's test: its name, revision and data.
@@ -54,11 +56,12 @@ pub(super) enum Target {
     Extension(String),
 }
 
-/// As after `iptables`.
-impl fmt::Display for Target {
+/// What it does, as after `iptables`.
+impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match &self.target {
             Target::Verdict(verdict) => write!(f, "-j {}", format!("{verdict:?}").to_uppercase()),
+            Target::Jump(name) if self.is_goto => write!(f, "-g {name}"),
             Target::Jump(name) | Target::Extension(name) => write!(f, "-j {name}"),
         }
     }
@@ -81,13 +84,15 @@ struct Layout {
     offsets_at: usize,
     /// Bytes of an entry before its matches.
     entry: usize,
+    /// Where the flags are, and the one of them that says that a jump doesn't come back (`IPT_F_GOTO`, `IP6T_F_GOTO`).
+    goto: (usize, u8),
 }
 
 impl Layout {
     const fn of(version: IpVersion) -> Layout {
         match version {
-            IpVersion::V4 => Layout { header: 84, offsets_at: 88, entry: 112 },
-            IpVersion::V6 => Layout { header: 133, offsets_at: 140, entry: 168 },
+            IpVersion::V4 => Layout { header: 84, offsets_at: 88, entry: 112, goto: (82, 2) },
+            IpVersion::V6 => Layout { header: 133, offsets_at: 140, entry: 168, goto: (131, 4) },
         }
     }
 }
@@ -140,7 +145,63 @@ impl FilterTable {
     pub(super) fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.name == name)
     }
+
+    /// The rules of a chain; none if there is no such chain.
+    pub(super) fn rules(&self, name: &str) -> &[Rule] {
+        self.chain(name).map(|chain| chain.rules.as_slice()).unwrap_or_default()
+    }
+
+    /// Whether FORWARD drops what none of its rules has accepted.
+    pub(super) fn drops_the_rest(&self) -> bool {
+        let policy = self.chain("FORWARD").and_then(|chain| chain.policy);
+        policy == Some(Verdict::Drop) || self.refuses_all("FORWARD", DEPTH)
+    }
+
+    /// Whether no packet gets past this rule of FORWARD's or of a chain that it jumps to.
+    pub(super) fn lets_nothing_past(&self, rule: &Rule) -> bool {
+        let ends = match &rule.target {
+            Target::Verdict(Verdict::Return) => self.drops_the_rest(),
+            Target::Jump(chain) if rule.is_goto && !self.may_accept(chain) && self.drops_the_rest() => true,
+            _ => self.refuses(rule, DEPTH),
+        };
+        ends && rule.is_unconditional()
+    }
+
+    /// Whether the chain drops or rejects every packet that comes to it, but what its conditions let go before.
+    fn refuses_all(&self, chain: &str, depth: usize) -> bool {
+        let ends = |rule: &&Rule| match &rule.target {
+            Target::Verdict(_) => true,
+            Target::Jump(_) => rule.is_goto || self.refuses(rule, depth),
+            Target::Extension(name) => name == REJECT,
+        };
+        let mut rules = self.rules(chain).iter().filter(|rule| rule.is_unconditional());
+        rules.find(ends).is_some_and(|rule| self.refuses(rule, depth))
+    }
+
+    fn refuses(&self, rule: &Rule, depth: usize) -> bool {
+        match &rule.target {
+            Target::Verdict(verdict) => *verdict == Verdict::Drop,
+            Target::Extension(name) => name == REJECT,
+            // The kernel takes no loops; these bytes might have one.
+            Target::Jump(chain) => depth > 0 && self.refuses_all(chain, depth - 1),
+        }
+    }
+
+    fn may_accept(&self, chain: &str) -> bool {
+        let may = |rule: &Rule| match &rule.target {
+            Target::Verdict(verdict) => matches!(verdict, Verdict::Accept | Verdict::Queue),
+            Target::Jump(_) => true,
+            Target::Extension(_) => false,
+        };
+        self.rules(chain).iter().any(may)
+    }
 }
+
+/// The target that rejects.
+const REJECT: &str = "REJECT";
+
+/// How far jumps are followed.
+const DEPTH: usize = 8;
 
 impl Rule {
     /// Whether every packet meets its target.
@@ -153,28 +214,29 @@ impl Rule {
         self.is_unconditional() && matches!(&self.target, Target::Jump(to) if to == chain)
     }
 
-    /// Whether no packet gets past it.
-    pub(super) fn refuses_all(&self) -> bool {
-        let refuses = match &self.target {
-            Target::Verdict(verdict) => *verdict == Verdict::Drop,
-            Target::Extension(name) => name == "REJECT",
-            Target::Jump(_) => false,
-        };
-        refuses && self.is_unconditional()
-    }
-
     /// Whether it tests that the bits of `mark` are set, and nothing else.
     pub(super) fn tests_mark_only(&self, mark: u32) -> bool {
+        self.sole_mark() == Some(mark)
+    }
+
+    /// The bits that it tests to be set, if it tests nothing else.
+    pub(super) fn sole_mark(&self) -> Option<u32> {
         let mut tests = self.matches.iter().filter(|m| m.name != "comment");
-        let is_mark = tests.next().is_some_and(|m| {
-            // `struct xt_mark_mtinfo1`: mark, mask, invert
-            m.name == "mark"
-                && m.revision == 1
-                && word(&m.data, 0) == Some(mark)
-                && word(&m.data, 4) == Some(mark)
-                && m.data.get(8) == Some(&0)
-        });
-        is_mark && tests.next().is_none() && !self.tests_header()
+        let mark = tests.next()?.mark()?;
+        (tests.next().is_none() && !self.tests_header()).then_some(mark)
+    }
+
+    /// Its tests as `iptables-restore` reads them, if they are of marks and comments only.
+    pub(super) fn tests_in_words(&self) -> Option<String> {
+        let words = |one: &Match| match one.name.as_str() {
+            "comment" => one
+                .comment()
+                .filter(|c| !c.contains(['"', '\n', '\\']))
+                .map(|c| format!("-m comment --comment \"{c}\"")),
+            _ => one.mark().map(|mark| format!("-m mark --mark {mark:#x}/{mark:#x}")),
+        };
+        let all: Option<Vec<String>> = self.matches.iter().map(words).collect();
+        all.filter(|_| !self.tests_header()).map(|all| all.join(" "))
     }
 
     fn tests_header(&self) -> bool {
@@ -211,8 +273,20 @@ impl Rule {
 
     /// Its comment, if it has one.
     pub(super) fn comment(&self) -> Option<String> {
-        let comment = self.matches.iter().find(|m| m.name == "comment")?;
-        Some(text(&comment.data, 0, comment.data.len()))
+        self.matches.iter().find_map(Match::comment)
+    }
+}
+
+impl Match {
+    fn comment(&self) -> Option<String> {
+        (self.name == "comment").then(|| text(&self.data, 0, self.data.len()))
+    }
+
+    /// The bits that must be set, of a test for nothing else (`struct xt_mark_mtinfo1`: mark, mask, invert).
+    fn mark(&self) -> Option<u32> {
+        let (mark, mask) = (word(&self.data, 0)?, word(&self.data, 4)?);
+        let is_plain = self.name == "mark" && self.revision == 1 && mark == mask && self.data.get(8) == Some(&0);
+        is_plain.then_some(mark)
     }
 }
 
@@ -268,8 +342,13 @@ impl Entry<'_> {
             matches.push(Match { name: text(extension, 2, 29), revision: *extension.get(31)?, data });
             rest = behind;
         }
-        let header = self.bytes.get(..layout.header)?.to_vec();
-        Some(Rule { header, matches, target: self.target(names)? })
+        let mut header = self.bytes.get(..layout.header)?.to_vec();
+        let (at, flag) = layout.goto;
+        let flags = header.get_mut(at)?;
+        let is_goto = *flags & flag != 0;
+        // It is no test.
+        *flags &= !flag;
+        Some(Rule { header, matches, target: self.target(names)?, is_goto })
     }
 
     fn target(&self, names: &BTreeMap<u32, String>) -> Option<Target> {
@@ -395,6 +474,7 @@ mod tests {
             header,
             matches: names.iter().map(|n| Match { name: (*n).into(), revision: 3, data: vec![] }).collect(),
             target: Target::Verdict(Verdict::Accept),
+            is_goto: false,
         };
         let header = |fields: [[u8; 4]; 4]| {
             let mut bytes = fields.concat();
