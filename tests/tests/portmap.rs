@@ -904,6 +904,30 @@ fn conditions_are_the_attachment_s_own() {
 }
 
 #[test]
+fn a_condition_on_marks_does_not_see_the_mark_of_masquerading() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (container, neighbour) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    for (v4, v6) in [
+        (json!(["-m", "mark", "--mark", "0"]), json!(["meta mark 0"])),
+        (json!(["meta mark & 0x2000 == 0"]), json!(["-m", "mark", "!", "--mark", "0x2000/0x2000"])),
+    ] {
+        for masq_all in [false, true] {
+            let mut keys = port(8080, 80);
+            (keys["conditionsV4"], keys["conditionsV6"], keys["masqAll"]) = (v4.clone(), v6.clone(), masq_all.into());
+            add(&lab, &container, &keys);
+            for from in [&lab.client, &neighbour.netns, &container.netns] {
+                all_reach(from, &FROM_OUTSIDE, "inside");
+            }
+            all_reach(&lab.host, &["127.0.0.1:8080", "192.0.2.1:8080"], "inside");
+            check(&lab, &container, &keys);
+            del(&lab, &container, &keys);
+        }
+    }
+}
+
+#[test]
 fn a_list_of_a_condition_is_what_it_says_however_its_values_overlap() {
     let lab = Lab::new();
     let container = lab.container(2);

@@ -16,7 +16,7 @@
 //!              ip daddr . meta l4proto . th dport @specific4-… jump specific4-…
 //!                         meta l4proto . th dport @wildcard4-… jump wildcard4-…
 //!                                     │  because subnet, conditions and marks are common to many ports
-//!                           the kind's chain: [conditions] mark the sources that need masquerading,
+//!                           the kind's chain: [conditions] [a source that needs masquerading] mark it, goto dnat_ports4
 //!                           [conditions] goto dnat_ports4
 //!                                     │  because whoever adds a rule that looks into a map makes the kernel walk through it
 //!                           dnat_ports4: dnat ip to meta l4proto . th dport map @ports4
@@ -527,22 +527,20 @@ pub fn kind_entrance(chain: &str) -> Option<Rule> {
 fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> Shared {
     let version = IpVersion::of(address.addr());
     let conditions = || config.conditions.get(version).statements.clone();
-    let mark = |source: Option<Statement>| {
-        Rule::new(conditions().into_iter().chain(source).chain([Statement::add_mark(marking.all)]))
-    };
-    let mut rules = Vec::new();
-    match config.masquerade {
-        Masquerade::Nobody => {}
-        Masquerade::Everybody => rules.push(mark(None)),
+    let dnat = Statement::goto(dnat_name(&ports_map(version, specific)));
+    let led = |how: Vec<Statement>| Rule::new(conditions().into_iter().chain(how).chain([dnat.clone()]));
+    let mark = || Statement::add_mark(marking.all);
+    // Whoever is marked is led by the same rule: conditions on marks are asked once, and never see ours.
+    let rules = match config.masquerade {
+        Masquerade::Nobody => vec![led(Vec::new())],
+        Masquerade::Everybody => vec![led(vec![mark()])],
         Masquerade::WhereNeeded => {
-            rules.push(mark(Some(neighbours(address))));
-            if version == IpVersion::V4 {
-                rules.push(mark(Some(Statement::from_subnet(LOOPBACK_NET.0, LOOPBACK_NET.1))));
-            }
+            let loopback = Statement::from_subnet(LOOPBACK_NET.0, LOOPBACK_NET.1);
+            let from_loopback = (version == IpVersion::V4).then(|| led(vec![loopback, mark()]));
+            let from_neighbours = led(vec![neighbours(address), mark()]);
+            [from_neighbours].into_iter().chain(from_loopback).chain([led(Vec::new())]).collect()
         }
-    }
-    let dnat = dnat_name(&ports_map(version, specific));
-    rules.push(Rule::new(conditions().into_iter().chain([Statement::goto(dnat)])));
+    };
     let text: String = rules.iter().map(|rule| format!("{rule}\n")).collect();
     let looks_for_itself = config.masquerade == Masquerade::WhereNeeded && is_host(address);
     let prefix = format!("{}{}", kind_name(version, specific), if looks_for_itself { SELF } else { "" });
