@@ -1,8 +1,8 @@
 //! Network namespaces: opening the container's, and doing something inside it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, GetSockOpt, SockFlag, SockType, socket};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::cni::error::{Error, Result};
 
@@ -25,6 +26,7 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 pub struct Netns {
     file: File,
     path: String,
+    opened: Option<SystemTime>,
 }
 
 impl Netns {
@@ -43,12 +45,14 @@ impl Netns {
     }
 
     fn try_open(path: &Path) -> std::result::Result<Netns, Why> {
-        let file = File::open(path).map_err(Why::Io)?;
+        let opened = now_as_files_have_it();
+        // A pipe would wait for its writer.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(Why::Io)?;
         let kind = fstatfs(&file).map_err(|errno| Why::Io(errno.into()))?.filesystem_type();
         if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
             return Err(Why::NoNamespace);
         }
-        Ok(Netns { file, path: path.display().to_string() })
+        Ok(Netns { file, path: path.display().to_string(), opened })
     }
 
     /// Device and inode of the namespace's file in nsfs. Once the namespace is gone the kernel gives them to another.
@@ -58,11 +62,13 @@ impl Netns {
     }
 
     /// Since when the namespace's file exists without a break. As long as anything holds the namespace by its file (a bind
-    /// mount, a descriptor), that is since somebody held it first.
+    /// mount, a descriptor), that is since somebody held it first. `None` where nobody did: the file of a namespace in which
+    /// processes only are (`/proc/PID/ns/net`) is made anew for whoever opens it (`path_from_stashed`, fs/libfs.c), and says
+    /// nothing.
     pub fn held_since(&self) -> Option<SystemTime> {
         let meta = self.file.metadata().ok()?;
-        let since_1970 = Duration::new(u64::try_from(meta.ctime()).ok()?, u32::try_from(meta.ctime_nsec()).ok()?);
-        SystemTime::UNIX_EPOCH.checked_add(since_1970)
+        let since = since_1970(meta.ctime(), meta.ctime_nsec())?;
+        self.opened.is_none_or(|opened| since < opened).then_some(since)
     }
 
     /// The namespace of the calling thread.
@@ -92,6 +98,17 @@ impl Netns {
             },
         })
     }
+}
+
+/// The time by the clock from which the kernel takes the times of files (`current_time`, fs/inode.c), which goes in steps.
+fn now_as_files_have_it() -> Option<SystemTime> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).ok()?;
+    since_1970(now.tv_sec(), now.tv_nsec())
+}
+
+fn since_1970(seconds: i64, nanoseconds: i64) -> Option<SystemTime> {
+    let duration = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(duration)
 }
 
 /// Why a namespace was not opened.
@@ -162,6 +179,15 @@ pub fn ifindex(ifname: &str) -> Result<Option<u32>> {
         Ok(index) => Ok(Some(index)),
         Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(Error::kernel("look up", format!("interface {ifname}"), errno)),
+    }
+}
+
+/// The name of the calling thread's namespace's interface of this index; `None` if there is none.
+pub fn ifname(index: u32) -> Result<Option<String>> {
+    match nix::net::if_::if_indextoname(index) {
+        Ok(name) => Ok(name.into_string().ok()),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(Error::kernel("look up", format!("interface {index}"), errno)),
     }
 }
 
