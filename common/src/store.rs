@@ -3,10 +3,14 @@
 //! Files are 0600 in a 0700 directory and change as a whole: a nameless file (`O_TMPFILE`, open(2)), fsync, a temporary
 //! name, rename, fsync of the directory. So what has a temporary name is whole, too, unless the file system knows no
 //! nameless files; a program that is killed in between leaves it there, and whoever removes the file removes it as well.
-//! A directory in which somebody else can give names to files is not used for new ones: what stands there could be exchanged.
+//! A directory in which somebody else can give names to files, or which somebody else can exchange as a whole, is not used for
+//! new ones: what stands there could be another's.
+//! Files that belong together are found without listing all the others: a hidden directory beside them has an empty file of the
+//! same name for each ([`Directory::note`]).
 //! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
 //! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,7 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, linkat, unlinkat};
 
@@ -28,8 +32,14 @@ const FILE_MAX: u64 = 1 << 20;
 /// Bytes of a file name (`NAME_MAX`, include/uapi/linux/limits.h), less what the temporary name adds.
 pub const NAME_MAX: usize = 255 - TEMPORARY.0.len() - TEMPORARY.1.len();
 
+/// How often a group's directory is made anew.
+const NOTE_TRIES: u32 = 100;
+
 /// What a temporary file's name has before and after the name that it will get.
 const TEMPORARY: (&str, &str) = (".", ".new");
+
+/// What the name of a group's directory begins with.
+const GROUP: &str = ".in-";
 
 /// What was found under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +64,7 @@ impl Directory {
     /// has to be removed may be there.
     pub fn open(path: &Path) -> Result<Option<Directory>> {
         let Some(directory) = Directory::open_any(path)? else { return Ok(None) };
-        if let Some(reason) = directory.exposure()? {
+        if let Some(reason) = exposure(path) {
             log::warn!("{}: {reason}", path.display());
         }
         Ok(Some(directory))
@@ -70,26 +80,19 @@ impl Directory {
         }
     }
 
-    /// How somebody else could exchange a file, or take one away; `None` if nobody can.
-    fn exposure(&self) -> Result<Option<&'static str>> {
-        let stat = fstat(&self.handle)
-            .map_err(|errno| unusable(&self.path, format!("the directory can't be looked at: {}", errno.desc())))?;
-        Ok(exposure(stat.st_uid, stat.st_mode))
-    }
-
     /// Opens a directory for new files, and makes it with its parents if there is none.
     pub fn create(path: &Path) -> Result<Directory> {
+        refuse_exposed(path)?;
         if let Some(directory) = Directory::open_any(path)? {
-            return match directory.exposure()? {
-                Some(reason) => Err(unusable(path, format!("{reason}; {MEND}"))),
-                None => Ok(directory),
-            };
+            return Ok(directory);
         }
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(|error| unusable(path, format!("the directory can't be made: {error}")))?;
+        // Where anybody may make files, somebody else may have been faster.
+        refuse_exposed(path)?;
         Directory::open_any(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
     }
 
@@ -98,14 +101,12 @@ impl Directory {
     pub fn probe(path: &Path) -> Result<()> {
         let refuse =
             |at: &Path, reason: &str| Err(unusable(path, format!("nothing can be made in {}: {reason}", at.display())));
+        refuse_exposed(path)?;
         let nearest =
             path.ancestors().find(|p| !matches!(p.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound));
         let nearest = nearest.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if nearest == path
-            && let Some(directory) = Directory::open_any(path)?
-            && let Some(reason) = directory.exposure()?
-        {
-            return Err(unusable(path, format!("{reason}; {MEND}")));
+        if nearest == path {
+            Directory::open_any(path)?;
         }
         let mut options = OpenOptions::new();
         options.write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE | nix::libc::O_CLOEXEC);
@@ -183,14 +184,14 @@ impl Directory {
             nix::unistd::fsync(self.handle.as_fd())
         });
         outcome.map_err(|errno| {
-            let _ = unlinkat(&self.handle, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = unlink(&self.handle, &temporary);
             self.failed(name, "it can't be written", errno)
         })
     }
 
     fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
         // What a crash left behind; the name must then be new and no symlink.
-        let _ = unlinkat(&self.handle, temporary, UnlinkatFlags::NoRemoveDir);
+        let _ = unlink(&self.handle, temporary);
         let write = |file: OwnedFd| {
             let mut file = File::from(file);
             file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of).map(|()| file)
@@ -213,16 +214,26 @@ impl Directory {
 
     /// Removes what a program that was killed has left of its change to a file.
     pub fn remove_unfinished(&self, name: &str) -> Result<()> {
-        match unlinkat(&self.handle, temporary(name)?.as_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(()),
+        match unlink(&self.handle, &temporary(name)?) {
+            // A directory with something in it was never left by us.
+            Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG | Errno::ENOTEMPTY) => Ok(()),
             Err(errno) => Err(self.failed(name, "its temporary file can't be removed", errno)),
         }
     }
 
-    /// Removes a file, or whatever stands under its name; says whether there was one.
+    /// Whether a file could be written under this name: not over a directory. An empty one is removed.
+    pub fn make_way(&self, name: &str) -> Result<bool> {
+        match unlinkat(&self.handle, checked(name)?, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(true),
+            Err(Errno::ENOTEMPTY | Errno::EBUSY) => Ok(false),
+            Err(errno) => Err(self.failed(name, "it can't be removed", errno)),
+        }
+    }
+
+    /// Removes a file, or whatever stands under its name but for a directory with something in it; says whether there was one.
     pub fn remove(&self, name: &str) -> Result<bool> {
         self.remove_unfinished(name)?;
-        match unlinkat(&self.handle, name, UnlinkatFlags::NoRemoveDir) {
+        match unlink(&self.handle, name) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(false),
             Err(errno) => Err(self.failed(name, "it can't be removed", errno)),
@@ -232,6 +243,68 @@ impl Directory {
     /// The names of the files that there are, in no order; temporary and hidden ones are left out.
     pub fn names(&self) -> Result<Vec<String>> {
         Ok(self.entries()?.into_iter().filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// The names of the files that were noted as one group, in no order; some may be gone.
+    pub fn members(&self, group: &str) -> Result<Vec<String>> {
+        let Some(handle) = self.open_group(&group_name(group)?)? else { return Ok(Vec::new()) };
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        Ok(self.listed(Path::new(&path))?.into_iter().filter(|name| checked(name).is_ok()).collect())
+    }
+
+    /// Notes that a file belongs to a group.
+    pub fn note(&self, group: &str, name: &str) -> Result<()> {
+        let (group, name) = (group_name(group)?, checked(name)?);
+        // Whoever takes the last of a group away takes its directory away as well.
+        for _ in 0..NOTE_TRIES {
+            let made = match mkdirat(&self.handle, group.as_str(), Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => self.open_group(&group)?,
+                Err(errno) => return Err(self.failed(&group, "it can't be made", errno)),
+            };
+            let Some(handle) = made else { continue };
+            match mknodat(&handle, name, SFlag::S_IFREG, Mode::S_IRUSR | Mode::S_IWUSR, 0) {
+                Ok(()) | Err(Errno::EEXIST) => return Ok(()),
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(self.failed(&group, &format!("{name} can't be noted in it"), errno)),
+            }
+        }
+        Err(unusable(&self.path_of(&group), "it is removed again and again".into()))
+    }
+
+    /// Takes a file out of its group.
+    pub fn forget(&self, group: &str, name: &str) -> Result<()> {
+        let (group, name) = (group_name(group)?, checked(name)?);
+        let Some(handle) = self.open_group(&group)? else { return Ok(()) };
+        match unlink(&handle, name) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(self.failed(&group, &format!("{name} can't be removed from it"), errno)),
+        }
+        match unlinkat(&self.handle, group.as_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => Ok(()),
+            Err(errno) => Err(self.failed(&group, "it can't be removed", errno)),
+        }
+    }
+
+    /// The groups that there are, in no order.
+    pub fn groups(&self) -> Result<Vec<String>> {
+        let entries = self.entries()?;
+        Ok(entries.iter().filter_map(|name| name.strip_prefix(GROUP)).map(str::to_owned).collect())
+    }
+
+    /// A group's directory; one that somebody else has made is none.
+    fn open_group(&self, group: &str) -> Result<Option<OwnedFd>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let failed = |errno| self.failed(group, "it can't be opened", errno);
+        let handle = match openat(&self.handle, group, flags, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let stat = fstat(&handle).map_err(failed)?;
+        match exposure_of(stat.st_uid, stat.st_mode) {
+            None => Ok(Some(handle)),
+            Some(reason) => Err(unusable(&self.path_of(group), format!("the directory {reason}; remove it"))),
+        }
     }
 
     /// The names of the files of whose change something was left by a program that was killed.
@@ -244,9 +317,13 @@ impl Directory {
     }
 
     fn entries(&self) -> Result<Vec<String>> {
+        self.listed(&self.path)
+    }
+
+    fn listed(&self, path: &Path) -> Result<Vec<String>> {
         let refuse = |error: std::io::Error| unusable(&self.path, format!("the directory can't be listed: {error}"));
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(refuse)? {
+        for entry in std::fs::read_dir(path).map_err(refuse)? {
             // A name that isn't UTF-8 was never written by us.
             names.extend(entry.map_err(refuse)?.file_name().into_string());
         }
@@ -261,14 +338,77 @@ impl Directory {
 /// What is to be done about an exposed directory.
 const MEND: &str = "make it root's with mode 0700, or name another one";
 
+fn refuse_exposed(path: &Path) -> Result<()> {
+    exposure(path).map_or(Ok(()), |reason| Err(unusable(path, format!("{reason}; {MEND}"))))
+}
+
+/// How somebody else could exchange a file in the directory of this path, or a directory on the way to it; `None` if nobody can,
+/// as far as there is one. Every step of the way is looked at, those of symbolic links too, and only where the step before was
+/// found safe: so nobody can exchange it afterwards.
+fn exposure(path: &Path) -> Option<String> {
+    let mut at = std::path::absolute(path).ok()?;
+    let mut steps = reversed(&at);
+    let mut links = 0;
+    while let Some(step) = steps.pop() {
+        match step.as_encoded_bytes() {
+            b"/" => {
+                at = PathBuf::from("/");
+                continue;
+            }
+            b".." => {
+                at.pop();
+                continue;
+            }
+            b"." => continue,
+            _ => at.push(&step),
+        }
+        let Ok(meta) = at.symlink_metadata() else { return None };
+        if meta.is_symlink() {
+            links += 1;
+            if is_another_users(meta.uid()) {
+                return Some(format!("{} is a symbolic link of another user's", at.display()));
+            }
+            // Opening it will fail (path_resolution(7)).
+            let target = at.read_link().ok().filter(|_| links <= 40)?;
+            at.pop();
+            steps.extend(reversed(&target));
+        } else if let Some(reason) = exposure_of(meta.uid(), meta.mode()) {
+            let beyond = !steps.is_empty();
+            return Some(if beyond {
+                format!("above it, {} {reason}", at.display())
+            } else {
+                format!("the directory {reason}")
+            });
+        }
+    }
+    None
+}
+
+/// The steps of a path, the first one last; the root is one.
+fn reversed(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|step| OsStr::to_owned(step.as_os_str())).collect()
+}
+
+fn is_another_users(owner: u32) -> bool {
+    owner != 0 && owner != geteuid().as_raw()
+}
+
 /// How others than the caller and root can change what a directory of this owner and mode holds. With the sticky bit they can
 /// add files to it, which are not believed, and neither exchange nor remove ours (inode(7)).
-fn exposure(owner: u32, mode: u32) -> Option<&'static str> {
+fn exposure_of(owner: u32, mode: u32) -> Option<&'static str> {
     let sticky = mode & 0o1000 != 0;
     match owner {
-        other if other != geteuid().as_raw() && other != 0 => Some("the directory belongs to another user"),
-        _ if mode & 0o022 != 0 && !sticky => Some("others can write the directory, and exchange what is in it"),
+        other if is_another_users(other) => Some("belongs to another user"),
+        _ if mode & 0o022 != 0 && !sticky => Some("can be written by others, who could exchange what is in it"),
         _ => None,
+    }
+}
+
+/// Removes what has this name in a directory, but for a directory that has something in it.
+fn unlink(directory: &OwnedFd, name: &str) -> nix::Result<()> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => unlinkat(directory, name, UnlinkatFlags::RemoveDir),
+        outcome => outcome,
     }
 }
 
@@ -278,6 +418,14 @@ fn checked(name: &str) -> Result<&str> {
         return Err(unusable(Path::new(name), "this can't be the name of a state file".into()));
     }
     Ok(name)
+}
+
+/// The name of a group's directory, which is one step, too.
+fn group_name(group: &str) -> Result<String> {
+    if group.is_empty() || group.contains(['/', '\0']) {
+        return Err(unusable(Path::new(group), "this can't be the name of a group of state files".into()));
+    }
+    Ok(format!("{GROUP}{group}"))
 }
 
 fn temporary(name: &str) -> Result<String> {
@@ -369,10 +517,11 @@ mod tests {
             assert_eq!(Directory::probe(&directory.path).is_ok(), is_used, "{mode:o}");
             assert!(Directory::open(&directory.path).unwrap().unwrap().remove("b.json").is_ok(), "{mode:o}");
         }
-        // The directory to be made is one's own, wherever it is.
+        // One that others could put their own in the place of.
         std::fs::set_permissions(outer.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        Directory::create(&outer.path().join("new")).unwrap();
-        assert!(exposure(65534, 0o700).is_some() && exposure(0, 0o700).is_none());
+        assert!(Directory::create(&outer.path().join("new/below")).is_err());
+        assert!(!outer.path().join("new").exists());
+        assert!(exposure_of(65534, 0o700).is_some() && exposure_of(0, 0o700).is_none());
     }
 
     #[test]
@@ -431,6 +580,35 @@ mod tests {
         directory.remove_unfinished("a.json").unwrap();
         directory.remove("b.json").unwrap();
         assert!(directory.unfinished().unwrap().is_empty());
+    }
+
+    #[test]
+    fn files_of_a_group_are_found_without_the_others() {
+        let (outer, directory) = directory();
+        assert!(directory.members("4:1").unwrap().is_empty());
+        directory.forget("4:1", "a.json").unwrap();
+        for (group, name) in [("4:1", "a.json"), ("4:1", "b.json"), ("4:1", "b.json"), ("4:2", "a.json")] {
+            directory.write(name, b"x").unwrap();
+            directory.note(group, name).unwrap();
+        }
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(directory.members("4:1").unwrap()), ["a.json", "b.json"]);
+        assert_eq!(sorted(directory.groups().unwrap()), ["4:1", "4:2"]);
+        assert_eq!(sorted(directory.names().unwrap()), ["a.json", "b.json"]);
+        assert!(directory.unfinished().unwrap().is_empty());
+        for (group, name) in [("4:1", "a.json"), ("4:1", "a.json"), ("4:1", "b.json"), ("4:2", "a.json")] {
+            directory.forget(group, name).unwrap();
+        }
+        assert!(directory.groups().unwrap().is_empty());
+        for group in ["", "a/b", "../x", "a\0b"] {
+            assert!(directory.note(group, "a.json").is_err() && directory.members(group).is_err(), "{group:?}");
+        }
+        symlink(outer.path(), directory.path_of(".in-4:3")).unwrap();
+        assert!(directory.note("4:3", "a.json").is_err());
+        assert!(!outer.path().join("a.json").exists());
     }
 
     #[test]
