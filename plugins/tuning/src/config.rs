@@ -114,7 +114,7 @@ struct Pairs(
 );
 
 /// A sysctl's value: a string, or a number or boolean that becomes one.
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("type" = ["string", "integer", "boolean"], "minimum" = i64::MIN, "maximum" = u64::MAX, "pattern" = "^[^\\u0000]*$")))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("type" = ["string", "integer", "boolean"], "minimum" = i64::MIN, "maximum" = u64::MAX, "pattern" = "^[^\\u0000\\n]*\\n?$")))]
 struct Value(String);
 
 /// What was meant.
@@ -253,24 +253,14 @@ const MOST_SYSCTLS: usize = 4096;
 fn settings(written: Written, ifname: &str) -> Result<Vec<Setting>> {
     // STATUS speaks of no interface: the placeholder then stands for itself.
     let ifname = if ifname.is_empty() { sysctl::PLACEHOLDER } else { ifname };
-    let mut settings: Vec<Setting> = Vec::new();
     for (source, pairs) in [("sysctl", &written.sysctl), ("args.cni.sysctl", &written.args.cni.sysctl)] {
         if pairs.0.len() > MOST_SYSCTLS {
             let number = format!("{} sysctls", pairs.0.len());
             return Err(Error::invalid(source, number, format!("{MOST_SYSCTLS} is the most")));
         }
     }
-    for (key, value) in &written.sysctl.0 {
-        let new = setting("sysctl", key, value, ifname)?;
-        match settings.iter().find(|s| s.key.means_the_same(&new.key)) {
-            None => settings.push(new),
-            // Two spellings of one key that agree are one setting.
-            Some(old) if old.key != new.key && sysctl::same_value(&old.value, &new.value) => {}
-            Some(old) => return Err(duplicated(old, &new)),
-        }
-    }
-    for (key, value) in &written.args.cni.sysctl.0 {
-        let new = setting("args.cni.sysctl", key, value, ifname)?;
+    let mut settings = settings_of("sysctl", &written.sysctl, ifname)?;
+    for new in settings_of("args.cni.sysctl", &written.args.cni.sysctl, ifname)? {
         match settings.iter_mut().find(|s| s.key.means_the_same(&new.key)) {
             None => settings.push(new),
             Some(old) => *old = new,
@@ -279,17 +269,38 @@ fn settings(written: Written, ifname: &str) -> Result<Vec<Setting>> {
     Ok(settings)
 }
 
-fn duplicated(old: &Setting, new: &Setting) -> Error {
+/// The sysctls of one source, each of them once.
+fn settings_of(source: &str, pairs: &Pairs, ifname: &str) -> Result<Vec<Setting>> {
+    let mut settings: Vec<Setting> = Vec::with_capacity(pairs.0.len());
+    for (key, value) in &pairs.0 {
+        let new = setting(source, key, value, ifname)?;
+        match settings.iter().find(|s| s.key.means_the_same(&new.key)) {
+            None => settings.push(new),
+            // Two spellings of one key that agree are one setting.
+            Some(old) if old.key != new.key && sysctl::same_value(&old.value, &new.value) => {}
+            Some(old) => return Err(duplicated(source, old, &new)),
+        }
+    }
+    Ok(settings)
+}
+
+fn duplicated(source: &str, old: &Setting, new: &Setting) -> Error {
     let both = format!("\"{}\" = \"{}\" and \"{}\" = \"{}\"", old.key, old.value, new.key, new.value);
-    Error::invalid("sysctl", both, "duplicated sysctl keys are not allowed")
+    Error::invalid(source, both, "duplicated sysctl keys are not allowed")
 }
 
 fn setting(source: &str, key: &str, value: &str, ifname: &str) -> Result<Setting> {
     let parsed = Key::parse(key, ifname).map_err(|reason| Error::invalid(source, format!("\"{key}\""), reason))?;
+    let refuse = |reason| Err(Error::invalid(format!("{source}.{key}"), format!("{value:?}"), reason));
     if value.contains('\0') {
-        return Err(Error::invalid(format!("{source}.{key}"), format!("{value:?}"), "a value has no NUL in it"));
+        return refuse("a value has no NUL in it");
     }
-    Ok(Setting { key: parsed, value: value.to_owned() })
+    // What the kernel makes of a second line differs from sysctl to sysctl: mostly it drops it and says nothing.
+    let line = value.strip_suffix('\n').unwrap_or(value);
+    if line.contains('\n') {
+        return refuse("a value is one line");
+    }
+    Ok(Setting { key: parsed, value: line.to_owned() })
 }
 
 impl<'de> Deserialize<'de> for Pairs {
