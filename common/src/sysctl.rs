@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
@@ -336,6 +336,12 @@ pub fn all_read_only() -> bool {
 /// Whether the kernel would let the caller write this sysctl; nothing is written.
 pub fn writable(name: &Name) -> Result<()> {
     open_file(name, OFlag::O_WRONLY).map(drop).map_err(|errno| refused("write", name, errno))
+}
+
+/// Whether this sysctl, as the calling thread's namespace has it, is one that nobody can write.
+pub fn is_read_only(name: &Name) -> bool {
+    let file = open_file(name, OFlag::O_RDONLY);
+    file.and_then(|file| fstat(&file)).is_ok_and(|stat| stat.st_mode & 0o222 == 0)
 }
 
 /// Writes a sysctl in the calling thread's namespace. Only long lists take more than one write(2): the kernel says how much

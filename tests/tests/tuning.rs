@@ -117,8 +117,12 @@ impl Bench {
         self.container.assert_same_as(&before.1);
     }
 
+    /// What is noted of files, in hidden directories, goes with the last of them.
     fn state_files(&self) -> Vec<String> {
-        self.host.run(&format!("ls -A {DATA_DIR}")).split_whitespace().map(str::to_owned).collect()
+        let all = self.host.run(&format!("ls -A {DATA_DIR}"));
+        let (notes, files): (Vec<&str>, Vec<&str>) = all.split_whitespace().partition(|name| name.starts_with(".in-"));
+        let there = if files.is_empty() { notes } else { files };
+        there.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -467,6 +471,10 @@ fn each_side_restores_what_the_reference_and_we_saved() {
         plugin(adds).call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
         assert!(bench.link().contains("mtu 1400"));
         plugin(deletes).call(&bench.host, Verb::Del, &config, &bench.target).succeeds();
+        bench.container.assert_same_as(&before.1);
+        assert!(!bench.state_files().contains(&"c1_eth0.json".to_owned()), "{:?}", bench.state_files());
+        // What ours has noted of the file beside it, the reference does not know.
+        bench.del(&keys);
         bench.assert_same_as(&before);
     }
 }
@@ -1243,4 +1251,337 @@ fn gc_puts_back_what_the_dead_have_changed_in_a_living_namespace() {
 fn mac_of(netns: &Netns, ifname: &str) -> String {
     let link = netns.run(&format!("ip link show {ifname}"));
     link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// The names and lifetimes of the addresses of an interface.
+fn ipv6_addresses(netns: &Netns, ifname: &str, scope: &str) -> Vec<String> {
+    let shown = netns.run(&format!("ip -6 -o address show dev {ifname} scope {scope}"));
+    let address = |line: &str| line.split_whitespace().nth(3).unwrap_or_default().to_owned();
+    let mut addresses: Vec<String> = shown.lines().map(address).collect();
+    addresses.sort();
+    addresses
+}
+
+#[test]
+fn a_repeated_add_takes_no_key_from_the_attachment_that_set_it_last() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let second = json!({"mtu": 1300, "sysctl": {"net.core.somaxconn": "20"}});
+    let call = |verb, network: &str, keys: &Value| {
+        let mut config = bench.config(keys.clone());
+        config["name"] = network.into();
+        Plugin::ours("tuning").call(&bench.host, verb, &config, &bench.target).succeeds()
+    };
+    for order in [["first", "second"], ["second", "first"]] {
+        call(Verb::Add, "first", &json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "10"}}));
+        call(Verb::Add, "second", &second);
+        call(Verb::Add, "first", &json!({"txQLen": 7, "sysctl": {"net.ipv4.ip_default_ttl": "60"}}));
+        call(Verb::Add, "third", &json!({"mtu": 1350, "sysctl": {"net.core.somaxconn": "30"}}));
+        call(Verb::Del, "third", &json!({}));
+        call(Verb::Check, "second", &second);
+        order.iter().for_each(|network| drop(call(Verb::Del, network, &json!({}))));
+        bench.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn ipv6_addresses_come_back_with_what_is_left_of_their_lifetimes() {
+    let bench = Bench::new();
+    let container = &bench.container;
+    container.run("ip address add fd00::9/64 dev eth0 nodad preferred_lft 0");
+    container.run("ip address add fd00::a/64 dev eth0 nodad valid_lft 5000 preferred_lft 3000");
+    container.run("ip address add fd00::b/64 dev eth0 nodad valid_lft 2 preferred_lft 1");
+    let seconds = |line: &str, key: &str| -> u32 {
+        let text = line.split(key).nth(1).unwrap().split("sec").next().unwrap();
+        text.trim().parse().unwrap()
+    };
+    let off = json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}});
+    let fails = json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1", "net.ipv4.conf.all.tag": "abc"}});
+    for keys in [&fails, &off] {
+        let outcome = bench.call(Verb::Add, keys);
+        if keys == &off {
+            outcome.succeeds();
+            std::thread::sleep(std::time::Duration::from_millis(3100));
+            bench.del(keys);
+        }
+        let shown = container.run("ip -6 -o address show dev eth0 scope global");
+        let of = |address: &str| shown.lines().find(|l| l.contains(address)).unwrap_or_else(|| panic!("{shown}"));
+        assert!(of("fd00::9/").contains("deprecated"), "{shown}");
+        assert!(!of("fd00::2/").contains("deprecated"), "{shown}");
+        let (valid, preferred) = (seconds(of("fd00::a/"), "valid_lft"), seconds(of("fd00::a/"), "preferred_lft"));
+        let most = if keys == &off { 4997 } else { 5000 };
+        assert!((4900..=most).contains(&valid) && (2900..=most - 2000).contains(&preferred), "{shown}");
+        assert!(keys == &fails || !shown.contains("fd00::b/"), "what has ended meanwhile is back: {shown}");
+    }
+}
+
+#[test]
+fn an_interface_that_was_given_another_name_gets_its_values_back() {
+    let bench = Bench::new();
+    let attributes = |link: &str| {
+        let words: Vec<&str> = link.split_whitespace().collect();
+        let after = |word: &str| words.iter().position(|w| *w == word).map(|at| words[at + 1].to_owned());
+        ([after("mtu"), after("qlen"), after("link/ether")], link.contains("PROMISC"), link.contains("ALLMULTI"))
+    };
+    let before = attributes(&bench.link());
+    bench.add(&everything());
+    bench.container.run("ip link set eth0 down");
+    bench.container.run("ip link set eth0 name other0");
+    bench.container.run("ip link add eth0 mtu 1300 type veth peer name peer0");
+    let namesake = attributes(&bench.link());
+    bench.del(&everything());
+    assert_eq!(attributes(&bench.container.run("ip -d link show other0")), before);
+    assert_eq!(bench.container.sysctl("net/ipv4/conf/other0/arp_notify"), "0");
+    assert_eq!(attributes(&bench.link()), namesake);
+    assert!(bench.state_files().is_empty());
+}
+
+#[test]
+fn an_mtu_with_which_the_interface_would_lose_ipv4_is_refused() {
+    let bench = Bench::new();
+    let target = Target::new("c1", &bench.container.path(), "lo");
+    let before = bench.snapshot();
+    let call = |mtu: u32| {
+        let config = bench.config(json!({"mtu": mtu, "sysctl": {"net.core.somaxconn": "777"}}));
+        Plugin::ours("tuning").call(&bench.host, Verb::Add, &config, &target)
+    };
+    let error = call(67).fails_with(7);
+    assert!(error.msg.contains("IPv4") && error.msg.contains("68"), "{error:?}");
+    bench.assert_same_as(&before);
+    call(68).succeeds();
+    assert!(bench.container.run("ip -4 address show dev lo").contains("127.0.0.1"));
+}
+
+/// Nobody holds it by its file, so whoever opens that sees a new one.
+#[test]
+fn what_the_reference_saved_is_believed_in_a_namespace_that_only_a_process_holds() {
+    let host = Host::new();
+    let mut process = host.command("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
+    let path = format!("/proc/{}/ns/net", process.id());
+    host.wait_until("it has a namespace of its own", || {
+        std::fs::read_link(&path).unwrap() != host.inside(|| std::fs::read_link("/proc/thread-self/ns/net").unwrap())
+    });
+    let inside = |line: &str| host.run(&format!("nsenter --net={path} {line}"));
+    let config = |mtu: u32| {
+        json!({"cniVersion": "1.0.0", "name": "net", "type": "tuning", "mtu": mtu,
+            "prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "lo", "sandbox": path}]}})
+    };
+    let target = Target::new("c1", &path, "lo");
+    Plugin::reference("tuning").call(&host, Verb::Add, &config(1400), &target).succeeds();
+    Plugin::ours("tuning").call(&host, Verb::Add, &config(1300), &target).succeeds();
+    Plugin::ours("tuning").call(&host, Verb::Del, &config(1300), &target).succeeds();
+    let link = inside("ip link show lo");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(link.contains("mtu 65536"), "{link}");
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_state_file_stops_neither_add_nor_del() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    for name in ["c1_eth0.json", ".c1_eth0.json.new"] {
+        let place = format!("{DATA_DIR}/{name}");
+        bench.host.run(&format!("mkdir {place}"));
+        bench.del(&everything());
+        bench.assert_same_as(&before);
+        bench.host.run(&format!("mkdir {place}"));
+        bench.add(&everything());
+        bench.check(&everything());
+        bench.del(&everything());
+        bench.assert_same_as(&before);
+    }
+    bench.host.run(&format!("mkdir -p {DATA_DIR}/c1_eth0.json/somebodys"));
+    let before = bench.snapshot();
+    let outcome = bench.call(Verb::Del, &everything());
+    outcome.succeeds();
+    assert!(outcome.stderr.contains(&format!("warn: state file {DATA_DIR}/c1_eth0.json: ")), "{}", outcome.stderr);
+    bench.add(&everything());
+    bench.check(&everything());
+    bench.del(&everything());
+    bench.assert_same_as(&before);
+}
+
+#[test]
+fn status_warns_of_the_allowlist_also_where_sysctls_come_with_the_call_only() {
+    let bench = Bench::new();
+    bench.host.write("/etc/cni/tuning/allowlist.conf", "net.core\nnet.[\n");
+    let status = bench.call(Verb::Status, &json!({"mtu": 1400}));
+    status.succeeds();
+    for warning in ["line 1", "not anchored", "line 2", "is not a regular expression"] {
+        assert!(status.stderr.contains(warning), "{warning}: {}", status.stderr);
+    }
+}
+
+#[test]
+fn two_values_for_one_key_are_refused_from_every_source() {
+    let bench = Bench::new();
+    let twice = json!({"net.core.somaxconn": "1", "net/core/somaxconn": "2"});
+    for keys in [json!({"sysctl": twice}), json!({"args": {"cni": {"sysctl": twice}}})] {
+        let error = bench.call(Verb::Add, &keys).fails_with(7);
+        assert!(error.msg.contains("duplicated sysctl keys are not allowed"), "{error:?}");
+    }
+    let over = json!({"sysctl": {"net.core.somaxconn": "1"}, "args": {"cni": {"sysctl": {"net/core/somaxconn": "2"}}}});
+    bench.add(&over);
+    assert_eq!(bench.container.sysctl("net/core/somaxconn"), "2");
+}
+
+/// Who can exchange a directory on the way could have anything "put back".
+#[test]
+fn a_state_directory_below_one_that_others_can_write_takes_no_files() {
+    let bench = Bench::new();
+    for line in [
+        "mkdir -p /run/theirs/ours /run/open/ours /run/sticky/ours /run/sticky/theirs /run/real/ours",
+        "chown 65534 /run/theirs /run/sticky/theirs",
+        "chmod 777 /run/open",
+        "chmod 1777 /run/sticky",
+        "ln -s /run/theirs/ours /run/to-theirs",
+        "ln -s ../run/real /run/to-real",
+        "ln -s /run/real/ours /run/sticky/link",
+        "chown -h 65534 /run/sticky/link",
+        "ln -s /run/loop /run/loop",
+    ] {
+        bench.host.run(line);
+    }
+    let keys = |path: &str| json!({"mtu": 1400, "dataDir": path});
+    let before = bench.snapshot();
+    for wrong in [
+        "/run/theirs/ours",
+        "/run/theirs/new",
+        "/run/theirs/new/below",
+        "/run/open/ours",
+        "/run/open/new",
+        "/run/sticky/theirs/ours",
+        "/run/sticky/link",
+        "/run/to-theirs",
+        "/run/real/../theirs/ours",
+        "/run/loop/ours",
+    ] {
+        let error = bench.call(Verb::Status, &keys(wrong)).fails_with(50);
+        assert!(error.msg.contains(wrong), "{error:?}");
+        bench.call(Verb::Add, &keys(wrong)).fails_with(106);
+        bench.assert_same_as(&before);
+    }
+    for fine in ["/run/sticky/ours", "/run/to-real/ours", "/run/to-real/../real/ours", "/run/sticky/new/below"] {
+        bench.call(Verb::Status, &keys(fine)).succeeds();
+        bench.add(&keys(fine));
+        bench.del(&keys(fine));
+        bench.container.assert_same_as(&before.1);
+    }
+}
+
+#[test]
+fn a_pipe_is_no_namespace_and_nobody_waits_for_it() {
+    let bench = Bench::new();
+    bench.host.run("mkfifo /run/pipe");
+    bench.host.write("/run/file", "");
+    let call = |verb, path: &str| {
+        let target = Target::new("c1", path, "eth0");
+        Plugin::ours("tuning").call(&bench.host, verb, &bench.config(everything()), &target)
+    };
+    assert_eq!(call(Verb::Add, "/run/pipe").fails().code, call(Verb::Add, "/run/file").fails().code);
+    call(Verb::Del, "/run/pipe").succeeds();
+}
+
+#[test]
+fn no_link_local_address_is_left_of_a_hardware_address_or_mode_that_passed() {
+    let bench = Bench::new();
+    let second = second_attachment(&bench);
+    let container = &bench.container;
+    container.wait_until("eth1 has its own address", || !ipv6_addresses(container, "eth1", "link").is_empty());
+    let all = || ["eth0", "eth1"].map(|ifname| ipv6_addresses(container, ifname, "link"));
+    let before = all();
+    let call = |verb, network: &str, keys: Value, target: &Target| {
+        let mut config = bench.config(keys);
+        config["name"] = network.into();
+        Plugin::ours("tuning").call(&bench.host, verb, &config, target)
+    };
+    let off = || json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": "1"}});
+    let mac = || json!({"mac": "02:00:00:00:00:20"});
+
+    // A second tuning that fails, over a mac of the first.
+    bench.add(&mac());
+    let fails = json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1", "net.ipv4.conf.all.tag": "abc"}});
+    bench.call(Verb::Add, &fails).fails();
+    assert_eq!(all(), before, "after a failed second tuning");
+    bench.del(&json!({}));
+    assert_eq!(all(), before, "after its DEL");
+
+    // Another way of making addresses.
+    for scope in ["IFNAME", "all"] {
+        bench.add(&json!({"sysctl": {(format!("net.ipv6.conf.{scope}.addr_gen_mode")): "3"}}));
+        bench.del(&json!({}));
+        assert_eq!(all(), before, "{scope}.addr_gen_mode");
+    }
+
+    // One attachment's switch and another's mac, in either order.
+    for order in [["first", "second"], ["second", "first"]] {
+        let target = |network: &str| if network == "first" { &bench.target } else { &second };
+        for network in order {
+            let keys = if network == "first" { off() } else { mac() };
+            call(Verb::Add, network, keys, target(network)).succeeds();
+        }
+        for network in ["first", "second"] {
+            call(Verb::Del, network, json!({}), target(network)).succeeds();
+        }
+        assert_eq!(all(), before, "{order:?}");
+    }
+}
+
+#[test]
+fn an_address_of_a_mode_that_another_attachment_has_set_stays() {
+    let bench = Bench::new();
+    let call = |verb, network: &str, keys: Value| {
+        let mut config = bench.config(keys);
+        config["name"] = network.into();
+        Plugin::ours("tuning").call(&bench.host, verb, &config, &bench.target).succeeds()
+    };
+    let before = ipv6_addresses(&bench.container, "eth0", "link");
+    call(Verb::Add, "first", json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}));
+    call(Verb::Add, "second", json!({"sysctl": {"net.ipv6.conf.IFNAME.addr_gen_mode": "3"}}));
+    call(Verb::Del, "first", json!({}));
+    let between = ipv6_addresses(&bench.container, "eth0", "link");
+    assert!(between.len() == 2 && between.contains(&before[0]), "{between:?}");
+    call(Verb::Del, "second", json!({}));
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/addr_gen_mode"), "0");
+}
+
+#[test]
+fn a_value_of_two_lines_and_a_key_that_can_only_be_read_are_refused() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let two_lines = json!({"sysctl": {"net.ipv4.tcp_congestion_control": "reno\ncubic"}});
+    let error = bench.call(Verb::Add, &two_lines).fails_with(7);
+    assert!(error.msg.contains("one line"), "{error:?}");
+    let error = bench.call(Verb::Add, &json!({"sysctl": {"net.ipv4.tcp_available_congestion_control": "reno"}}));
+    let error = error.fails_with(2);
+    assert!(error.msg.contains("can only be read"), "{error:?}");
+    bench.assert_same_as(&before);
+    // A newline at the end is how a file of values ends.
+    bench.add(&json!({"sysctl": {"net.core.somaxconn": "777\n"}}));
+    assert_eq!(bench.container.sysctl("net/core/somaxconn"), "777");
+}
+
+/// What an ADD and a DEL of one container read does not grow with the number of the others.
+#[test]
+fn the_files_of_other_containers_are_not_listed() {
+    let bench = Bench::new();
+    bench.host.inside(|| {
+        for n in 0..2000 {
+            let owner = format!("{{\"network\": \"net\", \"container\": \"other{n}\", \"ifname\": \"eth0\"}}");
+            let file = format!("{{\"owner\": {owner}, \"place\": {{\"netns\": \"4:9\"}}}}");
+            std::fs::write(format!("{DATA_DIR}/other{n}_eth0.json"), file).unwrap();
+        }
+    });
+    let before = bench.snapshot();
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    for verb in [Verb::Add, Verb::Add, Verb::Check, Verb::Del, Verb::Del] {
+        let options = ["-e", "trace=getdents64", "-o", trace.path().to_str().unwrap()];
+        assert!(bench.call_under_strace(verb, &everything(), &options).status.success());
+        let traced = std::fs::read_to_string(trace.path()).unwrap();
+        let bytes = traced.lines().filter_map(|line| line.rsplit("= ").next()?.trim().parse::<u32>().ok());
+        let bytes: u32 = bytes.sum();
+        assert!(bytes < 2000, "{verb:?} reads {bytes} bytes of directories: {traced}");
+    }
+    bench.assert_same_as(&before);
 }

@@ -59,6 +59,20 @@ impl LinkAttributes {
         }
     }
 
+    /// Those of these attributes that `other` doesn't give.
+    pub fn not_given_in(&self, other: &LinkAttributes) -> LinkAttributes {
+        fn unless<T: Clone>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
+            ours.clone().filter(|_| theirs.is_none())
+        }
+        LinkAttributes {
+            mac: unless(&self.mac, &other.mac),
+            mtu: unless(&self.mtu, &other.mtu),
+            promisc: unless(&self.promisc, &other.promisc),
+            allmulti: unless(&self.allmulti, &other.allmulti),
+            tx_queue_len: unless(&self.tx_queue_len, &other.tx_queue_len),
+        }
+    }
+
     /// The values that `other` has for the attributes that are given here.
     pub fn values_in(&self, other: &LinkAttributes) -> LinkAttributes {
         fn if_given<T: Clone>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
@@ -148,6 +162,11 @@ impl RouteSocket {
     /// What the kernel says of the link of this name; `None` if there is none.
     pub fn link_facts(&self, name: &str) -> Result<Option<LinkFacts>> {
         Ok(self.link_by_name(name)?.as_ref().map(LinkFacts::from))
+    }
+
+    /// What the kernel says of the link of this index; `None` if there is none.
+    pub fn link_facts_at(&self, index: u32) -> Result<Option<LinkFacts>> {
+        Ok(self.link_by_index(index)?.as_ref().map(LinkFacts::from))
     }
 
     /// Sets the given attributes with one message; the others stay.

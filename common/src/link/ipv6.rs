@@ -9,14 +9,18 @@ use std::fmt;
 use netlink_packet_core::{
     NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
+use nix::sys::time::{TimeSpec, TimeValLike};
+use nix::time::{ClockId, clock_gettime};
 
-use super::RouteSocket;
+use super::{Request, RouteSocket};
 use crate::cni::error::{Error, Result};
 
 /// An address or a route of a link.
@@ -52,6 +56,21 @@ impl Entry {
     /// Whether it is an address beyond the link: one that a container is known by.
     pub fn is_global_address(&self) -> bool {
         matches!(&self.message, RouteNetlinkMessage::NewAddress(a) if u8::from(a.header.scope) == 0)
+    }
+
+    /// Whether it is an address that the kernel makes for its link itself (since Linux 5.18 it says so, `IFA_PROTO`).
+    pub fn is_the_kernels_own(&self) -> bool {
+        let says_so = |a: &AddressAttribute| matches!(a, AddressAttribute::Protocol(AddressProtocol::LinkLocal));
+        matches!(&self.message, RouteNetlinkMessage::NewAddress(a) if a.attributes.iter().any(says_so))
+    }
+
+    /// Whether both are one address, whatever else is said of it; of routes, whether they are equal.
+    pub fn is_same_object(&self, other: &Entry) -> bool {
+        let is_address = |e: &Entry| matches!(e.message, RouteNetlinkMessage::NewAddress(_));
+        match (is_address(self), is_address(other)) {
+            (true, true) => self.link == other.link && self.to_string() == other.to_string(),
+            _ => self == other,
+        }
     }
 
     fn has_gateway(&self) -> bool {
@@ -93,16 +112,59 @@ impl fmt::Display for Entry {
     }
 }
 
-/// A permanent address, without what the kernel knows of it just now. One with a lifetime is a router's to give again.
+/// An address, without what the kernel knows of it just now, but with what is left of its lifetimes. One that the kernel has
+/// made for a while (a router's, a temporary one of it) is a router's to give again.
 fn address_entry(mut address: AddressMessage, of: impl Fn(u32) -> bool) -> Option<Entry> {
     let link = address.header.index;
     let is_v6 = address.header.family == AddressFamily::Inet6;
     let flags = flags_of(&address);
-    if !is_v6 || !of(link) || !flags.contains(AddressFlags::Permanent) {
+    let is_routers = |a: &AddressAttribute| {
+        matches!(a, AddressAttribute::Protocol(AddressProtocol::RouterAnnouncement))
+            || flags.intersects(AddressFlags::Managetempaddr | AddressFlags::Secondary)
+    };
+    let is_passing = !flags.contains(AddressFlags::Permanent) && address.attributes.iter().any(is_routers);
+    if !is_v6 || !of(link) || is_passing {
         return None;
     }
-    address.attributes.retain(|a| !matches!(a, AddressAttribute::CacheInfo(_)));
+    let is_for_ever = |info: &CacheInfo| info.ifa_valid == FOR_EVER && info.ifa_preferred == FOR_EVER;
+    address.attributes.retain(|a| !matches!(a, AddressAttribute::CacheInfo(info) if is_for_ever(info)));
     Some(Entry { message: RouteNetlinkMessage::NewAddress(address), link })
+}
+
+/// A lifetime that never ends (`INFINITY_LIFE_TIME`, include/net/addrconf.h).
+const FOR_EVER: u32 = u32::MAX;
+
+/// Hundredths of a second since the machine began, as the kernel counts the ages of addresses.
+fn uptime() -> u32 {
+    let hundredths = |now: TimeSpec| now.num_milliseconds() / 10;
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| u32::try_from(hundredths(now)).unwrap_or(u32::MAX))
+}
+
+/// Writes down when lifetimes were what they are, in the place of when the kernel began to count them.
+fn stamped(mut entry: Entry, now: u32) -> Entry {
+    if let RouteNetlinkMessage::NewAddress(address) = &mut entry.message {
+        for attribute in &mut address.attributes {
+            if let AddressAttribute::CacheInfo(info) = attribute {
+                (info.cstamp, info.tstamp) = (0, now);
+            }
+        }
+    }
+    entry
+}
+
+/// The address with what is left of its lifetimes by now; `None` if it has ended.
+fn aged(mut address: AddressMessage, now: u32) -> Option<AddressMessage> {
+    for attribute in &mut address.attributes {
+        if let AddressAttribute::CacheInfo(info) = attribute {
+            let passed = now.saturating_sub(info.tstamp) / 100;
+            let left = |seconds: u32| if seconds == FOR_EVER { FOR_EVER } else { seconds.saturating_sub(passed) };
+            (info.ifa_valid, info.ifa_preferred) = (left(info.ifa_valid), left(info.ifa_preferred));
+            if info.ifa_valid == 0 {
+                return None;
+            }
+        }
+    }
+    Some(address)
 }
 
 fn flags_of(address: &AddressMessage) -> AddressFlags {
@@ -170,10 +232,12 @@ impl RouteSocket {
         let mut query = RouteMessage::default();
         query.header.address_family = AddressFamily::Inet6;
         let routes = self.request(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP, "list", "IPv6 routes")?;
-        let mut entries = Vec::new();
+        let (mut entries, now) = (Vec::new(), uptime());
         for answer in addresses.into_iter().chain(routes) {
             match answer {
-                RouteNetlinkMessage::NewAddress(address) => entries.extend(address_entry(address, of)),
+                RouteNetlinkMessage::NewAddress(address) => {
+                    entries.extend(address_entry(address, of).map(|entry| stamped(entry, now)));
+                }
                 RouteNetlinkMessage::NewRoute(route) => entries.extend(route_entries(&route, of)),
                 _ => {}
             }
@@ -181,7 +245,20 @@ impl RouteSocket {
         Ok(entries)
     }
 
-    /// Puts addresses and routes back; those that are there already are as good.
+    /// Takes addresses away; those that are gone already are as good.
+    pub fn remove_addresses(&self, addresses: &[Entry]) -> Vec<Error> {
+        let requests = addresses.iter().filter_map(|entry| match &entry.message {
+            RouteNetlinkMessage::NewAddress(address) => {
+                let message = RouteNetlinkMessage::DelAddress(address.clone());
+                let request = Request::new(message, 0, "remove", format!("{entry} at link {}", entry.link));
+                Some(request.content_with(&[Errno::EADDRNOTAVAIL, Errno::ENODEV]))
+            }
+            _ => None,
+        });
+        self.change_all(&requests.collect::<Vec<_>>()).into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Puts addresses and routes back; those that are there already are as good, and so are those whose time has passed.
     pub fn put_back_ipv6(&self, entries: &[&Entry]) -> Vec<Error> {
         let is_address = |e: &&&Entry| matches!(e.message, RouteNetlinkMessage::NewAddress(_));
         // The kernel lists the newest first, and chooses source addresses in that order.
@@ -213,7 +290,8 @@ impl RouteSocket {
             let flags = NLM_F_CREATE | NLM_F_APPEND;
             return self.request(entry.message.clone(), flags, "put back", &object).or_else(tolerated).map(drop);
         };
-        let flags = flags_of(address);
+        let Some(address) = aged(address.clone(), uptime()) else { return Ok(()) };
+        let flags = flags_of(&address);
         let unproven = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Nodad;
         let first = if flags.intersects(unproven) { flags } else { flags | AddressFlags::Nodad };
         let new = NLM_F_CREATE | NLM_F_EXCL;

@@ -47,11 +47,11 @@ impl Container {
         let ifname = attachment.ifname.clone();
         let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie()?, netns::ifindex(&ifname)?)))?;
         let (device, inode) = netns.identity()?;
-        let place = Place { netns: format!("{device}:{inode}"), cookie, path: path.display().to_string(), ifindex };
+        let place = Place { netns: group_of(device, inode), cookie, path: path.display().to_string(), ifindex };
         Ok(Container { netns, place, ifname, socket: OnceCell::new() })
     }
 
-    /// Since when the namespace's file has been held.
+    /// Since when the namespace's file has been held; `None` if that can't be known.
     pub fn held_since(&self) -> Option<std::time::SystemTime> {
         self.netns.held_since()
     }
@@ -70,8 +70,10 @@ impl Container {
         let awaits = adding && plan::gains_ipv6(config, link.as_ref());
         let mut facts = self.netns.enter(|| self.sysctls(config, adding, awaits))?;
         for (setting, found) in config.sysctls.iter().zip(&mut facts.sysctls) {
-            if let Found::Missing { on_host } = found {
-                *on_host = first_existing(&setting.key)?.map(|(name, _)| name);
+            match found {
+                Found::Missing { on_host } => *on_host = first_existing(&setting.key)?.map(|(name, _)| name),
+                Found::Locked { name, on_host_too, .. } => *on_host_too = sysctl::is_read_only(name),
+                _ => {}
             }
         }
         facts.link = link;
@@ -81,6 +83,7 @@ impl Container {
         if !config.sysctls.is_empty() {
             facts.allowlist = read_allowlist()?;
         }
+        facts.readdressed = plan::readdressed(&facts.sysctls);
         facts.loses_ipv6 = plan::losing_ipv6(config, &self.ifname, facts.link.as_ref(), &facts.sysctls);
         let mtu = facts.link.as_ref().and_then(|l| l.attributes.mtu);
         self.netns.enter(|| {
@@ -93,11 +96,20 @@ impl Container {
             facts.indexes = indexes(&facts, &self.ifname)?;
             Ok(())
         })?;
-        if !facts.loses_ipv6.is_empty() {
-            let links: Vec<u32> = facts.loses_ipv6.iter().filter_map(|i| facts.indexes.get(i)).copied().collect();
-            facts.ipv6 = self.socket()?.ipv6_of(&links)?;
-        }
+        self.find_ipv6(&mut facts)?;
         Ok(facts)
+    }
+
+    /// What is to come back of the interfaces that lose IPv6, or get other addresses.
+    fn find_ipv6(&self, facts: &mut Facts) -> Result<()> {
+        let index = |interface: &String| facts.indexes.get(interface).copied();
+        let losing: Vec<u32> = facts.loses_ipv6.iter().filter_map(index).collect();
+        let all: Vec<u32> = facts.readdressed.iter().filter_map(index).chain(losing.iter().copied()).collect();
+        if !all.is_empty() {
+            facts.ipv6 = self.socket()?.ipv6_of(&all)?;
+            facts.ipv6.retain(|entry| entry.is_the_kernels_own() || losing.contains(&entry.link));
+        }
+        Ok(())
     }
 
     fn sysctls(&self, config: &Config, adding: bool, awaits: bool) -> Result<Facts> {
@@ -181,16 +193,33 @@ impl Container {
             errors.extend(self.put_back_sysctls(original.sysctls.iter()));
         }
         errors.extend(self.put_back_ipv6(&original.ipv6).err());
+        errors.extend(self.remove_other_addresses(original).err());
         errors
+    }
+
+    /// What the kernel has made of another hardware address, or in another way, and what it does not take away itself.
+    fn remove_other_addresses(&self, original: &Original) -> Result<()> {
+        if original.own_addresses.is_empty() {
+            return Ok(());
+        }
+        let links: Vec<u32> = original.own_addresses.iter().copied().collect();
+        let mut now = self.socket()?.ipv6_of(&links)?;
+        now.retain(|entry| entry.is_the_kernels_own() && !original.ipv6.iter().any(|old| old.is_same_object(entry)));
+        Error::gather(self.socket()?.remove_addresses(&now))
     }
 
     /// With one message; attribute by attribute if the kernel refuses that, because it stops at the first it refuses.
     fn put_back_link(&self, original: &LinkAttributes, ifindex: Option<u32>) -> Vec<Error> {
-        let link = match self.link() {
-            Ok(link) => link.filter(|l| ifindex.is_none_or(|meant| meant == l.index)),
+        // By its index, where that is known: it may have been given another name.
+        let link = match ifindex {
+            Some(index) => self.socket().and_then(|socket| socket.link_facts_at(index)),
+            None => self.link(),
+        };
+        let link = match link {
+            Ok(Some(link)) => link,
+            Ok(None) => return Vec::new(),
             Err(error) => return vec![error],
         };
-        let Some(link) = link else { return Vec::new() };
         let missing = original.missing_in(&link.attributes);
         match self.set_link(link.index, &missing) {
             Ok(()) => Vec::new(),
@@ -200,15 +229,11 @@ impl Container {
 
     fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Vec<Error> {
         let put_back = |former: &Former| {
-            let of_another = match (former.ifindex, former.name.interface()) {
-                (Some(meant), Some(interface)) => netns::ifindex(interface)? != Some(meant),
-                (meant, _) => meant.is_some(),
-            };
-            match sysctl::read(&former.name)? {
+            let Some(name) = present_name(former)? else { return Ok(()) };
+            match sysctl::read(&name)? {
                 Some(Content::Value(value)) if value == former.value => Ok(()),
                 None => Ok(()),
-                Some(_) if of_another => Ok(()),
-                Some(_) => sysctl::write(&former.name, &former.value),
+                Some(_) => sysctl::write(&name, &former.value),
             }
         };
         let all = || Ok(sysctls.filter_map(|s| put_back(s).err()).collect());
@@ -240,6 +265,24 @@ impl Container {
     /// What the kernel changes along with these sysctls, by now.
     pub fn along_with(&self, names: &[Name]) -> Result<Vec<Name>> {
         self.netns.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
+    }
+}
+
+/// A namespace's file, as a record names it and as the files of a namespace are found by.
+pub fn group_of(device: u64, inode: u64) -> String {
+    format!("{device}:{inode}")
+}
+
+/// The sysctl's name by now: its interface may have been given another one. `None` if the interface is gone.
+fn present_name(former: &Former) -> Result<Option<Name>> {
+    let Some(meant) = former.ifindex else { return Ok(Some(former.name.clone())) };
+    match former.name.interface() {
+        None => Ok(None),
+        Some(interface) if netns::ifindex(interface)? == Some(meant) => Ok(Some(former.name.clone())),
+        Some(_) => {
+            let name = netns::ifname(meant)?.and_then(|now| former.name.of(&now));
+            Ok(name.filter(|name| name.interface().is_some()))
+        }
     }
 }
 
@@ -292,7 +335,9 @@ fn find(key: &Key, to_write: bool) -> Result<Found> {
     }
     match sysctl::writable(&name) {
         Ok(()) => {}
-        Err(Error::Kernel { errno, .. }) => return Ok(Found::Locked { name, reason: errno.to_string() }),
+        Err(Error::Kernel { errno, .. }) => {
+            return Ok(Found::Locked { name, reason: errno.to_string(), on_host_too: false });
+        }
         Err(error) => return Err(error),
     }
     let followers = values(sysctl::followers(&name).into_iter())?;

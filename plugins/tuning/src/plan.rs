@@ -38,7 +38,9 @@ pub struct Facts {
     pub along_with_mtu: Vec<(Name, String)>,
     /// The interfaces that lose IPv6 on the way.
     pub loses_ipv6: BTreeSet<String>,
-    /// The IPv6 addresses and routes of those.
+    /// The interfaces to which the kernel may give other addresses of its own making.
+    pub readdressed: BTreeSet<String>,
+    /// The IPv6 addresses and routes of the former, and the addresses of the latter that are the kernel's own.
     pub ipv6: Vec<Entry>,
 }
 
@@ -65,6 +67,8 @@ pub enum Found {
         name: Name,
         /// The kernel's word.
         reason: String,
+        /// Whether the host can't change it either: it tells, and takes nothing.
+        on_host_too: bool,
     },
     /// It will be there when the MTU has been raised.
     Awaited {
@@ -187,7 +191,11 @@ fn sysctl_step(setting: &Setting, found: &Found) -> Result<Step> {
         Found::Directory { name } => {
             Err(unsupported(setting, format!("{name} is a directory of sysctls; one of those in it can be set")))
         }
-        Found::Locked { name, reason } => Err(unsupported(
+        Found::Locked { name, reason, on_host_too: true } => Err(unsupported(
+            setting,
+            format!("{name} can only be read ({reason}): the kernel tells by it what there is"),
+        )),
+        Found::Locked { name, reason, on_host_too: false } => Err(unsupported(
             setting,
             format!(
                 "{name} can't be written from the container's network namespace ({reason}): it belongs to the whole \
@@ -234,9 +242,17 @@ fn missing_attributes(config: &Config, ifname: &str, facts: &Facts) -> Result<Li
         if !(min..=max).contains(&mtu) {
             return refuse("mtu", mtu.to_string(), format!("takes {min} to {max} bytes"));
         }
+        if mtu < IPV4_MIN_MTU && link.attributes.mtu.is_none_or(|now| now >= IPV4_MIN_MTU) {
+            let reason = format!("{ifname} has IPv4, and would lose it with its addresses below {IPV4_MIN_MTU} bytes");
+            return Err(Error::invalid("mtu", mtu, reason));
+        }
     }
     Ok(config.link.missing_in(&link.attributes))
 }
+
+/// Bytes that a link must carry for IPv4: with less the kernel takes it away, addresses, routes and settings
+/// (`inetdev_event` in net/ipv4/devinet.c; `IPV4_MIN_MTU`, include/net/ip.h).
+const IPV4_MIN_MTU: u32 = 68;
 
 /// Bytes that a link must carry for IPv6 (RFC 8200, section 5).
 pub const IPV6_MIN_MTU: u32 = 1280;
@@ -257,6 +273,22 @@ pub fn losing_ipv6(config: &Config, ifname: &str, link: Option<&LinkFacts>, sysc
         losing.extend(on.filter_map(|(name, _)| name.interface().map(str::to_owned)));
     }
     losing
+}
+
+/// The sysctls of an interface by which the kernel gives it other addresses (`addrconf_sysctl_addr_gen_mode`,
+/// `addrconf_sysctl_stable_secret` and `addrconf_disable_ipv6`, net/ipv6/addrconf.c).
+pub const ADDRESSING: [&str; 3] = ["/addr_gen_mode", "/stable_secret", "/disable_ipv6"];
+
+/// The interfaces whose way of making addresses changes.
+pub fn readdressed(sysctls: &[Found]) -> BTreeSet<String> {
+    let mut readdressed = BTreeSet::new();
+    for found in sysctls {
+        let Found::There { name, followers, .. } = found else { continue };
+        let changed = std::iter::once(name).chain(followers.iter().map(|(name, _)| name));
+        let concerned = changed.filter(|name| ADDRESSING.iter().take(2).any(|leaf| name.as_str().ends_with(leaf)));
+        readdressed.extend(concerned.filter_map(Name::interface).map(str::to_owned));
+    }
+    readdressed
 }
 
 /// Whether the interface gets IPv6, and with it sysctls, from the MTU that is asked for.
@@ -315,7 +347,7 @@ fn sysctl_difference(setting: &Setting, found: &Found, facts: &Facts) -> Option<
         }
         // It did what it does when it was written; there is nothing to compare.
         Found::There { content: Content::WriteOnly, .. } => None,
-        Found::Locked { name, reason } => other(name, reason.clone()),
+        Found::Locked { name, reason, .. } => other(name, reason.clone()),
         Found::Missing { .. } | Found::Awaited { .. } => {
             Some(Difference::missing(format!("sysctl {}", setting.key), expected))
         }

@@ -7,11 +7,12 @@
 //! Whichever of them is deleted first puts back the original, and the others find nothing left to do.
 //!
 //! Several attachments of one container may set the same thing. Each of their records then has the same original, taken
-//! over from the one before, and what each has written, in the order of their ADDs. Whoever goes leaves (or puts back)
-//! what the last of those that stay has written; the last one to go puts back the original. So the order of going does
-//! not matter, and no record is ever changed by another attachment.
+//! over from the one before, and what each has written and when, key by key: a repeated ADD is the last to have written what
+//! it writes, not what an earlier one of the same attachment has. Whoever goes leaves (or puts back) what the last of those
+//! that stay has written; the last one to go puts back the original. So the order of going does not matter, and no record is
+//! ever changed by another attachment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::cni::Json;
 use common::link::attributes::{LinkAttributes, mac_text};
@@ -36,11 +37,15 @@ pub struct Record {
     /// Where the values were found; the reference does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<Place>,
-    /// Which of the records of a container was written last: the greater.
+    /// When this was written, among the records of a namespace: the greater, the later. It counts for whatever says nothing
+    /// else.
     order: u64,
     /// What the link's attributes were set to.
     #[serde(skip_serializing_if = "Option::is_none")]
     set: Option<Attributes>,
+    /// What others of them were set to before that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Earlier>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sysctls: Vec<Saved>,
     /// IPv6 addresses and routes that the kernel drops with what was written.
@@ -125,11 +130,22 @@ impl From<&LinkAttributes> for Attributes {
     }
 }
 
+/// What link attributes were set to by an earlier ADD, as far as no later one of the attachment's has set them again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+struct Earlier {
+    order: u64,
+    set: Attributes,
+}
+
 /// One sysctl.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 struct Saved {
     name: String,
+    /// When it was written, if that was before the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<u64>,
     /// The index of the interface whose sysctl it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     ifindex: Option<u32>,
@@ -196,12 +212,78 @@ pub struct Original {
     pub sysctls: Vec<Former>,
     /// Addresses and routes.
     pub ipv6: Vec<Entry>,
+    /// The links on which, of the addresses that the kernel makes itself, there shall be those in `ipv6` and no others.
+    pub own_addresses: BTreeSet<u32>,
+}
+
+/// What those that stay have set: of each key, what was written last.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    links: BTreeMap<u32, LinkAttributes>,
+    /// By name, and by the index of the interface whose it is.
+    sysctls: BTreeMap<String, BTreeMap<Option<u32>, (u64, String)>>,
+    /// The links of which they have said how they come by their addresses.
+    addressed: BTreeSet<u32>,
+}
+
+impl Held {
+    /// What these have set.
+    pub fn by<'a>(records: impl IntoIterator<Item = &'a Record>) -> Held {
+        let mut held = Held::default();
+        let mut links: Vec<(u64, u32, LinkAttributes)> = Vec::new();
+        for record in records {
+            let earlier = record.earlier.iter().map(|e| (e.order, &e.set));
+            let sets = earlier.chain(record.set.as_ref().map(|set| (record.order, set)));
+            links.extend(record.ifindex().into_iter().flat_map(|i| sets.clone().map(move |(o, s)| (o, i, s.into()))));
+            for saved in &record.sysctls {
+                held.take(saved, saved.order.unwrap_or(record.order));
+            }
+        }
+        links.sort_by_key(|(order, _, _)| *order);
+        for (_, index, set) in links {
+            let before = held.links.remove(&index).unwrap_or_default();
+            held.links.insert(index, set.or(before));
+        }
+        held
+    }
+
+    fn take(&mut self, saved: &Saved, order: u64) {
+        if addresses_depend_on(&saved.name) {
+            self.addressed.extend(saved.ifindex);
+        }
+        let Some(value) = saved.held() else { return };
+        let of_name = self.sysctls.entry(saved.name.clone()).or_default();
+        match of_name.get(&saved.ifindex) {
+            Some((later, _)) if *later > order => {}
+            _ => drop(of_name.insert(saved.ifindex, (order, value.clone()))),
+        }
+    }
+
+    fn link(&self, index: Option<u32>) -> LinkAttributes {
+        index.and_then(|index| self.links.get(&index)).cloned().unwrap_or_default()
+    }
+
+    /// Without an index, that of any interface of the name.
+    fn sysctl(&self, name: &str, ifindex: Option<u32>) -> Option<&String> {
+        let of_name = self.sysctls.get(name)?;
+        let found = match ifindex {
+            Some(_) => of_name.get(&ifindex),
+            None => of_name.values().max_by_key(|(order, _)| *order),
+        };
+        found.map(|(_, value)| value)
+    }
+}
+
+/// Whether the kernel gives its interface other addresses, or takes them away, when this sysctl is written.
+fn addresses_depend_on(name: &str) -> bool {
+    name.starts_with("net/ipv6/conf/") && crate::plan::ADDRESSING.iter().any(|leaf| name.ends_with(leaf))
 }
 
 impl Original {
     /// What these steps would change.
     pub fn of(steps: &[Step], facts: &Facts) -> Original {
-        let mut original = Original { ipv6: facts.ipv6.clone(), ..Original::default() };
+        let own_addresses = links_with_own_addresses(&facts.ipv6);
+        let mut original = Original { ipv6: facts.ipv6.clone(), own_addresses, ..Original::default() };
         for step in steps {
             if let Step::Link { before, .. } = step {
                 original.link = original.link.or(before.clone());
@@ -214,6 +296,11 @@ impl Original {
         }
         original
     }
+}
+
+/// The links of which an address is known that the kernel has made: so all of those it had are.
+fn links_with_own_addresses(entries: &[Entry]) -> BTreeSet<u32> {
+    entries.iter().filter(|entry| entry.is_the_kernels_own()).map(|entry| entry.link).collect()
 }
 
 impl Record {
@@ -262,7 +349,7 @@ impl Record {
         self.place.as_ref()
     }
 
-    /// Where it stands among the records of its container: the greater was written later.
+    /// When it was written last, among the records of its namespace: the greater, the later.
     pub fn order(&self) -> u64 {
         self.order
     }
@@ -297,6 +384,7 @@ impl Record {
         if !same_link {
             self.before = Attributes::default();
             self.set = None;
+            self.earlier = Vec::new();
             let old = self.ifindex();
             self.ipv6.retain(|d| d.entry().is_some_and(|e| Some(e.link) != old));
         }
@@ -327,20 +415,52 @@ impl Record {
         }
         let first = written.values_in(&inherited).or(found).or(written.values_in(&now));
         self.before = Attributes::from(&self.link_original().or(first));
+        let order = others.iter().map(Record::order).max().map_or(self.order, |o| self.order.max(o + 1));
+        self.advance(order, &written);
         let set = written.or(self.set.as_ref().map(LinkAttributes::from).unwrap_or_default());
         self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
-        self.order = others.iter().map(Record::order).max().map_or(self.order, |o| self.order.max(o + 1));
         for step in steps {
             self.remember_sysctls(step, facts, others);
         }
-        // Where IPv6 is off already, only the one who switched it off knows what there was.
+        self.remember_ipv6(steps, claimed, facts, others);
+    }
+
+    /// What was set before stays as old as it is, but for what is `written` now.
+    fn advance(&mut self, order: u64, written: &LinkAttributes) {
+        if order == self.order {
+            return;
+        }
+        let former = std::mem::replace(&mut self.order, order);
+        for saved in &mut self.sysctls {
+            saved.order = saved.order.or(Some(former));
+        }
+        self.earlier.extend(self.set.take().map(|set| Earlier { order: former, set }));
+        for earlier in &mut self.earlier {
+            let set = LinkAttributes::from(&earlier.set).not_given_in(written);
+            earlier.set = Attributes::from(&set);
+        }
+        self.earlier.retain(|earlier| earlier.set != Attributes::default());
+    }
+
+    /// Where IPv6 is off already, only the one who switched it off knows what there was; where the kernel has made addresses in
+    /// another's way, only the one who said so knows those before.
+    fn remember_ipv6(&mut self, steps: &[Step], claimed: &LinkAttributes, facts: &Facts, others: &[Record]) {
+        if facts.ipv6.is_empty() && others.iter().all(|r| r.ipv6.is_empty()) {
+            return;
+        }
+        let entries = |record: &Record| record.ipv6.iter().filter_map(Dropped::entry).collect::<Vec<_>>();
+        let theirs: Vec<Entry> = others.iter().flat_map(entries).collect();
+        let mut known = links_with_own_addresses(&theirs);
+        known.extend(links_with_own_addresses(&entries(self)));
         let switches = |(name, _): (&Name, _)| name.as_str().ends_with("/disable_ipv6");
         let holds_off =
             claimed.mtu.is_some_and(|mtu| mtu < IPV6_MIN_MTU) || steps.iter().flat_map(Step::changed).any(switches);
-        let theirs = others.iter().filter(|_| holds_off).flat_map(|r| r.ipv6.clone());
-        for dropped in facts.ipv6.iter().map(Dropped::from).chain(theirs) {
-            if !self.ipv6.contains(&dropped) {
-                self.ipv6.push(dropped);
+        let concerned = links_with_own_addresses(&facts.ipv6);
+        let found = facts.ipv6.iter().filter(|e| !(e.is_the_kernels_own() && known.contains(&e.link)));
+        let inherited = theirs.iter().filter(|e| holds_off || (e.is_the_kernels_own() && concerned.contains(&e.link)));
+        for entry in found.chain(inherited) {
+            if !entries(self).iter().any(|old| old.is_same_object(entry)) {
+                self.ipv6.push(Dropped::from(entry));
             }
         }
     }
@@ -356,10 +476,11 @@ impl Record {
                 Step::Link { after, .. } => (None, after.mtu.filter(|m| *m >= IPV6_MIN_MTU).map(|mtu| mtu.to_string())),
             };
             match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
-                Some(saved) if written.is_some() => (saved.written, saved.kept) = (written, None),
-                Some(saved) => saved.kept = kept,
+                Some(saved) if written.is_some() => (saved.written, saved.kept, saved.order) = (written, None, None),
+                Some(saved) => (saved.kept, saved.order) = (kept, None),
                 None => self.sysctls.push(Saved {
                     name: name.as_str().to_owned(),
+                    order: None,
                     ifindex,
                     before: inherited.map_or(before, |saved| saved.before.as_ref()).cloned(),
                     written,
@@ -403,38 +524,30 @@ impl Record {
         self.sysctls.iter().filter_map(|s| Name::new(&s.name)).collect()
     }
 
-    /// What there is to put back when this attachment goes and `others`, the oldest first, stay. `along`: what the kernel
-    /// changes along with this record's sysctls, by now.
+    /// What there is to put back when this attachment goes and others stay, who have set what is `held`. `along`: what the
+    /// kernel changes along with this record's sysctls, by now.
     ///
     /// Values that can't be ones are left out.
-    pub fn original(&self, others: &[Record], along: &[Name]) -> Original {
-        let theirs = self.on_this_link(others).rev().filter_map(|r| r.set.as_ref().map(LinkAttributes::from));
-        let theirs = theirs.fold(LinkAttributes::default(), LinkAttributes::or);
+    pub fn original(&self, held: &Held, along: &[Name]) -> Original {
+        let theirs = held.link(self.ifindex());
         let link = self.link_original();
-        let held = |name: &str, ifindex: Option<u32>| {
-            let same = |s: &&Saved| s.name == name && (s.ifindex == ifindex || ifindex.is_none());
-            others.iter().rev().find_map(|r| r.sysctls.iter().find(same).and_then(Saved::held)).cloned()
-        };
         let own = self.sysctls.iter().filter_map(|s| {
-            let value = held(&s.name, s.ifindex).or(s.before.clone())?;
+            let value = held.sysctl(&s.name, s.ifindex).cloned().or(s.before.clone())?;
             Some(Former { name: Name::new(&s.name)?, value, ifindex: s.ifindex })
         });
         let foreign = along.iter().filter(|n| self.sysctls.iter().all(|s| s.name != n.as_str()));
-        let foreign = foreign
-            .filter_map(|name| Some(Former { name: name.clone(), value: held(name.as_str(), None)?, ifindex: None }));
+        let foreign = foreign.filter_map(|name| {
+            let value = held.sysctl(name.as_str(), None)?.clone();
+            Some(Former { name: name.clone(), value, ifindex: None })
+        });
+        let ipv6: Vec<Entry> = self.ipv6.iter().filter_map(Dropped::entry).collect();
         Original {
             link: link.values_in(&theirs).or(link),
             sysctls: foreign.chain(own).collect(),
-            ipv6: self.ipv6.iter().filter_map(Dropped::entry).collect(),
+            own_addresses: links_with_own_addresses(&ipv6).difference(&held.addressed).copied().collect(),
+            ipv6,
         }
     }
-}
-
-/// Whether a file of this name may be of an attachment of `container`.
-pub fn may_be_of(container: &str, file: &str) -> bool {
-    let by_key = |name: &str| name.len() == 41 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    let by_name = file.strip_prefix(container).is_some_and(|rest| rest.starts_with('_'));
-    file.strip_suffix(".json").is_some_and(|name| by_name || by_key(name))
 }
 
 /// The names under which an attachment's file may stand: the reference's, and one of its own in case another attachment
@@ -495,7 +608,7 @@ mod tests {
             allmulti: Some(false),
             tx_queue_len: Some(0),
         };
-        assert_eq!(record.original(&[], &[]), Original { link, ..Original::default() });
+        assert_eq!(record.original(&Held::default(), &[]), Original { link, ..Original::default() });
         assert!(record.belongs_to(&Attachment::new("any", "c", "e")) && record.is_of_netns(&place("4:1", None)));
     }
 
@@ -503,7 +616,7 @@ mod tests {
     fn keys_match_in_any_case() {
         let file = r#"{"MTU":1500,"TXQLEN":7,"Set":{"Mtu":1400},"ORDER":3,"Sysctls":[{"Name":"net/core/somaxconn","BEFORE":"1"}]}"#;
         let record = Record::parse(file.as_bytes()).unwrap();
-        let original = record.original(&[], &[]);
+        let original = record.original(&Held::default(), &[]);
         assert_eq!((original.link.mtu, original.link.tx_queue_len, record.order()), (Some(1500), Some(7), 3));
         assert_eq!(value(&original, "net/core/somaxconn"), Some("1".into()));
         assert_eq!(record.set.and_then(|set| set.mtu), Some(1400));
@@ -524,9 +637,9 @@ mod tests {
     #[test]
     fn what_was_saved_first_stays() {
         let mut record = remembering(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], &[]);
-        let first = record.original(&[], &[]);
+        let first = record.original(&Held::default(), &[]);
         remember(&mut record, &[mtu(1400, 1300), sysctl("net/core/somaxconn", "1", "2")]);
-        assert_eq!(record.original(&[], &[]), first);
+        assert_eq!(record.original(&Held::default(), &[]), first);
     }
 
     #[test]
@@ -540,8 +653,8 @@ mod tests {
         };
         let steps = [all, sysctl("net/ipv4/conf/eth0/forwarding", "1", "0")];
         let record = remembering(&steps, &[]);
-        assert_eq!(record.original(&[], &[]), Original::of(&steps, &Facts::default()));
-        assert_eq!(record.original(&[], &[]).sysctls.len(), 2);
+        assert_eq!(record.original(&Held::default(), &[]), Original::of(&steps, &Facts::default()));
+        assert_eq!(record.original(&Held::default(), &[]).sysctls.len(), 2);
     }
 
     #[test]
@@ -565,8 +678,7 @@ mod tests {
         let second = remembering(&[mtu(1400, 1300), sysctl(key, "1", "2")], std::slice::from_ref(&first));
         assert!(second.order() > first.order());
         let gone = |record: &Record, others: &[&Record]| {
-            let others: Vec<Record> = others.iter().map(|r| (*r).clone()).collect();
-            let original = record.original(&others, &[]);
+            let original = record.original(&Held::by(others.iter().copied()), &[]);
             (value(&original, key).unwrap(), original.link.mtu.unwrap())
         };
         assert_eq!(gone(&first, &[&second]), ("2".into(), 1300));
@@ -581,7 +693,7 @@ mod tests {
         let unset = Step::Sysctl { name: name(key), before: None, after: "::1".into(), followers: Vec::new() };
         let first = remembering(&[unset], &[]);
         let second = remembering(&[sysctl(key, "::1", "::2")], &[first]);
-        assert_eq!(value(&second.original(&[], &[]), key), None);
+        assert_eq!(value(&second.original(&Held::default(), &[]), key), None);
     }
 
     #[test]
@@ -589,7 +701,7 @@ mod tests {
         let of_eth1 = name("net/ipv4/conf/eth1/forwarding");
         let other = remembering(&[sysctl(of_eth1.as_str(), "0", "1")], &[]);
         let record = remembering(&[sysctl("net/ipv4/ip_forward", "0", "1")], &[]);
-        let original = record.original(&[other], std::slice::from_ref(&of_eth1));
+        let original = record.original(&Held::by([&other]), std::slice::from_ref(&of_eth1));
         assert_eq!(value(&original, of_eth1.as_str()), Some("1".into()));
     }
 
@@ -603,28 +715,34 @@ mod tests {
         record.remember(&steps, &LinkAttributes::default(), &facts, &[]);
         let now = Place { ifindex: Some(8), ..place("4:1", Some(7)) };
         let renewed = record.renewed(now, &BTreeMap::from([("eth0".to_owned(), 8)]));
-        let original = renewed.original(&[], &[]);
+        let original = renewed.original(&Held::default(), &[]);
         assert!(original.link.is_empty());
         assert_eq!(original.sysctls.len(), 1, "{original:?}");
         assert_eq!(renewed.ifindex(), Some(8));
     }
 
     #[test]
-    fn files_of_a_container_are_known_by_their_names() {
-        for (file, is_one) in [
-            ("c1_eth0.json", true),
-            ("0123456789abcdef-0123456789abcdef01234567.json", true),
-            ("c12_eth0.json", false),
-            ("c1_eth0.txt", false),
-        ] {
-            assert_eq!(may_be_of("c1", file), is_one, "{file}");
-        }
+    fn a_key_is_as_old_as_its_last_writing_whatever_its_record_has_written_since() {
+        let key = "net/core/somaxconn";
+        let mut first = remembering(&[mtu(1500, 1400), sysctl(key, "4096", "1")], &[]);
+        let second = remembering(&[mtu(1400, 1300), sysctl(key, "1", "2")], std::slice::from_ref(&first));
+        let mut again = |steps: &[Step]| {
+            first.remember(steps, &LinkAttributes::default(), &Facts::default(), std::slice::from_ref(&second));
+            first = Record::parse(&first.to_bytes()).unwrap();
+            let third = remembering(&[mtu(1300, 1350), sysctl(key, "2", "3")], &[first.clone(), second.clone()]);
+            let original = third.original(&Held::by([&first, &second]), &[]);
+            (value(&original, key).unwrap(), original.link.mtu.unwrap())
+        };
+        assert_eq!(again(&[sysctl("net/ipv4/ip_default_ttl", "64", "60")]), ("2".into(), 1300));
+        assert_eq!(again(&[mtu(1300, 1450)]), ("2".into(), 1450));
+        assert_eq!(again(&[sysctl(key, "2", "5")]), ("5".into(), 1450));
+        assert!(first.earlier.is_empty() || first.earlier.len() == 1, "{first:?}");
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            let _ = Record::parse(&bytes).map(|record| record.original(&[], &[]));
+            let _ = Record::parse(&bytes).map(|record| record.original(&Held::default(), &[]));
         }
     }
 }

@@ -1,21 +1,21 @@
 //! The state files, and what is done with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use common::cni::CniResult;
 use common::cni::version::Version;
 use common::link::attributes::mac_text;
-use common::netns::Netns;
+use common::netns::{self, Netns};
 use common::store::{Directory, Stored};
 use common::sysctl;
 use common::{Attachment, Call, Difference, Error, Result, State};
 
 use crate::allowlist;
 use crate::config::{Config, DEFAULT_DATA_DIR};
-use crate::container::{Container, Outcome, read_allowlist};
+use crate::container::{Container, Outcome, group_of, read_allowlist};
 use crate::plan::{self, Facts, Step};
-use crate::record::{Original, Place, Record, file_names, may_be_of};
+use crate::record::{Held, Original, Place, Record, file_names};
 
 /// What the plugin makes of a container: what is to be written, and where.
 pub struct Adjustment {
@@ -44,9 +44,9 @@ impl State for Adjustment {
         }
         let mut record = slot.take_record(&directory, call, self)?;
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
-        if let Err(error) = directory.write(&slot.name, &record.to_bytes()) {
+        if let Err(error) = slot.fill(&directory, &record, place) {
             // It may stand there whole, if only its being on the disk for good has failed.
-            slot.revert(&directory).unwrap_or_else(|second| log::debug!("{second}"));
+            slot.revert(&directory, place).unwrap_or_else(|second| log::debug!("{second}"));
             return Err(error);
         }
         match self.container.write(&self.steps, &self.facts) {
@@ -57,7 +57,7 @@ impl State for Adjustment {
             Err(error) => {
                 let mut errors = vec![error];
                 errors.extend(self.container.put_back(&Original::of(&self.steps, &self.facts), place.ifindex));
-                errors.extend(slot.revert(&directory).err());
+                errors.extend(slot.revert(&directory, place).err());
                 Error::gather(errors)
             }
         }
@@ -111,14 +111,15 @@ impl Adjustment {
     }
 }
 
-/// The records of the container's other attachments in this namespace, the oldest first.
+/// The records of other attachments in this namespace, the oldest first.
 ///
-/// A namespace belongs to one container (SPEC.md, "container"), so the others' files are found by its name. A runtime runs
-/// one operation at a time for a container (SPEC.md, "Lifecycle & Ordering"), so they need no lock.
+/// The files of a namespace are one group, so they are found without listing everybody's. A namespace belongs to one container
+/// (SPEC.md, "container"), and a runtime runs one operation at a time for a container (SPEC.md, "Lifecycle & Ordering"), so they
+/// need no lock.
 fn records_beside(directory: &Directory, attachment: &Attachment, place: &Place) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for name in directory.names()?.iter().filter(|name| may_be_of(&attachment.container, name)) {
-        if let Stored::Bytes(bytes) = directory.read(name)?
+    for name in directory.members(&place.netns)? {
+        if let Stored::Bytes(bytes) = directory.read(&name)?
             && let Ok(record) = Record::parse(&bytes)
             && record.owner().is_some_and(|owner| owner != *attachment)
             && record.is_of_netns(place)
@@ -137,6 +138,8 @@ struct Slot {
     record: Option<Record>,
     /// Why what stands there can't be read.
     spoilt: Option<String>,
+    /// The namespace of what stands there, if it says which.
+    group: Option<String>,
 }
 
 impl Slot {
@@ -146,47 +149,80 @@ impl Slot {
         for name in file_names(attachment) {
             let (content, record, spoilt) = match directory.read(&name)? {
                 Stored::Absent => (None, None, None),
+                Stored::Spoilt(reason) if !directory.make_way(&name)? => {
+                    log::warn!("state file {}: {reason}, and can't be replaced", directory.path_of(&name).display());
+                    continue;
+                }
                 Stored::Spoilt(reason) => (None, None, Some(reason)),
                 Stored::Bytes(bytes) => match Record::parse(&bytes) {
                     Ok(record) => (Some(bytes), Some(record), None),
                     Err(reason) => (Some(bytes), None, Some(reason)),
                 },
             };
-            match record.as_ref().and_then(Record::owner) {
-                Some(owner) if owner == *attachment => return Ok(Slot { name, content, record, spoilt }),
+            let owner = record.as_ref().and_then(Record::owner);
+            let group = record.as_ref().and_then(Record::place).map(|place| place.netns.clone());
+            let slot = Slot { name, content, record, spoilt, group };
+            match owner {
+                Some(owner) if owner == *attachment => return Ok(slot),
                 Some(_) => {}
-                None => free = free.or(Some(Slot { name, content, record, spoilt })),
+                None => free = free.or(Some(slot)),
             }
         }
         free.ok_or_else(|| Error::StateFile {
             path: directory.path_of(&file_names(attachment).join(" and ")),
-            reason: "other attachments' state stands in every place that this one's could have".into(),
+            reason: "something else stands in every place that this attachment's state could have".into(),
         })
     }
 
     /// The record to go on with: what stands there if it speaks of this very namespace, else a new one.
     ///
     /// A file of the reference does not say where its values were found. It is believed if it was written after the
-    /// namespace's file came to be; an older one was left behind by an earlier container of this name.
+    /// namespace's file came to be; an older one was left behind by an earlier container of this name. Where nobody knows
+    /// since when there is the namespace, it is believed as the reference itself would.
     fn take_record(&mut self, directory: &Directory, call: &Call, adjustment: &Adjustment) -> Result<Record> {
         let place = adjustment.container.place.clone();
         let fresh = |place| Ok(Record::new(&call.attachment, place));
         let Some(record) = self.record.take() else { return fresh(place) };
         if record.owner().is_none() {
             let written = directory.modified(&self.name)?;
-            let is_of_now = written.is_some() && written >= adjustment.container.held_since();
+            let is_of_now =
+                written.is_some() && adjustment.container.held_since().is_none_or(|since| written >= Some(since));
             return if is_of_now { Ok(record.adopted(&call.attachment, place)) } else { fresh(place) };
         }
         if record.is_of_netns(&place) { Ok(record.renewed(place, &adjustment.facts.indexes)) } else { fresh(place) }
     }
 
-    /// Makes the file what it was.
-    fn revert(&self, directory: &Directory) -> Result<()> {
-        match &self.content {
-            Some(content) => directory.write(&self.name, content),
-            None => directory.remove(&self.name).map(drop),
+    /// Writes the file, and puts it among those of its namespace. It is among them only as long as it is there: what a killed
+    /// call leaves of it can be neither missed nor taken for another's.
+    fn fill(&self, directory: &Directory, record: &Record, place: &Place) -> Result<()> {
+        match &self.group {
+            Some(group) if *group == place.netns => directory.write(&self.name, &record.to_bytes()),
+            former => {
+                former.iter().try_for_each(|group| directory.forget(group, &self.name))?;
+                directory.write(&self.name, &record.to_bytes())?;
+                directory.note(&place.netns, &self.name)
+            }
         }
     }
+
+    /// Makes the file what it was.
+    fn revert(&self, directory: &Directory, place: &Place) -> Result<()> {
+        if self.group.as_ref() != Some(&place.netns) {
+            directory.forget(&place.netns, &self.name)?;
+        }
+        match &self.content {
+            Some(content) => directory.write(&self.name, content)?,
+            None => drop(directory.remove(&self.name)?),
+        }
+        self.group.iter().try_for_each(|group| directory.note(group, &self.name))
+    }
+}
+
+/// Removes a record's file.
+fn discard(directory: &Directory, name: &str, record: &Record) -> Result<()> {
+    let group = record.place().map(|place| place.netns.as_str()).filter(|group| !group.is_empty());
+    group.map_or(Ok(()), |group| directory.forget(group, name))?;
+    directory.remove(name).map(drop)
 }
 
 /// The attachment's record and its file; a spoilt file at the attachment's own place is removed on the way.
@@ -207,7 +243,8 @@ fn find_record(
         };
         if remove_spoilt {
             log::warn!("state file {}: {spoilt}; nothing can be put back from it", directory.path_of(&name).display());
-            directory.remove(&name)?;
+            // Somebody else's directory, mostly: a container must not be kept from going by it.
+            directory.remove(&name).map(drop).unwrap_or_else(|error| log::warn!("{error}"));
         }
     }
     Ok(None)
@@ -231,12 +268,15 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
     let is_ours = |owner: Option<Attachment>| owner.is_none_or(|owner| owner == call.attachment);
     remove_unfinished(&directory, file_names(&call.attachment), &is_ours)?;
-    let Some((name, record)) = find_record(&directory, &call.attachment, true)? else { return Ok(()) };
+    let Some((name, record)) = find_record(&directory, &call.attachment, true)? else {
+        return forget_absent(&directory, call);
+    };
     let found = find_container(&record, call.netns.as_deref(), &call.attachment)?;
     let errors = match found {
         Ok(container) => {
             let others = records_beside(&directory, &call.attachment, &container.place)?;
-            put_back(&container, &record, &others)?
+            let held = Held::by(&others);
+            put_back(&container, &record, (!others.is_empty()).then_some(&held))?
         }
         Err(reason) => {
             log::info!("nothing is put back: {reason}");
@@ -244,10 +284,21 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
         }
     };
     if errors.is_empty() {
-        return directory.remove(&name).map(drop);
+        return discard(&directory, &name, &record);
     }
     for error in errors {
         log::warn!("{error}; {} is kept for the next DEL", directory.path_of(&name).display());
+    }
+    Ok(())
+}
+
+/// Files that somebody else has removed, as the reference's DEL does, are among those of their namespace no more.
+fn forget_absent(directory: &Directory, call: &Call) -> Result<()> {
+    let Some((device, inode)) = call.netns.as_deref().and_then(netns::identity) else { return Ok(()) };
+    for name in file_names(&call.attachment) {
+        if directory.read(&name)? == Stored::Absent {
+            directory.forget(&group_of(device, inode), &name)?;
+        }
     }
     Ok(())
 }
@@ -269,9 +320,10 @@ fn remove_unfinished(
 }
 
 /// Puts back what was saved, or what those that stay have written.
-fn put_back(container: &Container, record: &Record, others: &[Record]) -> Result<Vec<Error>> {
-    let along = if others.is_empty() { Vec::new() } else { container.along_with(&record.names())? };
-    Ok(container.put_back(&record.original(others, &along), record.ifindex()))
+fn put_back(container: &Container, record: &Record, held: Option<&Held>) -> Result<Vec<Error>> {
+    let along = if held.is_none() { Vec::new() } else { container.along_with(&record.names())? };
+    let nothing = Held::default();
+    Ok(container.put_back(&record.original(held.unwrap_or(&nothing), &along), record.ifindex()))
 }
 
 /// The container of a record, at the given path or at the one that was written down; or why it is nowhere.
@@ -293,12 +345,18 @@ fn find_container(
     Ok(Err(reason))
 }
 
-/// GC: puts back what the network's attachments that are gone have changed, the last first, where their namespace lives, and
-/// removes their files, and no other file. What could not be put back is an error, and its file stays for the next GC: that has
-/// nothing to put back any more once the namespace is gone.
+/// GC: puts back what the network's attachments that are gone have changed, where their namespace lives, and removes their
+/// files, and no other file. What could not be put back is an error, and its file stays for the next GC: that has nothing to put
+/// back any more once the namespace is gone.
+///
+/// All of a namespace's dead go at once: what those that stay have set is gathered once for all of them.
 pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
-    let (mut records, mut errors) = (Vec::new(), Vec::new());
+    let mut errors = Vec::new();
+    let is_dead = |owner: &Attachment| owner.network == network && !live.contains(owner);
+    let is_left = |owner: Option<Attachment>| owner.is_some_and(|owner| is_dead(&owner));
+    errors.extend(remove_unfinished(&directory, directory.unfinished()?, &is_left).err());
+    let mut namespaces: BTreeMap<(String, Option<u64>), Found> = BTreeMap::new();
     for name in directory.names()?.into_iter().filter(|name| name.ends_with(".json")) {
         let content = directory.read(&name).unwrap_or_else(|error| {
             errors.push(error);
@@ -308,34 +366,62 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
             && let Ok(record) = Record::parse(&bytes)
             && let Some(owner) = record.owner()
         {
-            records.push((name, owner, record));
+            let place = record.place().cloned().unwrap_or_default();
+            let found = namespaces.entry((place.netns, place.cookie)).or_default();
+            if is_dead(&owner) { found.dead.push(Dead { name, owner, record }) } else { found.staying.push(record) }
         }
     }
-    records.sort_by_key(|(_, _, record)| record.order());
-    let is_dead = |owner: &Attachment| owner.network == network && !live.contains(owner);
-    let is_left = |owner: Option<Attachment>| owner.is_some_and(|owner| is_dead(&owner));
-    errors.extend(remove_unfinished(&directory, directory.unfinished()?, &is_left).err());
-    while let Some(at) = records.iter().rposition(|(_, owner, _)| is_dead(owner)) {
-        let (name, owner, record) = records.remove(at);
-        match find_container(&record, None, &owner) {
+    for Found { mut dead, staying } in namespaces.into_values() {
+        // The last first.
+        dead.sort_by_key(|dead| std::cmp::Reverse(dead.record.order()));
+        let held = Held::by(&staying);
+        let held = (!staying.is_empty()).then_some(&held);
+        errors.extend(dead.iter().flat_map(|dead| dead.bury(&directory, held)));
+    }
+    errors.extend(forget_all_absent(&directory).err());
+    Error::gather(errors)
+}
+
+/// The attachments of a namespace.
+#[derive(Default)]
+struct Found {
+    dead: Vec<Dead>,
+    staying: Vec<Record>,
+}
+
+/// An attachment that is gone.
+struct Dead {
+    name: String,
+    owner: Attachment,
+    record: Record,
+}
+
+impl Dead {
+    fn bury(&self, directory: &Directory, held: Option<&Held>) -> Vec<Error> {
+        match find_container(&self.record, None, &self.owner) {
             Ok(Ok(container)) => {
-                let beside = records.iter().map(|(_, _, record)| record).filter(|r| r.is_of_netns(&container.place));
-                let others: Vec<Record> = beside.cloned().collect();
-                let unable = put_back(&container, &record, &others).unwrap_or_else(|error| vec![error]);
+                let unable = put_back(&container, &self.record, held).unwrap_or_else(|error| vec![error]);
                 if !unable.is_empty() {
-                    errors.extend(unable);
-                    continue;
+                    return unable;
                 }
             }
-            Ok(Err(reason)) => log::info!("{owner}: nothing is put back: {reason}"),
-            Err(error) => {
-                errors.push(error);
-                continue;
+            Ok(Err(reason)) => log::info!("{}: nothing is put back: {reason}", self.owner),
+            Err(error) => return vec![error],
+        }
+        discard(directory, &self.name, &self.record).err().into_iter().collect()
+    }
+}
+
+/// What is noted of files that are there no more. A file is there before it is noted, so none of a call in progress is missed.
+fn forget_all_absent(directory: &Directory) -> Result<()> {
+    for group in directory.groups()? {
+        for name in directory.members(&group)? {
+            if directory.read(&name)? == Stored::Absent {
+                directory.forget(&group, &name)?;
             }
         }
-        errors.extend(directory.remove(&name).err());
     }
-    Error::gather(errors)
+    Ok(())
 }
 
 /// Whether CAP_NET_ADMIN (number 12 in linux/capability.h) is among the capabilities in force (proc(5), `CapEff`).
@@ -361,9 +447,15 @@ pub fn status(config: &Config) -> Result<()> {
             next: "run the container runtime, or the container that it runs in, with a writable /proc/sys".into(),
         });
     }
-    if !config.sysctls.is_empty()
-        && let Some(list) = read_allowlist()?
-    {
+    // Sysctls may also come with a call, so it warns of the list in any case.
+    let list = match read_allowlist() {
+        Err(error) if config.sysctls.is_empty() => {
+            log::warn!("{error}");
+            None
+        }
+        outcome => outcome?,
+    };
+    if let Some(list) = list {
         let change = format!("change the configuration or {}", allowlist::PATH);
         config.sysctls.iter().try_for_each(|s| plan::admit(&list, s)).map_err(|e| not_available(e, &change))?;
     }

@@ -112,7 +112,7 @@ fn found(key: &Key, facts: &Value) -> Found {
     let first_in = |list: &str| key.names().iter().find(|name| facts[list].get(name.as_str()).is_some()).cloned();
     if let Some(name) = first_in("locked") {
         let reason = facts["locked"][name.as_str()].as_str().unwrap().to_owned();
-        return Found::Locked { name, reason };
+        return Found::Locked { name, reason, on_host_too: false };
     }
     if let Some(name) = first_in("awaited") {
         return Found::Awaited { name };
