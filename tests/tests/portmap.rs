@@ -620,6 +620,77 @@ fn a_repeated_add_mends_an_element_that_was_changed() {
     lab.host.assert_same_as(&before);
 }
 
+/// Removes lines of a container's record by hand.
+fn remove_lines(lab: &Lab, container: &str, lines: &[u32]) {
+    let listed = lab.host.run(&format!("nft list map {TABLE} records"));
+    let first = listed.lines().find(|line| line.contains(&format!("\"net/{container}/eth0\""))).unwrap();
+    let key = first.trim().trim_start_matches("elements = { ").split(" . 0x00000000").next().unwrap();
+    for line in lines {
+        lab.host.nft(&format!("delete element {TABLE} records {{ {key} . {line} }}"));
+    }
+}
+
+#[test]
+fn a_record_without_its_first_line_goes_with_its_owner_and_with_nobody_else() {
+    for (removed, by_gc) in [(vec![0], false), (vec![0], true), (vec![0, 1], false), (vec![1, 2], true)] {
+        let lab = Lab::new();
+        let (damaged, other, third) = (lab.container(2), lab.container(3), lab.container(4));
+        let with_links = lab.host.snapshot();
+        let _servers = [serve(&damaged.netns, 80, "damaged"), serve(&other.netns, 80, "other")];
+        add(&lab, &damaged, &port(8081, 80));
+        add(&lab, &other, &port(8082, 80));
+        remove_lines(&lab, "container-2", &removed);
+        // Its ports are its own all the same.
+        call(&lab, Verb::Add, &third, &port(8081, 80)).fails_with(100);
+        del(&lab, &other, &port(8082, 80));
+        all_reach(&lab.client, &["192.0.2.1:8081"], "damaged");
+        all_reach(&lab.host, &["127.0.0.1:8081"], "damaged");
+        add(&lab, &other, &port(8082, 80));
+        if by_gc {
+            gc(&lab, "net", json!([{"containerID": "container-3", "ifname": "eth0"}])).succeeds();
+        } else {
+            del(&lab, &damaged, &port(8081, 80));
+        }
+        none_reach(&lab.client, &["192.0.2.1:8081"]);
+        all_reach(&lab.client, &["192.0.2.1:8082"], "other");
+        assert!(!rules(&lab).contains("8081"), "{}", rules(&lab));
+        check(&lab, &other, &port(8082, 80));
+        del(&lab, &other, &port(8082, 80));
+        lab.host.assert_same_as(&with_links);
+    }
+}
+
+#[test]
+fn gc_removes_ports_that_are_in_nobody_s_record() {
+    for with_another in [true, false] {
+        let lab = Lab::new();
+        let (alive, dead, another) = (lab.container(2), lab.container(3), lab.container(4));
+        let before = lab.host.snapshot();
+        let _servers = [serve(&alive.netns, 80, "alive"), serve(&dead.netns, 80, "dead")];
+        add(&lab, &alive, &port(8081, 80));
+        add(&lab, &dead, &port(8082, 80));
+        lab.host.nft(&format!("flush map {TABLE} records"));
+        if with_another {
+            add(&lab, &another, &port(8083, 80));
+            del(&lab, &another, &port(8083, 80));
+            all_reach(&lab.client, &["192.0.2.1:8081"], "alive");
+        }
+        gc(&lab, "net", json!([{"containerID": "container-2", "ifname": "eth0"}])).succeeds();
+        all_reach(&lab.client, &["192.0.2.1:8081"], "alive");
+        none_reach(&lab.client, &["192.0.2.1:8082"]);
+        assert!(!rules(&lab).contains("8082"), "{}", rules(&lab));
+        add(&lab, &alive, &port(8081, 80));
+        check(&lab, &alive, &port(8081, 80));
+        if with_another {
+            lab.host.nft(&format!("flush map {TABLE} records"));
+            gc(&lab, "net", json!([])).succeeds();
+        } else {
+            del(&lab, &alive, &port(8081, 80));
+        }
+        lab.host.assert_same_as(&before);
+    }
+}
+
 #[test]
 fn del_takes_an_element_of_its_owner_s_whose_target_was_changed() {
     let lab = Lab::new();

@@ -159,6 +159,15 @@ impl NftSocket {
         }
     }
 
+    /// Whether there is any of the lines that a record has as a rule, the first aside: whoever has removed the first has
+    /// made the rest invisible to [`NftSocket::record`].
+    pub fn has_usual_line(&mut self, table: &Table, key: RecordKey) -> Result<bool> {
+        let map = map();
+        let keys: Vec<_> = (1..USUAL_LINES).map(|line| key.line(line)).collect();
+        let places: Vec<_> = keys.iter().map(|key| (table, &map, key.as_slice())).collect();
+        Ok(self.elements_in(&places)?.iter().any(Option::is_some))
+    }
+
     /// The lines of all records whose keys are wanted: one look through the map.
     pub fn all_records(
         &mut self,

@@ -24,6 +24,7 @@ pub mod observe;
 pub mod origin;
 pub mod publication;
 pub mod record;
+pub mod remains;
 pub mod removal;
 pub mod rules;
 pub mod stale;
@@ -73,8 +74,18 @@ impl Plugin for Portmap {
         let of_network = NetworkKey::of(network);
         let live: BTreeSet<RecordKey> = live_attachments.iter().map(RecordKey::of).collect();
         let mut socket = NftSocket::open()?;
+        let labels: BTreeSet<String> = live_attachments.iter().map(Attachment::label).collect();
         let removed = removal::remove(&mut socket, |socket| {
-            Recorded::all(socket, |key| of_network.has(key) && !live.contains(key))
+            let mut dead = Recorded::all(socket, |key| of_network.has(key) && !live.contains(key))?;
+            for damaged in dead.iter_mut().filter(|recorded| !recorded.is_whole()) {
+                if let Some(whole) = Recorded::scattered(socket, damaged.record.key, "")? {
+                    *damaged = whole;
+                }
+            }
+            let recorded = dead.iter().map(|recorded| recorded.record.label.clone());
+            let known: BTreeSet<String> = labels.iter().cloned().chain(recorded).collect();
+            dead.extend(Recorded::orphans(socket, network, &known)?);
+            Ok(dead)
         });
         let own = removed.map(|removed| stale::forget_after_del(&removed));
         let left = leftovers::collect(&mut socket, network, live_attachments);

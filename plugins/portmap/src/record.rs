@@ -13,6 +13,7 @@ use common::{Attachment, Result};
 use crate::heirs::Heir;
 use crate::origin::Origin;
 use crate::publication;
+use crate::remains::is_of;
 use crate::rules::{self, ATTACHMENTS, Claim, Place, TABLE};
 
 /// What an attachment owns.
@@ -82,12 +83,6 @@ impl Recorded {
         Ok(recorded.filter(|r| r.record.label == attachment.label()))
     }
 
-    /// What there is of the attachment's record, whatever lines of it somebody has removed: one look through the map.
-    pub fn remains(socket: &mut NftSocket, attachment: &Attachment) -> Result<Option<Recorded>> {
-        let found = Recorded::scattered(socket, RecordKey::of(attachment), &attachment.label())?;
-        Ok(found.filter(|r| r.record.label == attachment.label()))
-    }
-
     /// The record with this key, if there is one.
     pub fn read_key(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Recorded>> {
         let lines = socket.record(&TABLE, key)?;
@@ -97,22 +92,6 @@ impl Recorded {
             // Somebody has removed the next: there may be more behind it.
             Some(_) => Recorded::scattered(socket, key, ""),
         }
-    }
-
-    /// With the ports of lines that are missing, and with this label if that line is.
-    fn scattered(socket: &mut NftSocket, key: RecordKey, label: &str) -> Result<Option<Recorded>> {
-        let Some(mut found) = Recorded::all(socket, |of| *of == key)?.pop() else { return Ok(None) };
-        let Record { label: own, claims, .. } = &mut found.record;
-        if own.is_empty() {
-            label.clone_into(own);
-        }
-        let known: BTreeSet<Claim> = claims.iter().copied().collect();
-        for (version, specific) in rules::both_versions() {
-            let elements = socket.elements(&TABLE, &rules::ports_map(version, specific))?;
-            let of_label = elements.iter().filter(|element| element.comment.as_deref() == Some(own));
-            claims.extend(of_label.filter_map(Claim::of_element).filter(|claim| !known.contains(claim)));
-        }
-        Ok(Some(found))
     }
 
     /// Of lines in their order, some of which may be missing.
@@ -141,12 +120,22 @@ impl Recorded {
                 return Ok(Some(recorded));
             }
         }
-        // A label that had to be shortened does not give the key.
-        Ok(Recorded::all(socket, |_| true)?.into_iter().find(|r| r.record.label == label))
+        // A label that had to be cut does not give the key; the line with the label may have been removed.
+        let all = Recorded::all(socket, |_| true)?;
+        let mut unnamed = None;
+        for found in all {
+            if found.record.label == label {
+                return Ok(Some(found));
+            }
+            if found.record.label.is_empty() && is_of(label, found.record.key) {
+                unnamed = Some(found.record.key);
+            }
+        }
+        unnamed.map_or(Ok(None), |key| Recorded::scattered(socket, key, label))
     }
 }
 
 /// Whether a record ends with this line.
-fn is_last(line: &Element) -> bool {
+pub fn is_last(line: &Element) -> bool {
     matches!(line.data, Some(Data::Verdict(Verdict::Goto(_) | Verdict::Return)))
 }

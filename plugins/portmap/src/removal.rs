@@ -10,6 +10,7 @@ use common::{Error, Result};
 use crate::heirs::{Rewrites, hand_over};
 use crate::localnet;
 use crate::record::{Record, Recorded};
+use crate::remains::has_others_ports;
 use crate::rules::{
     self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, Place, TABLE, is_kind,
 };
@@ -58,9 +59,15 @@ pub fn remove(
 }
 
 /// Whether these are all the records that there are: the first line of each jumps to `attachments`, and nothing else does.
+/// What is there of records without a first line, and ports without a record, belongs to others.
 fn is_all(socket: &mut NftSocket, records: &[Recorded]) -> Result<bool> {
     let attachments = socket.chain(&TABLE, ATTACHMENTS)?;
-    Ok(attachments.is_some_and(|chain| usize::try_from(chain.uses) == Ok(records.len())))
+    if !attachments.is_some_and(|chain| usize::try_from(chain.uses).is_ok_and(|uses| uses <= records.len())) {
+        return Ok(false);
+    }
+    let own: BTreeSet<RecordKey> = records.iter().map(|r| r.record.key).collect();
+    let labels: BTreeSet<&str> = records.iter().map(|r| r.record.label.as_str()).collect();
+    Ok(socket.all_records(&TABLE, |key| !own.contains(key))?.is_empty() && !has_others_ports(socket, &labels)?)
 }
 
 /// A transaction that removes, and the sysctls that go with it.
@@ -72,6 +79,8 @@ pub struct Removal {
     loopback: Vec<(String, String)>,
     /// Handles of rules that are removed.
     rules: BTreeSet<u64>,
+    /// How many elements are removed from each set.
+    members: BTreeMap<String, usize>,
     /// Records that stay.
     pub rewrites: Rewrites,
 }
@@ -96,18 +105,19 @@ impl Removal {
         taken: &BTreeSet<Place>,
     ) -> Result<()> {
         let leaving: BTreeSet<RecordKey> = records.iter().map(|r| r.record.key).collect();
-        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         let mut seen: BTreeSet<(String, Vec<Value>)> = BTreeSet::new();
         for Recorded { record, lines } in records {
             let Own { claims, elements, owners } = Own::of(socket, record)?;
             for (set, mut elements) in elements {
                 // Of `self4` and `self6`, who had the same address may have the same.
                 elements.retain(|e| records.len() == 1 || seen.insert((set.name.clone(), e.key.clone())));
+                *self.members.entry(set.name.clone()).or_default() += elements.len();
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
             }
             self.transaction.delete_elements(&TABLE, &records::map().name, lines.clone());
-            for jump in &record.jumps {
-                *counts.entry(jump).or_default() += 1;
+            for jump in records::jumps(lines).filter(|chain| *chain != ATTACHMENTS) {
+                *counts.entry(jump.to_owned()).or_default() += 1;
             }
             if !record.heirs.is_empty() {
                 let free = claims.iter().map(Claim::place).filter(|place| !taken.contains(place)).collect();
@@ -120,9 +130,15 @@ impl Removal {
                 }
             }
         }
+        if !records.iter().all(Recorded::is_whole) {
+            // What lines that are missing were the last to jump to is in nobody's use.
+            for chain in socket.chains(&TABLE)?.into_iter().filter(|chain| is_shared(&chain.name)) {
+                counts.entry(chain.name).or_default();
+            }
+        }
         for (name, count) in counts {
-            if !keep.iter().any(|k| k == name) {
-                self.release(socket, name, count)?;
+            if !keep.contains(&name) {
+                self.release(socket, &name, count)?;
             }
         }
         Ok(())
@@ -147,6 +163,12 @@ impl Removal {
         };
         let rules = socket.rules(&TABLE, name)?.len();
         if usize::try_from(chain.uses.saturating_sub(count)) != Ok(rules + entrances.len()) {
+            return Ok(());
+        }
+        // Whoever has damaged records has made some users uncounted; their ports are there.
+        if let Some(set) = rules::kind_set_of(name)
+            && socket.elements(&TABLE, &set)?.len() > self.members.get(name).copied().unwrap_or_default()
+        {
             return Ok(());
         }
         for (parent, entrance) in parent.iter().flat_map(|p| entrances.iter().map(move |e| (p, e))) {
@@ -187,6 +209,11 @@ impl Removal {
     pub fn settle_loopback(&self, socket: &mut NftSocket) -> Result<()> {
         self.loopback.iter().try_for_each(|(link, before)| localnet::settle(socket, link, before))
     }
+}
+
+/// Whether this is the name of something that attachments share.
+fn is_shared(chain: &str) -> bool {
+    is_kind(chain) || chain.starts_with(MARK_PREFIX) || chain.starts_with(LOOPBACK_PREFIX)
 }
 
 /// The rules among these that lead to the chain `name`.

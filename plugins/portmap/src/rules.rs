@@ -233,6 +233,12 @@ pub fn kind_set(name: &str, version: IpVersion, specific: bool) -> Set {
     Set::of(name, key_types(version, specific))
 }
 
+/// The set of the kind of this name; `None` if this isn't one's name.
+pub fn kind_set_of(name: &str) -> Option<Set> {
+    let (version, specific) = both_versions().find(|(version, specific)| is_kind_of(name, *version, *specific))?;
+    Some(kind_set(name, version, specific))
+}
+
 /// The set of those containers that come to their own ports and have no subnet to tell them by.
 pub fn self_set(version: IpVersion) -> Set {
     let name = match version {

@@ -60,7 +60,11 @@ impl State for Share {
 
 /// Removes what the attachment has; gives what that was.
 pub fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<Vec<Recorded>> {
-    removal::remove(socket, |socket| Ok(Recorded::read(socket, own)?.into_iter().collect()))
+    removal::remove(socket, |socket| {
+        let whole = Recorded::read(socket, own)?;
+        let found = if whole.is_some() { whole } else { Recorded::headless(socket, own)? };
+        Ok(found.into_iter().collect())
+    })
 }
 
 fn object_of_record() -> String {
