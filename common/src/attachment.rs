@@ -25,6 +25,9 @@ pub const LABEL_MAX: usize = 125;
 /// Digits of the key in a label that was cut.
 const LABEL_DIGITS: usize = 16;
 
+/// Bytes of the network in a label that was cut.
+const LABEL_NETWORK: usize = 27;
+
 impl Attachment {
     /// An attachment by its three names.
     pub fn new(network: impl Into<String>, container: impl Into<String>, ifname: impl Into<String>) -> Self {
@@ -41,7 +44,15 @@ impl Attachment {
             return whole;
         }
         let digits = self.own_key(LABEL_DIGITS);
-        format!("{}~{digits}/{}/{}", shorten(&self.network, 27), shorten(&self.container, 64), self.ifname)
+        let network = shorten(&self.network, LABEL_NETWORK);
+        format!("{network}~{digits}/{}/{}", shorten(&self.container, 64), self.ifname)
+    }
+
+    /// Whether a label is that of an attachment of the network; no of one that was cut where it can't be known.
+    pub fn is_label_on(label: &str, network: &str) -> bool {
+        let Some(rest) = label.strip_prefix(network) else { return false };
+        let is_cut = rest.strip_prefix('~').and_then(|rest| rest.as_bytes().get(LABEL_DIGITS)) == Some(&b'/');
+        rest.starts_with('/') || is_cut && network.len() <= LABEL_NETWORK
     }
 
     /// The key of the attachment within object names: 16 hex digits for the network, 24 for the attachment.
@@ -136,6 +147,18 @@ mod tests {
             assert_eq!(a.label().len(), b.label().len());
             assert_ne!(a.label(), b.label());
         }
+    }
+
+    #[test]
+    fn a_label_says_its_network_where_that_was_not_cut() {
+        let cut = Attachment::new("net", "c".repeat(200), "eth0").label();
+        assert!(Attachment::is_label_on(&cut, "net") && Attachment::is_label_on("net/c/eth0", "net"));
+        for other in ["ne", "net2", "n", ""] {
+            assert!(!Attachment::is_label_on(&cut, other) && !Attachment::is_label_on("net/c/eth0", other), "{other}");
+        }
+        let long = "n".repeat(100);
+        let label = Attachment::new(&long, "c".repeat(100), "eth0").label();
+        assert!(!Attachment::is_label_on(&label, &long) && !Attachment::is_label_on(&label, &"n".repeat(27)));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::process::{Child, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::host::Host;
 use crate::namespace::must;
 
@@ -44,7 +47,7 @@ impl Drop for Daemon {
 #[derive(Debug)]
 pub struct Firewalld {
     // Dropped in this order: firewalld would complain about a bus that has gone.
-    _firewalld: Daemon,
+    firewalld: Daemon,
     _bus: Daemon,
     address: String,
 }
@@ -67,9 +70,16 @@ impl Firewalld {
             "env DBUS_SYSTEM_BUS_ADDRESS={address} firewalld --nofork --nopid --system-config=/run/firewalld-config \
              --log-target=file --log-file={LOG}"
         );
-        let firewalld = Firewalld { _firewalld: Daemon::start(host, &line), _bus: bus, address };
+        let firewalld = Firewalld { firewalld: Daemon::start(host, &line), _bus: bus, address };
         host.wait_until("firewalld runs", || firewalld.try_command(host, "--state").is_ok());
         firewalld
+    }
+
+    /// Stops it as it stands, or lets it go on: it is on the bus and answers nothing.
+    #[track_caller]
+    pub fn hang(&self, stop: bool) {
+        let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
+        must(kill(Pid::from_raw(self.firewalld.0.id().cast_signed()), signal).map_err(|e| format!("firewalld: {e}")));
     }
 
     /// For DBUS_SYSTEM_BUS_ADDRESS.

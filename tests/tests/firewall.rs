@@ -1946,3 +1946,95 @@ fn what_concerns_ipv6_alone_is_no_error_of_status_but_said() {
     status(&lab, json!({})).fails_with(50);
     lab.host.run("/usr/bin/umount /usr/sbin");
 }
+
+#[test]
+fn of_two_containers_whose_long_names_differ_in_the_middle_each_has_its_own() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let long = "c".repeat(50);
+    let named = |middle: &str| {
+        let mut target = tenant.container.target();
+        target.container = format!("{long}-{middle}-{long}{long}");
+        target
+    };
+    let (old, new) = (named("1"), named("2"));
+    for target in [&old, &new] {
+        call(&lab.host, Verb::Add, &tenant.config, target).succeeds();
+    }
+    for target in [&old, &new] {
+        call(&lab.host, Verb::Check, &tenant.config, target).succeeds();
+    }
+    call(&lab.host, Verb::Del, &tenant.config, &old.without_netns()).succeeds();
+    call(&lab.host, Verb::Check, &tenant.config, &new).succeeds();
+    reaches(&tenant.container.netns, &client(80), "client");
+    call(&lab.host, Verb::Del, &tenant.config, &new.without_netns()).succeeds();
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
+#[test]
+fn an_address_that_is_none_of_the_containers_own_is_seen_at_its_port_and_taken_away() {
+    let lab = Lab::new();
+    let keys = json!({"antiSpoof": true});
+    let tenant = Tenant::new(&lab, 2, keys.clone());
+    let allowed = |address: &str| lab.host.run("nft list ruleset").contains(&format!("\"veth2\" . {address}"));
+    tenant.add(&lab);
+    for (set, address) in [("sources4", "10.88.0.77"), ("sources6", "fd00:88::77")] {
+        lab.host.run(&format!("nft add element bridge cni_chain_firewall {set} {{ veth2 . {address} }}"));
+        lab.host.run(&format!("nft add element bridge cni_chain_firewall {set} {{ veth9 . {address} }}"));
+        let error = tenant.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains(address) && !error.details.contains("veth9"), "{error:?}");
+        tenant.add(&lab);
+        tenant.check(&lab);
+        assert!(!allowed(address));
+    }
+    // A container that was never deleted had the interface before, as a guarded one or not.
+    let mut dead = tenant.config.clone();
+    dead["prevResult"]["ips"] = json!([{"address": "10.88.0.99/24"}]);
+    let mut target = tenant.container.target();
+    target.container = "dead".into();
+    tenant.del(&lab);
+    call(&lab.host, Verb::Add, &dead, &target).succeeds();
+    assert!(allowed("10.88.0.99"));
+    tenant.add(&lab);
+    tenant.check(&lab);
+    assert!(!allowed("10.88.0.99"));
+    tenant.del(&lab);
+    call(&lab.host, Verb::Add, &dead, &target).succeeds();
+    let mut open = tenant.config.clone();
+    open.as_object_mut().unwrap().remove("antiSpoof");
+    call(&lab.host, Verb::Add, &open, &tenant.container.target()).succeeds();
+    assert!(!allowed("10.88.0.99"));
+}
+
+#[test]
+fn what_nothing_is_written_down_of_goes_by_del_with_prev_result_and_by_gc() {
+    let (lab, _server) = dropping_lab();
+    let keys = json!({"antiSpoof": true});
+    let (tenant, other) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys));
+    let lose_all = || {
+        tenant.add(&lab);
+        other.add(&lab);
+        lab.host.run("nft flush map inet cni_chain_firewall records");
+        lab.host.run("rm -r /run/cni/firewall");
+    };
+    let elements = |of: &str| lab.host.run("nft list ruleset").matches(of).count();
+    lose_all();
+    tenant.del(&lab);
+    assert_eq!((elements("net/container-2/eth0"), elements("net/container-3/eth0")), (0, 5));
+    is_cut_off(&tenant.container.netns, &client(80));
+
+    lose_all();
+    let mut config = json!({"cniVersion": VERSION, "name": "elsewhere", "type": "firewall"});
+    config["cni.dev/valid-attachments"] = json!([]);
+    let gc = |config: &Value| drop(call(&lab.host, Verb::Gc, config, &Target::new("", "", "")).succeeds());
+    gc(&config);
+    assert_eq!((elements("net/container-2/eth0"), elements("net/container-3/eth0")), (5, 5));
+    config["name"] = "net".into();
+    config["cni.dev/valid-attachments"] = json!([{"containerID": other.container.id, "ifname": "eth0"}]);
+    gc(&config);
+    assert_eq!((elements("net/container-2/eth0"), elements("net/container-3/eth0")), (0, 5));
+    is_cut_off(&tenant.container.netns, &client(80));
+    reaches(&other.container.netns, &client(80), "client");
+    other.add(&lab);
+    other.check(&lab);
+}

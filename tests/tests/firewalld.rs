@@ -224,3 +224,66 @@ fn without_firewalld_only_those_fail_who_ask_for_it() {
     let plain = config(&container, json!({}));
     Plugin::ours("firewall").call(&lab.host, Verb::Add, &plain, &container.target()).succeeds();
 }
+
+#[test]
+fn what_an_add_no_longer_has_is_taken_out_of_firewalld() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let add = |keys: Value, address: &str| {
+        let mut config = config(&container, keys);
+        config["prevResult"]["ips"] = json!([{"address": format!("{address}/24"), "interface": 2}]);
+        guarded.call(Verb::Add, &config, &container.target()).succeeds();
+        config
+    };
+    add(json!({}), "10.88.0.2");
+    add(json!({}), "10.88.0.3");
+    assert_eq!(guarded.sources("trusted"), ["10.88.0.3/32"]);
+    add(json!({"firewalldZone": "internal"}), "10.88.0.3");
+    assert_eq!((guarded.sources("trusted"), guarded.sources("internal")), (vec![], vec!["10.88.0.3/32".to_owned()]));
+    add(json!({"backend": "iptables"}), "10.88.0.3");
+    assert_eq!(guarded.sources("internal"), [""; 0]);
+    // Also if the records are lost in between.
+    add(json!({}), "10.88.0.3");
+    guarded.lab.host.run("nft delete table inet cni_chain_firewall");
+    let last = add(json!({"firewalldZone": "internal"}), "10.88.0.4");
+    assert_eq!((guarded.sources("trusted"), guarded.sources("internal")), (vec![], vec!["10.88.0.4/32".to_owned()]));
+    guarded.call(Verb::Del, &last, &container.target()).succeeds();
+    assert_eq!(guarded.sources("internal"), [""; 0]);
+}
+
+#[test]
+fn an_address_moves_to_the_zone_of_its_new_owner_and_back() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let elder = config(&container, json!({}));
+    let younger = config(&container, json!({"firewalldZone": "internal"}));
+    let target = Target::new("younger", &container.netns.path(), "eth0");
+    let both = ["10.88.0.2/32", "fd00:88::2/128"];
+    guarded.call(Verb::Add, &elder, &container.target()).succeeds();
+    guarded.call(Verb::Add, &younger, &target).succeeds();
+    assert_eq!((guarded.sources("trusted").len(), guarded.sources("internal")), (0, both.map(str::to_owned).to_vec()));
+    guarded.call(Verb::Del, &younger, &target.without_netns()).succeeds();
+    assert_eq!((guarded.sources("internal").len(), guarded.sources("trusted")), (0, both.map(str::to_owned).to_vec()));
+    guarded.call(Verb::Check, &elder, &container.target()).succeeds();
+    // One who tells firewalld nothing takes it over: nobody needs the source when the elder is gone.
+    let silent = config(&container, json!({"backend": "iptables"}));
+    guarded.call(Verb::Add, &silent, &target).succeeds();
+    guarded.call(Verb::Del, &elder, &container.target().without_netns()).succeeds();
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+}
+
+#[test]
+fn a_firewalld_that_hangs_is_waited_for_once() {
+    let guarded = Guarded::new();
+    let container = guarded.lab.container(2);
+    let config = config(&container, json!({}));
+    guarded.call(Verb::Add, &config, &container.target()).succeeds();
+    guarded.firewalld.hang(true);
+    let begin = std::time::Instant::now();
+    let error = guarded.call(Verb::Del, &config, &container.target()).fails_with(107);
+    assert!(error.msg.contains("firewalld"), "{error:?}");
+    assert!(begin.elapsed().as_secs() < 40, "one patience for both addresses: {:?}", begin.elapsed());
+    guarded.firewalld.hang(false);
+    guarded.call(Verb::Del, &config, &container.target()).succeeds();
+    assert_eq!(guarded.sources("trusted"), [""; 0]);
+}

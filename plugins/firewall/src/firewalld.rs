@@ -4,9 +4,11 @@
 //! show the runtime configuration only, as in the reference: `firewall-cmd --reload` forgets it, CHECK sees that, and
 //! the next ADD mends it. The bus is the system's, at `DBUS_SYSTEM_BUS_ADDRESS` if that is set.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{Difference, Error, Result};
 use serde::Serialize;
@@ -29,13 +31,40 @@ const POLICIES: [&str; 2] = ["/usr/share/dbus-1/system.d/FirewallD.conf", "/etc/
 /// The standard bus configuration, which denies all names by default.
 const STANDARD_BUS: &str = "/usr/share/dbus-1/system.conf";
 
-/// The longest wait for an answer: firewalld answers nothing while it reloads.
+/// The longest wait for all answers together: firewalld answers nothing while it reloads.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 /// A firewalld that runs.
 pub struct Firewalld {
     runtime: Runtime,
     bus: Connection,
+    /// Until when it is waited for: all questions together are worth one patience.
+    deadline: Instant,
+}
+
+/// firewalld, looked for when it is first needed, and once.
+#[derive(Default)]
+pub struct Sought(OnceCell<Result<Option<Firewalld>>>);
+
+impl Sought {
+    /// The running firewalld.
+    pub fn get(&self) -> Result<Option<&Firewalld>> {
+        match self.0.get_or_init(Firewalld::find) {
+            Ok(found) => Ok(found.as_ref()),
+            Err(error) => Err(error.clone()),
+        }
+    }
+}
+
+/// What came of telling firewalld of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is in the zone now.
+    Newly,
+    /// It was.
+    Already,
+    /// It is in another, and stays there.
+    Elsewhere,
 }
 
 impl Firewalld {
@@ -49,13 +78,14 @@ impl Firewalld {
             .enable_all()
             .build()
             .map_err(|e| Error::io("open", "an event loop", &e))?;
-        let builder = zbus::connection::Builder::address(address).method_timeout(PATIENCE);
-        let bus = match runtime.block_on(builder.build()) {
+        let deadline = Instant::now() + PATIENCE;
+        let builder = zbus::connection::Builder::address(address);
+        let bus = match in_time(&runtime, deadline, || builder.build()) {
             Ok(bus) => bus,
             Err(error) if nobody_listens(&error) => return Ok(None),
             Err(error) => return Err(unreachable("the system bus can't be used", &error)),
         };
-        let firewalld = Firewalld { runtime, bus };
+        let firewalld = Firewalld { runtime, bus, deadline };
         Ok(firewalld.has_owner()?.then_some(firewalld))
     }
 
@@ -69,17 +99,31 @@ impl Firewalld {
         })
     }
 
-    /// Binds the address to the zone; whether it wasn't before.
-    pub fn add_source(&self, zone: &str, address: IpAddr) -> Result<bool> {
+    /// Binds the address to the zone, if it is in none.
+    pub fn add_source(&self, zone: &str, address: IpAddr) -> Result<Told> {
         let source = source(address);
         let action = format!("addSource({zone}, {source})");
         match self.ask::<_, String>(OBJECT, ZONES, "addSource", &(zone, source.as_str())) {
             // The answer is the zone that has it now.
-            Ok(answered) if answered == zone => Ok(true),
+            Ok(answered) if answered == zone => Ok(Told::Newly),
             Ok(answered) => Err(refused(&action, &format!("it is in zone {answered} now"))),
-            Err(error) if says(&error, "ZONE_ALREADY_SET") => Ok(false),
+            Err(error) if says(&error, "ZONE_ALREADY_SET") => Ok(Told::Already),
+            Err(error) if says(&error, "ZONE_CONFLICT") => Ok(Told::Elsewhere),
             Err(error) => Err(failed(&action, &error)),
         }
+    }
+
+    /// The zone that the address is bound to.
+    pub fn zone_of(&self, address: IpAddr) -> Result<String> {
+        let source = source(address);
+        self.ask::<_, String>(OBJECT, ZONES, "getZoneOfSource", &source.as_str())
+            .map_err(|error| failed(&format!("getZoneOfSource({source})"), &error))
+    }
+
+    /// The error for an address that somebody else has bound to another zone.
+    pub fn conflict(zone: &str, address: IpAddr, theirs: &str) -> Error {
+        let action = format!("addSource({zone}, {})", source(address));
+        refused(&action, &format!("ZONE_CONFLICT: it is bound to zone {theirs}"))
     }
 
     /// Takes the address out of the zone; it is fine if it isn't there.
@@ -119,9 +163,23 @@ impl Firewalld {
     {
         let destination = if interface == ZONES { NAME } else { interface };
         let call = self.bus.call_method(Some(destination), object, Some(interface), method, question);
-        let answer: Message = self.runtime.block_on(call)?;
+        let answer: Message = in_time(&self.runtime, self.deadline, || call)?;
         answer.body().deserialize()
     }
+}
+
+/// Waits for an answer until the deadline, for one that is past not at all.
+fn in_time<T, F: Future<Output = zbus::Result<T>>>(
+    runtime: &Runtime,
+    deadline: Instant,
+    question: impl FnOnce() -> F,
+) -> zbus::Result<T> {
+    let late = || zbus::Error::InputOutput(Arc::new(std::io::ErrorKind::TimedOut.into()));
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(late());
+    }
+    runtime.block_on(async { tokio::time::timeout(left, question()).await.unwrap_or_else(|_| Err(late())) })
 }
 
 /// How the reference writes an address for a zone.

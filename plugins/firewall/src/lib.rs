@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use common::cni::CniResult;
-use common::nft::{NftSocket, RecordKey};
+use common::nft::NftSocket;
 use common::{Attachment, Call, Error, Plugin, Result};
 
 use crate::config::{Config, Written};
@@ -64,7 +64,8 @@ impl Plugin for Firewall {
 
     fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        let removed = removal::remove(&mut socket, &call.attachment);
+        let guessed = prev.map(|prev| plan::guess(&call.attachment, config, prev));
+        let removed = removal::remove(&mut socket, &call.attachment, guessed.as_ref());
         let ours: BTreeSet<IpAddr> = removed.iter().flatten().copied().collect();
         let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
         let rules = upgrade::remove_rules_for(&mut socket, &(&ours | &hinted));
@@ -75,9 +76,8 @@ impl Plugin for Firewall {
     }
 
     fn collect(network: &str, live: &BTreeSet<Attachment>, _config: Option<&Config>) -> Result<()> {
-        let live: BTreeSet<RecordKey> = live.iter().map(RecordKey::of).collect();
         let mut socket = NftSocket::new();
-        let collected = removal::collect(&mut socket, network, &live);
+        let collected = removal::collect(&mut socket, network, live);
         let superseded = upgrade::remove_superseded_rules(&mut socket);
         Error::gather([collected, superseded].into_iter().filter_map(Result::err).collect())
     }

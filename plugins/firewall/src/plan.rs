@@ -10,7 +10,7 @@ use common::nft::{Chain, Element, IpVersion, Presence, Set, Skeleton, Table, Tra
 use common::{Attachment, Error, Result};
 
 use crate::config::{Backend, Config, HostChain, IngressPolicy};
-use crate::record;
+use crate::record::{self, Record};
 use crate::rules::{
     self, BRIDGE_SOURCES, BRIDGE_TABLE, BridgePolicy, NEIGHBOURS, PortGuard, ROUTED_SOURCES, SOURCES_TABLE, TABLE,
 };
@@ -106,10 +106,18 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
         zone: facts.firewalld.then(|| config.zone.clone()),
         guards: guards(config, facts)?,
         notes: Notes::default(),
-        interfaces: on_host(prev).filter(|name| name.len() <= INTERFACE_NAME_MAX).map(str::to_owned).collect(),
+        interfaces: interfaces(prev),
         policy,
         host: HostPart::of(config, facts.firewalld, versions),
     })
+}
+
+/// What an attachment of which nothing is written down may have, by its prevResult.
+pub fn guess(attachment: &Attachment, config: Option<&Config>, prev: &CniResult) -> Record {
+    let told = config.filter(|config| matches!(config.backend, Backend::Detect | Backend::Firewalld));
+    let addresses: BTreeSet<IpAddr> = prev.ips.iter().map(|ip| ip.address.addr()).collect();
+    let zone = told.map(|config| config.zone.clone());
+    Record::guessed(attachment, addresses.into_iter().collect(), &interfaces(prev), zone)
 }
 
 fn guards(config: &Config, facts: &Facts) -> Result<Vec<(PortGuard, Vec<String>)>> {
@@ -184,6 +192,11 @@ pub fn looks_at_links(config: &Config) -> bool {
 fn on_host(prev: &CniResult) -> impl Iterator<Item = &str> {
     let named = prev.interfaces.iter().filter(|i| i.sandbox.is_empty() && !i.name.is_empty());
     named.map(|i| i.name.as_str())
+}
+
+/// Those of them that there can be.
+fn interfaces(prev: &CniResult) -> Vec<String> {
+    on_host(prev).filter(|name| name.len() <= INTERFACE_NAME_MAX).map(str::to_owned).collect()
 }
 
 /// IFNAMSIZ less the NUL (include/uapi/linux/if.h).

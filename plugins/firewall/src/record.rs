@@ -17,6 +17,7 @@ use common::{Attachment, Result};
 
 use crate::plan::{Notes, Share};
 use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, PortGuard, TABLE};
+use crate::stored::Shelf;
 
 /// An attachment's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +49,12 @@ pub fn place_name((table, set, element): &Placed) -> String {
 }
 
 /// To whom an element belongs that was an attachment's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// The attachment.
     Itself,
-    /// Somebody who came after it.
-    Another,
+    /// Somebody who came after it, by his label.
+    Another(String),
     /// It isn't there.
     Nobody,
 }
@@ -101,6 +102,42 @@ impl Record {
     /// The same where somebody may have removed lines by hand: all that are left, by a look through the map.
     pub fn scattered(socket: &mut NftSocket, key: RecordKey) -> Result<Option<Record>> {
         Ok(Record::all(socket, |other| *other == key)?.pop())
+    }
+
+    /// The record of the attachment that has this label.
+    pub fn of_label(socket: &mut NftSocket, label: &str) -> Result<Option<Record>> {
+        if let [network, container, ifname] = label.split('/').collect::<Vec<_>>()[..] {
+            let found = Record::read(socket, RecordKey::of(&Attachment::new(network, container, ifname)))?;
+            if found.as_ref().is_some_and(|record| record.label == label) {
+                return Ok(found);
+            }
+        }
+        // Names that were cut don't say which key that is.
+        if !label.contains('~') {
+            return Ok(None);
+        }
+        Ok(Record::all(socket, |_| true)?.into_iter().find(|record| record.label == label))
+    }
+
+    /// What an attachment may have at these interfaces and addresses, if all that was written down of it is lost. Whatever
+    /// doesn't bear its label is another's.
+    pub fn guessed(
+        attachment: &Attachment,
+        addresses: Vec<IpAddr>,
+        interfaces: &[String],
+        zone: Option<String>,
+    ) -> Record {
+        let at = |guard: PortGuard| interfaces.iter().map(move |interface| (guard.clone(), interface.clone()));
+        Record {
+            key: RecordKey::of(attachment),
+            label: attachment.label(),
+            addresses,
+            zone,
+            policies: Vec::new(),
+            guards: PORT_GUARDS.into_iter().flat_map(at).collect(),
+            notes: Notes::default(),
+            lines: Vec::new(),
+        }
     }
 
     /// All records whose keys are wanted: one look through the map.
@@ -172,7 +209,7 @@ impl Record {
         let holder = |found: Option<Element>| match found {
             None => Holder::Nobody,
             Some(found) if found.comment.as_ref() == Some(&self.label) => Holder::Itself,
-            Some(_) => Holder::Another,
+            Some(found) => Holder::Another(found.comment.unwrap_or_default()),
         };
         Ok(places.into_iter().zip(found.into_iter().map(holder)).collect())
     }
@@ -181,9 +218,19 @@ impl Record {
 /// Whether the element at this place, which bears this label, is another's who says that it shares it: then whoever had
 /// it before loses nothing by that.
 pub fn is_shared(socket: &mut NftSocket, place: &Placed, label: &str) -> Result<bool> {
-    let [network, container, ifname] = label.split('/').collect::<Vec<_>>()[..] else { return Ok(false) };
-    let holder = Record::read(socket, RecordKey::of(&Attachment::new(network, container, ifname)))?;
+    let holder = Record::of_label(socket, label)?;
     Ok(holder.is_some_and(|holder| holder.notes.shared && holder.claims(place)))
+}
+
+/// Whether an attachment of ours has told firewalld that the address belongs to the zone. All records are looked through.
+pub fn have_told(socket: &mut NftSocket, zone: &str, address: IpAddr) -> Result<bool> {
+    let told = |record: &Record| record.zone.as_deref() == Some(zone) && record.addresses.contains(&address);
+    if Record::all(socket, |_| true)?.iter().any(told) {
+        return Ok(true);
+    }
+    // `nft flush ruleset` takes the records, and leaves firewalld's sources.
+    let shares = Shelf::open()?.map_or(Ok(Vec::new()), |shelf| shelf.all())?;
+    Ok(shares.iter().any(|share| told(&Record::of(share))))
 }
 
 /// Whether some attachment of ours has this address.

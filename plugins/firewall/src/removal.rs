@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use common::nft::records::{self, NetworkKey, jumps};
-use common::nft::{NftSocket, Presence, RecordKey, Transaction};
+use common::nft::{Element, IpVersion, NftSocket, Presence, RecordKey, Set, Table, Transaction};
 use common::{Attachment, Error, Result};
 
-use crate::firewalld::Firewalld;
+use crate::firewalld::Sought;
 use crate::plan::Share;
 use crate::record::{Holder, Placed, Record, place_name};
-use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, TABLE};
+use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
 use crate::stored::Shelf;
 
@@ -22,17 +22,28 @@ use crate::stored::Shelf;
 type Leaving = BTreeMap<RecordKey, Option<Record>>;
 
 /// Removes everything that belongs to the attachment; nothing to remove is success. Gives the addresses that went.
-pub fn remove(socket: &mut NftSocket, attachment: &Attachment) -> Result<BTreeSet<IpAddr>> {
+///
+/// What it has had is `guessed` where all that was written down of it is lost.
+pub fn remove(socket: &mut NftSocket, attachment: &Attachment, guessed: Option<&Record>) -> Result<BTreeSet<IpAddr>> {
     let key = RecordKey::of(attachment);
     remove_all(socket, |socket, shelf| {
         let found = Record::read(socket, key)?;
-        Ok(BTreeMap::from([(key, known_record(key, found, shelf))]))
+        let known = known_record(key, found, shelf);
+        let says_nothing = known.as_ref().is_none_or(|record| record.label.is_empty());
+        let guessed = guessed.filter(|_| says_nothing).cloned();
+        let guessed = guessed.map(|guess| Record { lines: lines_of(known.as_ref()), ..guess });
+        Ok(BTreeMap::from([(key, guessed.or(known))]))
     })
 }
 
+fn lines_of(record: Option<&Record>) -> Vec<Element> {
+    record.map(|record| record.lines.clone()).unwrap_or_default()
+}
+
 /// Removes what the dead attachments of a network own.
-pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<RecordKey>) -> Result<()> {
-    let network = NetworkKey::of(network);
+pub fn collect(socket: &mut NftSocket, name: &str, alive: &BTreeSet<Attachment>) -> Result<()> {
+    let network = NetworkKey::of(name);
+    let live: BTreeSet<RecordKey> = alive.iter().map(RecordKey::of).collect();
     let is_dead = |key: &RecordKey| network.has(key) && !live.contains(key);
     let removed = remove_all(socket, |socket, shelf| {
         let found = Record::all(socket, is_dead)?;
@@ -43,8 +54,41 @@ pub fn collect(socket: &mut NftSocket, network: &str, live: &BTreeSet<RecordKey>
         }
         Ok(leaving)
     });
+    let orphans = collect_orphans(socket, name, alive);
     let policies = collect_policies(socket);
-    Error::gather([removed.map(drop), policies].into_iter().filter_map(Result::err).collect())
+    Error::gather([removed.map(drop), orphans, policies].into_iter().filter_map(Result::err).collect())
+}
+
+/// Removes elements that bear the label of an attachment of the network which isn't alive and has no record.
+fn collect_orphans(socket: &mut NftSocket, network: &str, alive: &BTreeSet<Attachment>) -> Result<()> {
+    repeat(|| {
+        let generation = socket.generation()?;
+        let mut suspects: Vec<Placed> = Vec::new();
+        for (table, set) in sets_of_owners() {
+            let is_of_network = |e: &Element| e.comment.as_deref().is_some_and(|l| Attachment::is_label_on(l, network));
+            let elements = socket.elements(&table, &set)?.into_iter().filter(is_of_network);
+            suspects.extend(elements.map(|element| (table.clone(), set.clone(), element)));
+        }
+        let mut known: HashSet<String> = alive.iter().map(Attachment::label).collect();
+        if suspects.iter().any(|(_, _, element)| !known.contains(element.comment.as_deref().unwrap_or_default())) {
+            known.extend(Record::all(socket, |_| true)?.into_iter().map(|record| record.label));
+        }
+        let mut transaction = Transaction::new();
+        for (table, set, element) in suspects {
+            if !known.contains(element.comment.as_deref().unwrap_or_default()) {
+                log::info!("{element} is taken out of set {} of table {table}: its owner has no record", set.name);
+                transaction.delete_elements(&table, &set.name, vec![Element::key(element.key)]);
+            }
+        }
+        socket.commit_at(&transaction, generation)
+    })
+}
+
+/// The sets whose elements bear labels.
+fn sets_of_owners() -> Vec<(Table, Set)> {
+    let mut sets: Vec<(Table, Set)> = IpVersion::ALL.into_iter().map(|v| (TABLE, rules::addresses(v))).collect();
+    sets.extend(PORT_GUARDS.iter().flat_map(|guard| guard.sets().into_iter().map(|set| (guard.table.clone(), set))));
+    sets
 }
 
 /// What the kernel says; if it has lost that (`nft flush ruleset`), what was put on the shelf.
@@ -64,6 +108,7 @@ fn remove_all(
     find: impl Fn(&mut NftSocket, Option<&Shelf>) -> Result<Leaving>,
 ) -> Result<BTreeSet<IpAddr>> {
     let shelf = Shelf::open()?;
+    let firewalld = Sought::default();
     let (mut keys, mut removed) = (BTreeSet::new(), BTreeSet::new());
     let mut forgotten = BTreeSet::new();
     let mut errors: BTreeMap<RecordKey, Error> = BTreeMap::new();
@@ -78,7 +123,7 @@ fn remove_all(
             let own = Own::read(socket, record, &heirs)?;
             // First, because without the record nobody would know what firewalld must forget.
             if !forgotten.contains(&record.key)
-                && let Err(error) = own.forget_sources(record.zone.as_deref())
+                && let Err(error) = own.forget_sources(record.zone.as_deref(), &firewalld)
             {
                 errors.insert(record.key, error);
                 continue;
@@ -133,6 +178,11 @@ impl Heirs {
         self.0.get(&place_name(place))
     }
 
+    fn of_address(&self, address: IpAddr) -> Option<&Heir> {
+        let (set, element) = rules::address_element(address);
+        self.of_place(&(TABLE, set, element))
+    }
+
     /// Takes an element away from whom it belongs to, and gives it to its heir.
     pub fn pass_on(&self, place: &Placed, transaction: &mut Transaction) {
         let (table, set, element) = place;
@@ -147,7 +197,7 @@ impl Heirs {
 /// What is an attachment's own, and nobody else's.
 struct Own<'a> {
     elements: Vec<Placed>,
-    /// Without those that another has by now, or gets back.
+    /// Without those that another has by now, or gets back, in the same zone.
     addresses: Vec<IpAddr>,
     heirs: &'a Heirs,
 }
@@ -155,25 +205,63 @@ struct Own<'a> {
 impl<'a> Own<'a> {
     fn read(socket: &mut NftSocket, record: &Record, heirs: &'a Heirs) -> Result<Own<'a>> {
         let held = record.held_elements(socket)?;
-        let is_anothers = |address: &IpAddr| {
-            let (_, element) = rules::address_element(*address);
-            let of_address = held.iter().find(|((table, _, e), _)| *table == TABLE && *e == element);
-            // An heir that has told another firewalld zone, or none, doesn't need this one.
-            let gets_back = |place| heirs.of_place(place).is_some_and(|heir| heir.zone == record.zone);
-            of_address.is_some_and(|(place, holder)| *holder == Holder::Another || gets_back(place))
-        };
-        let addresses = record.addresses.iter().copied().filter(|address| !is_anothers(address)).collect();
+        let mut addresses = Vec::new();
+        for address in record.addresses.iter().copied() {
+            let of_address = held.iter().find(|(place, _)| is_of_address(place, address));
+            let stays = match of_address {
+                // Whoever has told another firewalld zone, or none, doesn't need this one.
+                Some((_, Holder::Another(label))) if record.zone.is_some() => {
+                    Record::of_label(socket, label)?.is_none_or(|holder| holder.zone == record.zone)
+                }
+                Some((_, Holder::Another(_))) => true,
+                Some((place, _)) => heirs.of_place(place).is_some_and(|heir| heir.zone == record.zone),
+                None => false,
+            };
+            if !stays {
+                addresses.push(address);
+            }
+        }
         let elements =
             held.into_iter().filter(|(_, holder)| *holder == Holder::Itself).map(|(place, _)| place).collect();
         Ok(Own { elements, addresses, heirs })
     }
 
-    fn forget_sources(&self, zone: Option<&str>) -> Result<()> {
+    fn forget_sources(&self, zone: Option<&str>, firewalld: &Sought) -> Result<()> {
         let Some(zone) = zone.filter(|_| !self.addresses.is_empty()) else { return Ok(()) };
         // A firewalld that doesn't run remembers nothing.
-        let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
-        Error::gather(self.addresses.iter().filter_map(|a| firewalld.remove_source(zone, *a).err()).collect())
+        let Some(firewalld) = firewalld.get()? else { return Ok(()) };
+        let forgotten = self.addresses.iter().map(|address| {
+            firewalld.remove_source(zone, *address)?;
+            match self.heirs.of_address(*address).and_then(|heir| heir.zone.as_deref()) {
+                Some(theirs) => firewalld.add_source(theirs, *address).map(drop),
+                None => Ok(()),
+            }
+        });
+        Error::gather(forgotten.filter_map(Result::err).collect())
     }
+}
+
+fn is_of_address((table, _, element): &Placed, address: IpAddr) -> bool {
+    *table == TABLE && *element == rules::address_element(address).1
+}
+
+/// What the attachment had at its former ADD. The file is read only where firewalld is told.
+pub fn former(key: RecordKey, found: Option<&Record>, share: &Share) -> Option<Record> {
+    let shelf = if share.zone.is_some() { Shelf::open().ok().flatten() } else { None };
+    known_record(key, found.cloned(), shelf.as_ref())
+}
+
+/// Takes out of firewalld what an attachment had told it at its former ADD and tells it no longer.
+pub fn forget_stale_sources(socket: &mut NftSocket, share: &Share, record: &Record) -> Result<()> {
+    let Some(zone) = record.zone.as_ref() else { return Ok(()) };
+    let is_told = |address: &IpAddr| share.zone.as_ref() == Some(zone) && share.addresses.contains(address);
+    let addresses: Vec<IpAddr> = record.addresses.iter().copied().filter(|address| !is_told(address)).collect();
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let former = Record { addresses, guards: Vec::new(), ..record.clone() };
+    let heirs = Heirs::of(socket, std::iter::once(&former))?;
+    Own::read(socket, &former, &heirs)?.forget_sources(Some(zone), &Sought::default())
 }
 
 /// What goes, and what is released by it.

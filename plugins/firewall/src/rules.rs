@@ -390,6 +390,16 @@ impl PortGuard {
         Set::of(self.ports, [DataType::Ifname])
     }
 
+    /// The sets of ports with an address that may be used there, if it goes by that.
+    pub fn source_sets(&self) -> Vec<Set> {
+        IpVersion::ALL.into_iter().filter(|_| self.by_source).map(sources).collect()
+    }
+
+    /// The sets in which its elements are.
+    pub fn sets(&self) -> Vec<Set> {
+        [self.port_set()].into_iter().chain(self.source_sets()).collect()
+    }
+
     /// The elements for one port of a container with these addresses.
     pub fn elements(&self, port: &str, addresses: &[IpAddr]) -> Vec<(Set, Element)> {
         let own =

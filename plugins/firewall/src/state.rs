@@ -10,7 +10,7 @@ use common::nft::{Command, CommitError, Element, IpVersion, NftSocket, Presence,
 use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
-use crate::firewalld::Firewalld;
+use crate::firewalld::{Firewalld, Told};
 use crate::guards::{self, Scope};
 use crate::hostchain;
 use crate::hostfilter::{self, FoundFilter};
@@ -40,7 +40,7 @@ impl State for Placed {
         hostchain::look(&mut socket, &self.share.host.chains)?;
         // What is static may stay if something fails later; so it comes first.
         let host = mend_legacy(&self.share.host)?;
-        let told = self.tell_firewalld()?;
+        let told = self.tell_firewalld(&mut socket)?;
         let installed = match install(&mut socket, &self.share, &host) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
@@ -78,12 +78,11 @@ impl Placed {
     }
 
     /// Tells firewalld; gives what it didn't know. A failure leaves it knowing what it knew.
-    fn tell_firewalld(&self) -> Result<Vec<IpAddr>> {
+    fn tell_firewalld(&self, socket: &mut NftSocket) -> Result<Vec<Moved>> {
         let mut told = Vec::new();
         for (firewalld, zone, address) in self.sources() {
-            match firewalld.add_source(zone, address) {
-                Ok(true) => told.push(address),
-                Ok(false) => {}
+            match tell(socket, firewalld, zone, address) {
+                Ok(moved) => told.extend(moved),
                 Err(error) => {
                     self.untell_firewalld(&told);
                     return Err(error);
@@ -103,11 +102,48 @@ impl Placed {
         Ok(())
     }
 
-    fn untell_firewalld(&self, told: &[IpAddr]) {
-        for (firewalld, zone, address) in self.sources().filter(|(_, _, address)| told.contains(address)) {
-            if let Err(error) = firewalld.remove_source(zone, address) {
+    fn untell_firewalld(&self, told: &[Moved]) {
+        for (firewalld, zone, address) in self.sources() {
+            let Some(moved) = told.iter().find(|moved| moved.address == address) else { continue };
+            let undone = firewalld.remove_source(zone, address).and_then(|()| match &moved.from {
+                Some(former) => firewalld.add_source(former, address).map(drop),
+                None => Ok(()),
+            });
+            if let Err(error) = undone {
                 log::warn!("undoing: {error}");
             }
+        }
+    }
+}
+
+/// An address that firewalld has in a zone by us.
+struct Moved {
+    address: IpAddr,
+    /// The zone in which it was before.
+    from: Option<String>,
+}
+
+/// Tells firewalld of one address; `None` if it knew. One that an attachment of ours has told it for another zone moves; what
+/// anybody else has bound stays.
+fn tell(socket: &mut NftSocket, firewalld: &Firewalld, zone: &str, address: IpAddr) -> Result<Option<Moved>> {
+    match firewalld.add_source(zone, address)? {
+        Told::Newly => return Ok(Some(Moved { address, from: None })),
+        Told::Already => return Ok(None),
+        Told::Elsewhere => {}
+    }
+    let theirs = firewalld.zone_of(address)?;
+    if !record::have_told(socket, &theirs, address)? {
+        return Err(Firewalld::conflict(zone, address, &theirs));
+    }
+    firewalld.remove_source(&theirs, address)?;
+    match firewalld.add_source(zone, address) {
+        Ok(Told::Newly | Told::Already) => Ok(Some(Moved { address, from: Some(theirs) })),
+        Ok(Told::Elsewhere) => Err(Firewalld::conflict(zone, address, &theirs)),
+        Err(error) => {
+            if let Err(again) = firewalld.add_source(&theirs, address) {
+                log::warn!("undoing: {again}");
+            }
+            Err(error)
         }
     }
 }
@@ -178,6 +214,10 @@ fn install_with(
         let key = RecordKey::of(&share.attachment);
         let record = if scattered { Record::scattered(socket, key)? } else { Record::read(socket, key)? };
         installed = share.clone();
+        if let Some(former) = removal::former(key, record.as_ref(), share) {
+            // First, because without the record nobody would know what firewalld must forget.
+            removal::forget_stale_sources(socket, share, &former)?;
+        }
         let changes = changes(socket, &mut installed, record.as_ref(), host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
@@ -235,6 +275,10 @@ fn changes(
     add_shared(share, &mut changes.transaction);
     let any_taken = add_own(socket, share, &mut changes.transaction)?;
     changes.guarded |= any_taken;
+    if any_taken || record.is_some() {
+        let found = strays::of_sources(socket, share)?;
+        changes.guarded |= take_out(found, &mut changes.transaction);
+    }
     share.notes.shared |= any_taken;
     changes.guarded |= add_record(share, record, &mut changes.transaction);
     if let Some(record) = record {
@@ -292,20 +336,31 @@ fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transactio
 /// its own interfaces only.
 fn drop_strays(socket: &mut NftSocket, share: &Share, thoroughly: bool, transaction: &mut Transaction) -> Result<bool> {
     let mut found = strays::at_interfaces(socket, share)?;
-    // What the attachment's own former ADD has put there is dropped as stale.
-    let deleted = |(table, set, element): &Place| {
-        let deletion = Command::DeleteElements(table.clone(), set.name.clone(), vec![element.clone()]);
-        transaction.commands().contains(&deletion)
-    };
-    found.retain(|place| !deleted(place));
     if thoroughly {
         found.extend(strays::of_policies(socket, share)?);
+    } else if strays::by_source(&found) {
+        found.extend(strays::of_sources(socket, share)?);
     }
+    Ok(take_out(found, transaction))
+}
+
+/// Takes out what isn't in the transaction already: what the attachment's own former ADD has put there is dropped as stale.
+/// Whether there was any.
+fn take_out(mut found: Vec<Place>, transaction: &mut Transaction) -> bool {
+    found.retain(|(table, set, element)| {
+        let deletes = |command: &Command| match command {
+            Command::DeleteElements(t, s, elements) => {
+                t == table && *s == set.name && elements.iter().any(|e| e.key == element.key)
+            }
+            _ => false,
+        };
+        !transaction.commands().iter().any(deletes)
+    });
     for (table, set, element) in &found {
         log::info!("{element} is taken out of set {} of table {table}: nobody needs it", set.name);
         transaction.delete_elements(table, &set.name, vec![element.clone()]);
     }
-    Ok(!found.is_empty())
+    !found.is_empty()
 }
 
 /// What it needs together with others; nothing happens to what is there.
@@ -452,7 +507,10 @@ fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Differ
             all.extend(differences);
         }
     }
-    let strays = [strays::at_interfaces(socket, share)?, strays::of_policies(socket, share)?];
+    let mut strays = vec![strays::at_interfaces(socket, share)?, strays::of_policies(socket, share)?];
+    if share.guards.iter().any(|(guard, _)| !guard.source_sets().is_empty()) {
+        strays.push(strays::of_sources(socket, share)?);
+    }
     all.extend(strays.into_iter().flatten().map(strays::difference));
     Ok(all)
 }

@@ -1,11 +1,13 @@
 //! Elements in our sets that nobody's plan has put there: a stranger's, or an old container's that had the same interface.
 
+use std::collections::HashSet;
+
 use common::nft::{Element, NftSocket, Value};
 use common::{Difference, Result};
 
 use crate::plan::Share;
-use crate::record::Placed;
-use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS, TABLE};
+use crate::record::{Placed, place_name};
+use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS, PortGuard, TABLE};
 
 /// What stands at an interface of the attachment's though its plan has nothing there.
 pub fn at_interfaces(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
@@ -19,6 +21,36 @@ pub fn at_interfaces(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed
     let asked: Vec<_> = places.iter().map(|(table, set, element)| (table, set, element.key.as_slice())).collect();
     let found = socket.elements_in(&asked)?;
     Ok(places.into_iter().zip(found).filter_map(|(place, found)| found.map(|_| place)).collect())
+}
+
+/// Addresses that may be used at an interface of the attachment's though they are none of its own. All elements of the
+/// sets are looked through.
+pub fn of_sources(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
+    let mut strays = Vec::new();
+    for guard in PORT_GUARDS {
+        let planned = share.guards.iter().filter(|(planned, _)| *planned == guard).flat_map(|(_, ports)| ports);
+        let at: HashSet<&String> = planned.chain(&share.interfaces).collect();
+        let own: HashSet<String> = share.own_elements().iter().map(place_name).collect();
+        for set in guard.source_sets() {
+            for found in socket.elements(&guard.table, &set)? {
+                let is_here = matches!(found.key.first(), Some(Value::Ifname(port)) if at.contains(port));
+                let place = (guard.table.clone(), set.clone(), found);
+                if is_here && !own.contains(&place_name(&place)) {
+                    strays.push(place);
+                }
+            }
+        }
+    }
+    Ok(strays)
+}
+
+/// Whether one of these is an interface at which only some addresses may be used.
+pub fn by_source(places: &[Placed]) -> bool {
+    let is_of = |guard: &PortGuard, (table, set, _): &Placed| {
+        !guard.source_sets().is_empty() && guard.table == *table && guard.ports == set.name
+    };
+    let is_port = |place: &Placed| PORT_GUARDS.iter().any(|guard| is_of(guard, place));
+    places.iter().any(is_port)
 }
 
 /// Bridges that are restricted though no attachment needs it.
