@@ -245,24 +245,29 @@ impl Directory {
         Ok(self.entries()?.into_iter().filter(|name| !name.starts_with('.')).collect())
     }
 
-    /// The names of the files that were noted as one group, in no order; some may be gone.
+    /// The names of the files that were noted as one group, in no order; some may be gone. Where others can add directories to
+    /// this one, some may never have been noted: a name is no more than a hint at what to read here.
     pub fn members(&self, group: &str) -> Result<Vec<String>> {
-        let Some(handle) = self.open_group(&group_name(group)?)? else { return Ok(Vec::new()) };
-        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        Ok(self.listed(Path::new(&path))?.into_iter().filter(|name| checked(name).is_ok()).collect())
+        let names = self.listed(&self.path.join(group_name(group)?))?;
+        Ok(names.into_iter().filter(|name| checked(name).is_ok()).collect())
     }
 
     /// Notes that a file belongs to a group.
     pub fn note(&self, group: &str, name: &str) -> Result<()> {
         let (group, name) = (group_name(group)?, checked(name)?);
+        let make = |at: &OwnedFd, name: &str| mknodat(at, name, SFlag::S_IFREG, Mode::S_IRUSR | Mode::S_IWUSR, 0);
         // Whoever takes the last of a group away takes its directory away as well.
         for _ in 0..NOTE_TRIES {
             let made = match mkdirat(&self.handle, group.as_str(), Mode::S_IRWXU) {
-                Ok(()) | Err(Errno::EEXIST) => self.open_group(&group)?,
+                // One's own, which nobody else can exchange.
+                Ok(()) => make(&self.handle, &format!("{group}/{name}")),
+                Err(Errno::EEXIST) => match self.open_group(&group)? {
+                    Some(handle) => make(&handle, name),
+                    None => Err(Errno::ENOENT),
+                },
                 Err(errno) => return Err(self.failed(&group, "it can't be made", errno)),
             };
-            let Some(handle) = made else { continue };
-            match mknodat(&handle, name, SFlag::S_IFREG, Mode::S_IRUSR | Mode::S_IWUSR, 0) {
+            match made {
                 Ok(()) | Err(Errno::EEXIST) => return Ok(()),
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(self.failed(&group, &format!("{name} can't be noted in it"), errno)),
@@ -321,9 +326,13 @@ impl Directory {
     }
 
     fn listed(&self, path: &Path) -> Result<Vec<String>> {
-        let refuse = |error: std::io::Error| unusable(&self.path, format!("the directory can't be listed: {error}"));
+        let refuse = |error: std::io::Error| unusable(path, format!("the directory can't be listed: {error}"));
+        let entries = match std::fs::read_dir(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            outcome => outcome.map_err(refuse)?,
+        };
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(refuse)? {
+        for entry in entries {
             // A name that isn't UTF-8 was never written by us.
             names.extend(entry.map_err(refuse)?.file_name().into_string());
         }

@@ -275,9 +275,11 @@ pub fn losing_ipv6(config: &Config, ifname: &str, link: Option<&LinkFacts>, sysc
     losing
 }
 
-/// The sysctls of an interface by which the kernel gives it other addresses (`addrconf_sysctl_addr_gen_mode`,
-/// `addrconf_sysctl_stable_secret` and `addrconf_disable_ipv6`, net/ipv6/addrconf.c).
-pub const ADDRESSING: [&str; 3] = ["/addr_gen_mode", "/stable_secret", "/disable_ipv6"];
+/// Whether it is a sysctl with which the kernel gives its interface addresses of another making, beside those that it has
+/// (`addrconf_sysctl_addr_gen_mode`, `addrconf_sysctl_stable_secret`, net/ipv6/addrconf.c).
+pub fn is_about_addresses(name: &str) -> bool {
+    name.starts_with("net/ipv6/conf/") && ["/addr_gen_mode", "/stable_secret"].iter().any(|leaf| name.ends_with(leaf))
+}
 
 /// The interfaces whose way of making addresses changes.
 pub fn readdressed(sysctls: &[Found]) -> BTreeSet<String> {
@@ -285,7 +287,7 @@ pub fn readdressed(sysctls: &[Found]) -> BTreeSet<String> {
     for found in sysctls {
         let Found::There { name, followers, .. } = found else { continue };
         let changed = std::iter::once(name).chain(followers.iter().map(|(name, _)| name));
-        let concerned = changed.filter(|name| ADDRESSING.iter().take(2).any(|leaf| name.as_str().ends_with(leaf)));
+        let concerned = changed.filter(|name| is_about_addresses(name.as_str()));
         readdressed.extend(concerned.filter_map(Name::interface).map(str::to_owned));
     }
     readdressed

@@ -22,7 +22,7 @@ use common::{Attachment, store};
 use serde::{Deserialize, Serialize};
 
 use crate::config::parse_mac;
-use crate::plan::{Facts, IPV6_MIN_MTU, Step};
+use crate::plan::{Facts, IPV6_MIN_MTU, Step, is_about_addresses};
 
 /// The content of a state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -248,7 +248,7 @@ impl Held {
     }
 
     fn take(&mut self, saved: &Saved, order: u64) {
-        if addresses_depend_on(&saved.name) {
+        if is_about_addresses(&saved.name) {
             self.addressed.extend(saved.ifindex);
         }
         let Some(value) = saved.held() else { return };
@@ -272,11 +272,6 @@ impl Held {
         };
         found.map(|(_, value)| value)
     }
-}
-
-/// Whether the kernel gives its interface other addresses, or takes them away, when this sysctl is written.
-fn addresses_depend_on(name: &str) -> bool {
-    name.starts_with("net/ipv6/conf/") && crate::plan::ADDRESSING.iter().any(|leaf| name.ends_with(leaf))
 }
 
 impl Original {
