@@ -723,6 +723,39 @@ fn an_add_mends_the_table_for_a_new_container_too() {
 }
 
 #[test]
+fn an_add_mends_what_its_container_shares_with_others() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (first, second) = (lab.container(2), lab.container(3));
+    let _servers = [serve(&first.netns, 80, "first"), serve(&second.netns, 80, "second")];
+    add(&lab, &first, &port(8080, 80));
+    let kinds: Vec<String> = rules(&lab)
+        .lines()
+        .filter_map(|line| {
+            line.trim().strip_prefix("chain wildcard")?.strip_suffix(" {").map(|k| format!("wildcard{k}"))
+        })
+        .collect();
+    assert_eq!(kinds.len(), 2);
+    for chain in ["dnat_ports4", "dnat_ports6", "mark-0x2000", "loopback_guard", "hostports"]
+        .into_iter()
+        .chain(kinds.iter().map(String::as_str))
+    {
+        lab.host.nft(&format!("flush chain {TABLE} {chain}"));
+        add(&lab, &second, &port(8081, 80));
+        let both = ["192.0.2.1:8081", "[2001:db8:2::1]:8081"];
+        for from in [&lab.client, &first.netns, &second.netns, &lab.host] {
+            all_reach(from, &both, "second");
+        }
+        check(&lab, &second, &port(8081, 80));
+        if chain != "hostports" {
+            all_reach(&lab.client, &FROM_OUTSIDE, "first");
+        }
+        del(&lab, &second, &port(8081, 80));
+        add(&lab, &first, &port(8080, 80));
+    }
+}
+
+#[test]
 fn a_port_at_one_address_goes_before_the_same_port_at_all() {
     for specific_first in [true, false] {
         let lab = Lab::new();

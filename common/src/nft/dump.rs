@@ -3,6 +3,7 @@
 //! One object is asked for by its name or key, so it costs the same in a table of ten and of ten thousand. Lists are
 //! dumps, repeated by the socket when the tables changed meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use nix::errno::Errno;
@@ -71,6 +72,25 @@ impl RuleInfo {
         RuleText { rule: rule.as_ref(), expressions: &self.expressions, comment }.to_string()
     }
 
+    /// Whether it is this rule, as far as can be seen without the contents of anonymous sets, which nobody can change.
+    pub fn looks_like(&self, rule: &Rule) -> bool {
+        let anonymous = |set: &LookupSet| match set {
+            LookupSet::Named(name) => name.starts_with(ANONYMOUS),
+            LookupSet::Inline(_) => true,
+        };
+        let same = |(wanted, found): (&Expression, &Expression)| match (wanted, found) {
+            (
+                Expression::Lookup { register: a, set: wanted, into: b, inverted: c },
+                Expression::Lookup { register, set: found, into, inverted },
+            ) if anonymous(wanted) && anonymous(found) => (a, b, c) == (register, into, inverted),
+            (wanted, found) => wanted == found,
+        };
+        rule.comment == self.comment
+            && compile(rule, self.family).is_ok_and(|wanted| {
+                wanted.len() == self.expressions.len() && wanted.iter().zip(&self.expressions).all(same)
+            })
+    }
+
     /// Whether it is this rule.
     pub fn is(&self, rule: &Rule) -> bool {
         rule.comment == self.comment && compile(rule, self.family).is_ok_and(|wanted| wanted == self.expressions)
@@ -104,6 +124,27 @@ pub struct SetInfo {
     pub name: String,
     /// Whether it is a rule's own.
     pub anonymous: bool,
+}
+
+/// What the names begin with that the kernel gives to anonymous sets: it completes `__set%d` and `__map%d`.
+const ANONYMOUS: &str = "__";
+
+/// The rules of all chains of a table, at one look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableRules(BTreeMap<String, Vec<RuleInfo>>);
+
+impl TableRules {
+    /// A chain's rules, first to last, without the contents of anonymous sets.
+    pub fn of(&self, chain: &str) -> &[RuleInfo] {
+        self.0.get(chain).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the chain's rules are these and no others, as [`RuleInfo::looks_like`] says.
+    pub fn look_like(&self, chain: &Chain) -> bool {
+        let found = self.of(&chain.name);
+        found.len() == chain.rules.len()
+            && found.iter().zip(&chain.rules).all(|(found, wanted)| found.looks_like(wanted))
+    }
 }
 
 /// Keys in one request: the answers, one datagram each, must fit into the socket's receive buffer (by default 212992
@@ -241,14 +282,28 @@ impl NftSocket {
         Err(Error::TryAgain { what: format!("{} keep changing while they are read", what()) })
     }
 
+    /// The rules of all chains of a table: what a single chain's cost, but for those that have many.
+    pub fn table_rules(&mut self, table: &Table) -> Result<TableRules> {
+        let request = dump(Some(table), libc::NFT_MSG_GETRULE, Body::Rule(encode::rules_object(table)?));
+        let found = self.channel.dump(&request, &mut |bytes, all| {
+            let chain = attributes::find_text(bytes, uapi::rule::CHAIN);
+            all.extend(chain.and_then(|chain| Some((chain, read::rule(bytes)?))));
+        });
+        let mut all = TableRules::default();
+        for (chain, rule) in found.map_err(refused("list", format_args!("the rules of table {table}")))? {
+            all.0.entry(chain).or_default().push(info(table, rule));
+        }
+        Ok(all)
+    }
+
     /// Puts the contents of the rule's anonymous sets in their places; whether it has any.
     fn resolve(&mut self, table: &Table, rule: &mut RawRule) -> Result<bool> {
         let mut any = false;
         for expression in &mut rule.expressions {
             let Expression::Lookup { set: place @ LookupSet::Named(_), .. } = expression else { continue };
-            // The kernel completes `__set%d` and `__map%d`. A named set may be called so, too: hence the flag.
+            // A named set may be called so, too: hence the flag.
             let LookupSet::Named(name) = &*place else { continue };
-            if !name.starts_with("__") {
+            if !name.starts_with(ANONYMOUS) {
                 continue;
             }
             any = true;

@@ -372,9 +372,15 @@ fn chain_object(table: &Table, chain: &Chain) -> Result<ChainObject> {
     Ok(object)
 }
 
-pub(super) fn rule_object(table: &Table, chain: &str) -> Result<RuleObject> {
+/// The rules of a table, whatever their chains.
+pub(super) fn rules_object(table: &Table) -> Result<RuleObject> {
     let object = RuleObject::new();
     object.string(sys::NFTNL_RULE_TABLE, &c_string(&table.name)?);
+    Ok(object)
+}
+
+pub(super) fn rule_object(table: &Table, chain: &str) -> Result<RuleObject> {
+    let object = rules_object(table)?;
     object.string(sys::NFTNL_RULE_CHAIN, &c_string(chain)?);
     Ok(object)
 }

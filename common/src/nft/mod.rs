@@ -77,7 +77,7 @@ mod uapi;
 mod userdata;
 pub mod value;
 
-pub use dump::{ChainInfo, KEYS_AT_ONCE, RuleInfo, SetInfo};
+pub use dump::{ChainInfo, KEYS_AT_ONCE, RuleInfo, SetInfo, TableRules};
 pub use kernel::{CommitError, NftSocket, Refusal};
 pub use model::{
     Chain, Data, DnatTarget, Element, Family, Hook, HookKind, HookPoint, MarkOf, Pattern, Policy, Rule, Selector, Set,

@@ -24,6 +24,7 @@ pub(super) mod chain {
 
 /// Attributes of a rule.
 pub(super) mod rule {
+    pub(in super::super) const CHAIN: u16 = 2;
     pub(in super::super) const HANDLE: u16 = 3;
     pub(in super::super) const EXPRESSIONS: u16 = 4;
     pub(in super::super) const USERDATA: u16 = 7;

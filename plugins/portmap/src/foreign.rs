@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use common::nft::{NftSocket, Rule, RuleInfo, Skeleton};
+use common::nft::{NftSocket, Rule, RuleInfo, Skeleton, TableRules};
 use common::{Difference, Result};
 
 use crate::rules::{self, ATTACHMENTS, HOSTPORTS, MASQUERADE, TABLE};
@@ -30,27 +30,34 @@ pub struct Filled {
 impl Filled {
     /// As it is now.
     pub fn read(socket: &mut NftSocket, chain: &'static str) -> Result<Filled> {
+        Ok(Filled::of(chain, socket.rules(&TABLE, chain)?))
+    }
+
+    fn of(chain: &'static str, rules: Vec<RuleInfo>) -> Filled {
         let mut led_to = BTreeSet::new();
         let mut is_own = |info: &RuleInfo| {
             let wanted = info.target().and_then(|target| entrance(chain, target));
             // A second one changes nothing, and would be in the way when the last attachment goes.
             wanted.is_some_and(|wanted| info.is(&wanted)) && led_to.insert(info.target().map(str::to_owned))
         };
-        let (own, foreign) = socket.rules(&TABLE, chain)?.into_iter().partition(|info| is_own(info));
-        Ok(Filled { chain, own, foreign })
+        let (own, foreign) = rules.into_iter().partition(|info| is_own(info));
+        Filled { chain, own, foreign }
     }
 
-    /// Those that packets come to, and the one whose uses are counted.
+    /// Those that packets come to, and the one whose uses are counted; with the rules of all other chains, which come by the
+    /// same look.
     ///
     /// While the kernel puts a transaction in force, a list may have rules of before beside those of after it: what looks
     /// foreign is looked at again until it stays.
-    pub fn all(socket: &mut NftSocket) -> Result<Vec<Filled>> {
-        let mut read = || -> Result<Vec<Filled>> {
-            [HOSTPORTS, MASQUERADE, ATTACHMENTS].into_iter().map(|chain| Filled::read(socket, chain)).collect()
+    pub fn all(socket: &mut NftSocket) -> Result<(Vec<Filled>, TableRules)> {
+        let mut read = || -> Result<(Vec<Filled>, TableRules)> {
+            let rules = socket.table_rules(&TABLE)?;
+            let of = |chain: &'static str| Filled::of(chain, rules.of(chain).to_vec());
+            Ok(([HOSTPORTS, MASQUERADE, ATTACHMENTS].map(of).into(), rules))
         };
         let mut all = read()?;
         for _ in 0..TRIES {
-            if all.iter().all(|chain| chain.foreign.is_empty()) {
+            if all.0.iter().all(|chain| chain.foreign.is_empty()) {
                 break;
             }
             let again = read()?;
@@ -91,7 +98,7 @@ fn entrance(parent: &str, chain: &str) -> Option<Rule> {
 /// Everything in the table that isn't ours and that a packet, or DEL, could meet.
 pub fn differences(socket: &mut NftSocket, skeleton: &Skeleton) -> Result<Vec<Difference>> {
     let mut differences = Vec::new();
-    for Filled { chain, foreign, .. } in Filled::all(socket)? {
+    for Filled { chain, foreign, .. } in Filled::all(socket)?.0 {
         let object = format!("rule of chain {chain} of table {TABLE}");
         differences.extend(foreign.into_iter().map(|info| Difference::other(&object, NOTHING, info.text())));
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{Chain, Command, Element, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, Transaction};
+use common::nft::{
+    Chain, Command, Element, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, TableRules, Transaction,
+};
 use common::{Attachment, Call, Difference, Result, State};
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
@@ -102,7 +104,8 @@ impl Share {
                 false => Recorded::read(socket, &self.attachment)?,
             };
             let in_place = self.is_table_in_place(socket, before.is_some())?;
-            let filled = Filled::all(socket)?;
+            let (filled, rules) = Filled::all(socket)?;
+            let in_place = in_place && self.static_rules_are_in_place(&rules);
             let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
             if before.is_some() && in_place && is_clean && self.own_differences(socket, before.as_ref())?.is_empty() {
                 let found = Found::of(before, InTheWay::default(), &filled);
@@ -113,7 +116,8 @@ impl Share {
             let mut removal = self.removal(socket, before.as_ref(), &in_the_way, &filled)?;
             // Whoever has emptied the static chains has emptied the others too.
             let mend = before.is_some() || !in_place;
-            self.add(socket, before.as_ref(), mend, &filled, &in_the_way.kept, &mut removal.transaction)?;
+            let seen = Seen { filled: &filled, rules: &rules, mend };
+            self.add(socket, before.as_ref(), &seen, &in_the_way.kept, &mut removal.transaction)?;
             removal.finish();
             removal.restore_loopback()?;
             let missing = if in_place { &[] } else { std::slice::from_ref(&self.skeleton) };
@@ -150,6 +154,13 @@ impl Share {
             && (!all
                 || socket.differences(&self.skeleton)?.is_empty()
                     && foreign::hooks(socket, &self.skeleton)?.is_empty()))
+    }
+
+    /// Whether nobody has emptied one of the static chains that are reached by jumps, which is_in_place can't count: of
+    /// theirs, attachments' rules are users, too.
+    fn static_rules_are_in_place(&self, rules: &TableRules) -> bool {
+        let mut chains = self.skeleton.chains.iter().filter(|chain| !chain.is_filled_by_attachments());
+        chains.all(|chain| rules.look_like(chain))
     }
 
     /// Takes out what the attachment had, what is in the way, and what is not ours.
@@ -189,8 +200,7 @@ impl Share {
         &self,
         socket: &mut NftSocket,
         before: Option<&Recorded>,
-        mend: bool,
-        filled: &[Filled],
+        seen: &Seen<'_>,
         kept: &BTreeSet<Place>,
         transaction: &mut Transaction,
     ) -> Result<()> {
@@ -198,12 +208,12 @@ impl Share {
         let asked: Vec<(Table, &str)> = names.iter().map(|name| (TABLE, name.as_str())).collect();
         let is_there: Vec<bool> = socket.chains_at(&asked)?.iter().map(Option::is_some).collect();
         for (shared, is_there) in self.shared.iter().zip(&is_there) {
-            add_shared(socket, shared, *is_there, mend, filled, transaction)?;
+            add_shared(socket, shared, *is_there, seen, transaction)?;
         }
         if let (Some(link), Some(is_there)) = (&self.loopback, is_there.last()) {
             // Read after the generation's number: see `removal::remove`. What the chain says counts, if there is one.
             let before = if *is_there { String::new() } else { localnet::before(link)? };
-            add_shared(socket, &rules::loopback(link, &before), *is_there, mend, filled, transaction)?;
+            add_shared(socket, &rules::loopback(link, &before), *is_there, seen, transaction)?;
         }
         let record = self.record_since(before);
         transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
@@ -225,16 +235,24 @@ impl Share {
     }
 }
 
-/// Adds what attachments share, if it isn't there. If it is, `mend` looks whether it is whole.
+/// What an ADD has seen of the table's rules.
+struct Seen<'a> {
+    filled: &'a [Filled],
+    rules: &'a TableRules,
+    /// Whether there may be more that is broken than rules.
+    mend: bool,
+}
+
+/// Adds what attachments share, if it isn't there. If it is, its rules must be whole, or else somebody has emptied it.
 fn add_shared(
     socket: &mut NftSocket,
     shared: &Shared,
     is_there: bool,
-    mend: bool,
-    filled: &[Filled],
+    seen: &Seen<'_>,
     transaction: &mut Transaction,
 ) -> Result<()> {
     let name = &shared.chain.name;
+    let mend = seen.mend || !seen.rules.look_like(&shared.chain);
     if !is_there || mend {
         if let Some(set) = &shared.set {
             transaction.push(Command::AddSet(TABLE, set.clone()));
@@ -253,7 +271,7 @@ fn add_shared(
             }
         }
         Entrance::Rule(parent, position, rule) => {
-            let is_led_to = filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
+            let is_led_to = seen.filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
             // Another call may just be putting it in: a second one would only be in the way.
             if !is_led_to && (!is_there || !Filled::read(socket, parent)?.leads_to(name)) {
                 transaction.add_rule(&TABLE, parent, *position, rule.clone());
