@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod device;
 pub mod ipv6;
+pub mod neighbour;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;

@@ -1608,3 +1608,33 @@ fn gc_of_many_attachments_of_one_namespace_is_linear() {
     assert!(bench.state_files().is_empty());
     bench.container.assert_same_as(&before);
 }
+
+#[test]
+fn static_neighbours_survive_a_new_mac_and_come_back_with_ipv6() {
+    let bench = Bench::new();
+    let container = &bench.container;
+    container.run("ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    container.run("ip -6 neigh add fd00::ff lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    container.run("ip -6 neigh add proxy fd00::aa dev eth0");
+    let shown = || ["ip -4 neigh show nud permanent", "ip -6 neigh show nud permanent", "ip -6 neigh show proxy"];
+    let shown = || shown().map(|line| container.run(line).trim().to_owned());
+    let before = shown();
+    assert!(before.iter().all(|text| text.contains("dev eth0")), "{before:?}");
+    for (keys, keeps_ipv6) in [
+        (json!({"mac": "02:aa:00:00:00:01"}), true),
+        (json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}), false),
+        (json!({"mtu": 1200, "mac": "02:aa:00:00:00:01"}), false),
+        (json!({"mac": "02:aa:00:00:00:01", "sysctl": {"net.ipv6.conf.all.disable_ipv6": "1"}}), false),
+    ] {
+        bench.add(&keys);
+        let between = shown();
+        assert_eq!(between[0], before[0], "{keys}");
+        assert_eq!(between[1].is_empty(), !keeps_ipv6, "{keys}: {between:?}");
+        bench.del(&keys);
+        assert_eq!(shown(), before, "{keys}");
+    }
+    let fails = json!({"mac": "02:aa:00:00:00:01", "sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1",
+        "net.ipv4.conf.all.tag": "abc"}});
+    bench.call(Verb::Add, &fails).fails();
+    assert_eq!(shown(), before);
+}

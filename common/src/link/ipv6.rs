@@ -1,4 +1,4 @@
-//! The IPv6 addresses and routes of links, kept so that they can come back.
+//! The IPv6 addresses, routes and static neighbours of links, kept so that they can come back.
 //!
 //! The kernel drops them when IPv6 is switched off on a link, or the link's MTU falls below 1280 (`addrconf_ifdown`,
 //! net/ipv6/addrconf.c), and makes only its own anew. What is kept is the kernel's own message, less what belongs to the
@@ -20,13 +20,14 @@ use nix::errno::Errno;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_gettime};
 
+use super::neighbour::{described, neighbour_entry};
 use super::{Request, RouteSocket};
 use crate::cni::error::{Error, Result};
 
-/// An address or a route of a link.
+/// An address, a route or a neighbour of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    message: RouteNetlinkMessage,
+    pub(super) message: RouteNetlinkMessage,
     /// The index of the link.
     pub link: u32,
 }
@@ -49,6 +50,7 @@ impl Entry {
         match message {
             RouteNetlinkMessage::NewAddress(address) => address_entry(address, |_| true),
             RouteNetlinkMessage::NewRoute(route) => route_entries(&route, |_| true).into_iter().next(),
+            RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour_entry(neighbour, |_| true),
             _ => None,
         }
     }
@@ -107,6 +109,7 @@ impl fmt::Display for Entry {
                 let via = text(|a| if let RouteAttribute::Gateway(via) = a { Some(via) } else { None });
                 via.map_or(Ok(()), |via| write!(f, " via {via}"))
             }
+            RouteNetlinkMessage::NewNeighbour(neighbour) => f.write_str(&described(neighbour)),
             _ => Ok(()),
         }
     }
@@ -223,7 +226,7 @@ fn route_entries(route: &RouteMessage, of: impl Fn(u32) -> bool) -> Vec<Entry> {
 }
 
 impl RouteSocket {
-    /// The IPv6 addresses and routes of some links.
+    /// The IPv6 addresses, routes and static neighbours of some links.
     pub fn ipv6_of(&self, links: &[u32]) -> Result<Vec<Entry>> {
         let of = |link: u32| links.contains(&link);
         let mut query = AddressMessage::default();
@@ -242,6 +245,7 @@ impl RouteSocket {
                 _ => {}
             }
         }
+        entries.extend(self.static_ipv6_neighbours(links)?);
         Ok(entries)
     }
 
@@ -258,13 +262,15 @@ impl RouteSocket {
         self.change_all(&requests.collect::<Vec<_>>()).into_iter().filter_map(Result::err).collect()
     }
 
-    /// Puts addresses and routes back; those that are there already are as good, and so are those whose time has passed.
+    /// Puts addresses, routes and neighbours back; those that are there already are as good, and so are those whose time has passed.
     pub fn put_back_ipv6(&self, entries: &[&Entry]) -> Vec<Error> {
         let is_address = |e: &&&Entry| matches!(e.message, RouteNetlinkMessage::NewAddress(_));
         // The kernel lists the newest first, and chooses source addresses in that order.
         let addresses = entries.iter().rev().filter(is_address);
         let mut errors: Vec<Error> = addresses.filter_map(|e| self.put_back_one(e).err()).collect();
-        let mut routes: Vec<&&Entry> = entries.iter().filter(|e| !is_address(e)).collect();
+        let is_neighbour = |e: &&&Entry| matches!(e.message, RouteNetlinkMessage::NewNeighbour(_));
+        errors.extend(self.put_back_neighbours(entries.iter().filter(is_neighbour).copied()));
+        let mut routes: Vec<&&Entry> = entries.iter().filter(|e| !is_address(e) && !is_neighbour(e)).collect();
         routes.sort_by_key(|e| e.has_gateway());
         // A gateway may be reached by a route that comes later.
         loop {

@@ -148,6 +148,11 @@ impl Container {
         if wanted.is_empty() {
             return Ok(());
         }
+        // With another hardware address the link loses its neighbours, static ones too.
+        let neighbours = match &wanted.mac {
+            Some(_) => self.socket()?.static_neighbours(&[index])?,
+            None => Vec::new(),
+        };
         self.socket()?.set_link_attributes(index, &self.ifname, wanted).map_err(|error| match (&error, &wanted.mac) {
             // eth_prepare_mac_addr_change (net/ethernet/eth.c): a driver without IFF_LIVE_ADDR_CHANGE.
             (Error::Kernel { errno: nix::errno::Errno::EBUSY, .. }, Some(mac)) => Error::Link {
@@ -159,7 +164,10 @@ impl Container {
                 ),
             },
             _ => error,
-        })
+        })?;
+        // Those in IPv6 don't come back where it has gone with the MTU.
+        self.socket()?.put_back_neighbours(&neighbours).iter().for_each(|error| log::debug!("{error}"));
+        Ok(())
     }
 
     /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way.
