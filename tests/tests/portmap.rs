@@ -984,6 +984,33 @@ fn an_external_mark_chain_s_owner_sees_its_mark() {
 }
 
 #[test]
+fn what_an_external_mark_chain_sets_is_read_from_iptables() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    for (chain, target, bits) in [
+        ("MARK-800", "--or-mark 0x800", 0x2800),
+        ("MARK-10", "--set-xmark 0x10/0x30", 0x2010),
+        ("MARK-4", "--set-mark 0x4", 0x2004),
+        ("NO-MARK", "--xor-mark 0x800", 0x2000),
+        ("KUBE-MARK-MASQ", "--or-mark 0x8", 0x2008),
+    ] {
+        lab.host.run(&format!("iptables -w -t nat -N {chain}"));
+        lab.host.run(&format!("iptables -w -t nat -A {chain} -j MARK {target}"));
+        let mut keys = port(8080, 80);
+        keys["externalSetMarkChain"] = chain.into();
+        add(&lab, &container, &keys);
+        let set = format!("mark set meta mark | 0x{bits:08x} goto");
+        let set_by_old_nft = format!("mark set mark | 0x{bits:08x} goto");
+        assert!(
+            rules(&lab).contains(&set) || rules(&lab).contains(&set_by_old_nft),
+            "{target}: {set}: {}",
+            rules(&lab)
+        );
+        check(&lab, &container, &keys);
+    }
+}
+
+#[test]
 fn conditions_are_the_attachment_s_own() {
     let lab = Lab::new();
     let (office, all) = (lab.container(2), lab.container(3));

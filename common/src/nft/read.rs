@@ -4,7 +4,7 @@ use super::attributes::{attributes, find, find_long, find_number, find_text};
 use super::dump::{ChainInfo, SetInfo};
 use super::encode::TYPE_BITS;
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
-use super::model::{Data, Element, Hook, HookKind, HookPoint, Policy, Set, SetData, Table, Verdict};
+use super::model::{Data, Element, Hook, HookKind, HookPoint, MarkOf, Policy, Set, SetData, Table, Verdict};
 use super::value::{DataType, Value};
 use super::{uapi, userdata};
 
@@ -60,13 +60,15 @@ pub(super) fn rule(bytes: &[u8]) -> Option<RawRule> {
     Some(RawRule {
         handle: find_long(bytes, uapi::rule::HANDLE)?,
         comment: comment.or_else(|| expressions().find_map(iptables_comment)),
-        expressions: expressions().filter(|one| iptables_comment(one).is_none()).map(expression).collect(),
+        expressions: expressions().filter(|one| iptables_comment(one).is_none()).flat_map(with_marks).collect(),
     })
 }
 
 /// NFTA_MATCH_NAME and NFTA_TARGET_NAME (include/uapi/linux/netfilter/nf_tables_compat.h)
 const EXTENSION_NAME: u16 = 1;
-/// NFTA_MATCH_INFO
+/// NFTA_MATCH_REV and NFTA_TARGET_REV
+const EXTENSION_REVISION: u16 = 2;
+/// NFTA_MATCH_INFO and NFTA_TARGET_INFO
 const EXTENSION_INFO: u16 = 3;
 
 /// The text of a rule's comment as iptables-nft writes it: an expression of its own that tests nothing.
@@ -74,6 +76,28 @@ fn iptables_comment(bytes: &[u8]) -> Option<String> {
     let data = find(bytes, uapi::EXPR_DATA)?;
     let is_comment = find_text(bytes, uapi::EXPR_NAME)? == "match" && find_text(data, EXTENSION_NAME)? == "comment";
     is_comment.then(|| find_text(data, EXTENSION_INFO)).flatten()
+}
+
+/// An expression; the target `MARK` as iptables-nft writes it, in the kernel's own words.
+fn with_marks(bytes: &[u8]) -> Vec<Expression> {
+    iptables_mark(bytes).unwrap_or_else(|| vec![expression(bytes)])
+}
+
+/// `struct xt_mark_tginfo2` (include/uapi/linux/netfilter/xt_mark.h): the mark becomes `mark & ~mask ^ bits`, which is what a
+/// bitwise expression says.
+fn iptables_mark(bytes: &[u8]) -> Option<Vec<Expression>> {
+    let data = find(bytes, uapi::EXPR_DATA)?;
+    let is_mark = find_text(bytes, uapi::EXPR_NAME)? == "target"
+        && find_text(data, EXTENSION_NAME)? == "MARK"
+        && find_number(data, EXTENSION_REVISION)? == 2;
+    let info = find(data, EXTENSION_INFO).filter(|_| is_mark)?;
+    let (bits, mask) = (info.get(..4)?.to_vec(), info.get(4..8)?);
+    let mark = MarkOf::Packet;
+    Some(vec![
+        Expression::Load { from: mark.selector().source(), to: Register::FIRST },
+        Expression::Bitwise { register: Register::FIRST, mask: mask.iter().map(|byte| !byte).collect(), xor: bits },
+        Expression::Store { from: Register::FIRST, to: mark.sink() },
+    ])
 }
 
 fn expression(bytes: &[u8]) -> Expression {

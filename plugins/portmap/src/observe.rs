@@ -73,7 +73,8 @@ fn external_mark(chain: &str) -> Result<Option<u32>> {
     let nat = Table::new(Family::Ip, "nat");
     let rules = NftSocket::open()?.rules(&nat, chain)?;
     let seen = rules.iter().filter_map(|info| info.rule()).flat_map(|rule| rule.statements).find_map(|s| match s {
-        Statement::SetMark { bits, .. } => Some(bits),
+        // `keep` has the bits that a mark may have from before: those that are turned over are set in half of all cases.
+        Statement::SetMark { keep, bits, .. } => Some(bits & !keep).filter(|set| *set != 0),
         _ => None,
     });
     let known = (chain == KUBE_MARK_MASQ.0).then_some(KUBE_MARK_MASQ.1);
