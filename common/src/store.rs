@@ -278,15 +278,25 @@ impl Directory {
 
     /// Takes a file out of its group.
     pub fn forget(&self, group: &str, name: &str) -> Result<()> {
-        let (group, name) = (group_name(group)?, checked(name)?);
-        let Some(handle) = self.open_group(&group)? else { return Ok(()) };
+        let (directory, name) = (group_name(group)?, checked(name)?);
+        // What somebody else has put there holds nothing of ours.
+        let handle = self.open_group(&directory).unwrap_or_else(|error| {
+            log::debug!("{error}");
+            None
+        });
+        let Some(handle) = handle else { return Ok(()) };
         match unlink(&handle, name) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(self.failed(&group, &format!("{name} can't be removed from it"), errno)),
+            Ok(()) | Err(Errno::ENOENT) => self.remove_empty(group),
+            Err(errno) => Err(self.failed(&directory, &format!("{name} can't be removed from it"), errno)),
         }
-        match unlinkat(&self.handle, group.as_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => Ok(()),
-            Err(errno) => Err(self.failed(&group, "it can't be removed", errno)),
+    }
+
+    /// Removes a group that has no files.
+    pub fn remove_empty(&self, group: &str) -> Result<()> {
+        let directory = group_name(group)?;
+        match unlinkat(&self.handle, directory.as_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::ENOTDIR) => Ok(()),
+            Err(errno) => Err(self.failed(&directory, "it can't be removed", errno)),
         }
     }
 
@@ -328,7 +338,9 @@ impl Directory {
     fn listed(&self, path: &Path) -> Result<Vec<String>> {
         let refuse = |error: std::io::Error| unusable(path, format!("the directory can't be listed: {error}"));
         let entries = match std::fs::read_dir(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
             outcome => outcome.map_err(refuse)?,
         };
         let mut names = Vec::new();
@@ -612,11 +624,15 @@ mod tests {
             directory.forget(group, name).unwrap();
         }
         assert!(directory.groups().unwrap().is_empty());
+        std::fs::create_dir(directory.path_of(".in-4:1")).unwrap();
+        directory.remove_empty("4:1").unwrap();
+        directory.remove_empty("4:1").unwrap();
+        assert!(directory.groups().unwrap().is_empty());
         for group in ["", "a/b", "../x", "a\0b"] {
             assert!(directory.note(group, "a.json").is_err() && directory.members(group).is_err(), "{group:?}");
         }
         symlink(outer.path(), directory.path_of(".in-4:3")).unwrap();
-        assert!(directory.note("4:3", "a.json").is_err());
+        assert!(directory.note("4:3", "a.json").is_err() && directory.forget("4:3", "a.json").is_ok());
         assert!(!outer.path().join("a.json").exists());
     }
 

@@ -473,7 +473,15 @@ fn each_side_restores_what_the_reference_and_we_saved() {
         plugin(deletes).call(&bench.host, Verb::Del, &config, &bench.target).succeeds();
         bench.container.assert_same_as(&before.1);
         assert!(!bench.state_files().contains(&"c1_eth0.json".to_owned()), "{:?}", bench.state_files());
-        // What ours has noted of the file beside it, the reference does not know.
+        // What ours has noted of the file beside it, the reference does not know; our DEL and GC do.
+        if adds == "ours" {
+            let again = format!("cp -a {DATA_DIR} /run/again");
+            bench.host.run(&again);
+            let gc = json!({"dataDir": "/run/again", "cni.dev/valid-attachments": []});
+            bench.call(Verb::Gc, &gc).succeeds();
+            assert_eq!(bench.host.run("ls -A /run/again"), "");
+            bench.host.run("rmdir /run/again");
+        }
         bench.del(&keys);
         bench.assert_same_as(&before);
     }

@@ -371,6 +371,8 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
             if is_dead(&owner) { found.dead.push(Dead { name, owner, record }) } else { found.staying.push(record) }
         }
     }
+    let inhabited: BTreeSet<String> =
+        namespaces.iter().filter(|(_, f)| !f.staying.is_empty()).map(|((netns, _), _)| netns.clone()).collect();
     for Found { mut dead, staying } in namespaces.into_values() {
         // The last first.
         dead.sort_by_key(|dead| std::cmp::Reverse(dead.record.order()));
@@ -378,7 +380,7 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
         let held = (!staying.is_empty()).then_some(&held);
         errors.extend(dead.iter().flat_map(|dead| dead.bury(&directory, held)));
     }
-    errors.extend(forget_all_absent(&directory).err());
+    errors.extend(forget_all_absent(&directory, &inhabited).err());
     Error::gather(errors)
 }
 
@@ -412,14 +414,16 @@ impl Dead {
     }
 }
 
-/// What is noted of files that are there no more. A file is there before it is noted, so none of a call in progress is missed.
-fn forget_all_absent(directory: &Directory) -> Result<()> {
-    for group in directory.groups()? {
-        for name in directory.members(&group)? {
+/// What is noted of files that are there no more, where a namespace has no others. A file is there before it is noted, so none of a
+/// call in progress is missed.
+fn forget_all_absent(directory: &Directory, inhabited: &BTreeSet<String>) -> Result<()> {
+    for group in directory.groups()?.iter().filter(|group| !inhabited.contains(*group)) {
+        for name in directory.members(group)? {
             if directory.read(&name)? == Stored::Absent {
-                directory.forget(&group, &name)?;
+                directory.forget(group, &name)?;
             }
         }
+        directory.remove_empty(group)?;
     }
     Ok(())
 }
