@@ -66,6 +66,13 @@ pub enum Fault {
     Interrupted,
 }
 
+impl Fault {
+    /// Whether the kernel may have done what it was asked for, though nobody hears of it.
+    pub fn loses_the_answer(self) -> bool {
+        matches!(self, Fault::Unanswered)
+    }
+}
+
 /// Which message of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {

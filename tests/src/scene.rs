@@ -19,9 +19,13 @@ pub enum Play {
     Bandwidth,
     /// Limits both ways for some subnets only.
     BandwidthOfSubnets,
+    /// Limits both ways, kept inside the container.
+    BandwidthInside,
     /// An isolated container on a host whose iptables drop what is forwarded.
     Firewall,
-    /// The same on a host with iptables-legacy.
+    /// A container that may send only as itself, on a host that drops what is forwarded in a chain of its own.
+    FirewallOfChains,
+    /// The first on a host with iptables-legacy.
     FirewallLegacy,
     /// Sysctls and every attribute of the link.
     Tuning,
@@ -29,15 +33,23 @@ pub enum Play {
 
 impl Play {
     /// All of them.
-    pub const ALL: [Play; 6] =
-        [Play::Portmap, Play::Bandwidth, Play::BandwidthOfSubnets, Play::Firewall, Play::FirewallLegacy, Play::Tuning];
+    pub const ALL: [Play; 8] = [
+        Play::Portmap,
+        Play::Bandwidth,
+        Play::BandwidthOfSubnets,
+        Play::BandwidthInside,
+        Play::Firewall,
+        Play::FirewallOfChains,
+        Play::FirewallLegacy,
+        Play::Tuning,
+    ];
 
     /// The plugin that plays.
     pub fn plugin(self) -> &'static str {
         match self {
             Play::Portmap => "portmap",
-            Play::Bandwidth | Play::BandwidthOfSubnets => "bandwidth",
-            Play::Firewall | Play::FirewallLegacy => "firewall",
+            Play::Bandwidth | Play::BandwidthOfSubnets | Play::BandwidthInside => "bandwidth",
+            Play::Firewall | Play::FirewallOfChains | Play::FirewallLegacy => "firewall",
             Play::Tuning => "tuning",
         }
     }
@@ -56,7 +68,11 @@ impl Play {
             Play::BandwidthOfSubnets => json!({
                 "runtimeConfig": {"bandwidth": limits}, "unshapedSubnets": ["10.0.0.0/8", "fd00::/8"],
             }),
+            Play::BandwidthInside => json!({"runtimeConfig": {"bandwidth": limits}, "inContainer": true}),
             Play::Firewall | Play::FirewallLegacy => json!({"ingressPolicy": "isolated"}),
+            Play::FirewallOfChains => json!({
+                "ingressPolicy": "same-bridge", "antiSpoof": true, "hostChains": ["inet host forward"],
+            }),
             Play::Tuning => json!({
                 "sysctl": {
                     "net.core.somaxconn": "500",
@@ -71,9 +87,9 @@ impl Play {
     /// Where the plugin leaves something on the host.
     fn on_host(self) -> &'static [Part] {
         match self {
-            Play::Portmap => &[Part::Rules, Part::Sysctls],
-            Play::Bandwidth | Play::BandwidthOfSubnets => &[Part::Links],
-            Play::Firewall => &[Part::Rules, Part::Files],
+            Play::Portmap => &[Part::Rules, Part::Sysctls, Part::Files],
+            Play::Bandwidth | Play::BandwidthOfSubnets | Play::BandwidthInside => &[Part::Links],
+            Play::Firewall | Play::FirewallOfChains => &[Part::Rules, Part::Files],
             Play::FirewallLegacy => &[Part::Rules, Part::LegacyRules, Part::Files],
             Play::Tuning => &[Part::Files],
         }
@@ -83,6 +99,7 @@ impl Play {
     fn in_container(self) -> &'static [Part] {
         match self {
             Play::Tuning => &[Part::Links, Part::Sysctls],
+            Play::BandwidthInside => &[Part::Links],
             _ => &[],
         }
     }
@@ -136,6 +153,10 @@ impl Scene {
     fn prepare(&self) {
         match self.play {
             Play::Firewall => self.lab.host.drop_forwarded(),
+            Play::FirewallOfChains => {
+                self.lab.host.nft("add table inet host");
+                self.lab.host.nft("add chain inet host forward { type filter hook forward priority 0; policy drop; }");
+            }
             Play::FirewallLegacy => {
                 self.lab.host.run("iptables-legacy -w -P FORWARD DROP");
                 self.lab.host.run("ip6tables-legacy -w -P FORWARD DROP");
@@ -164,7 +185,7 @@ impl Scene {
         self.prepare();
     }
 
-    /// As if the container were another one: GC puts nothing back into it.
+    /// As if the container were another one: what a call that was disturbed has left.
     fn renew_container(&self) {
         let netns = &self.container.netns;
         netns.run(&format!(
@@ -247,17 +268,21 @@ impl<'a> Clean<'a> {
     /// Fails the test unless it is clean.
     ///
     /// What is put in once a host may be there in part: one program's rules, or one version's of IP.
-    ///
-    /// `of_host`: GC has nothing to do with what is in a container.
     #[track_caller]
-    pub fn assert(&self, of_host: bool, story: &str) {
-        self.is_clean(of_host).unwrap_or_else(|what| panic!("{story}: {what}"));
+    pub fn assert(&self, story: &str) {
+        self.is_clean().unwrap_or_else(|what| panic!("{story}: {what}"));
     }
 
     /// What isn't, if it isn't.
-    pub fn is_clean(&self, of_host: bool) -> Result<(), String> {
+    pub fn is_clean(&self) -> Result<(), String> {
+        self.is_clean_after(Verb::Del)
+    }
+
+    /// What this verb should have removed and hasn't: GC finds no limits that are inside a container, whose namespace nobody
+    /// tells it.
+    pub fn is_clean_after(&self, verb: Verb) -> Result<(), String> {
         let now = self.scene.glance();
-        let sides = if of_host { 1 } else { 2 };
+        let sides = if verb == Verb::Gc && self.scene.play == Play::BandwidthInside { 1 } else { 2 };
         let is_clean = |side: usize| {
             let known = self.states.each_ref().map(|state| state[side].sections().collect::<Vec<_>>());
             now[side].sections().enumerate().all(|(n, section)| known.iter().any(|state| state[n] == section))
@@ -281,8 +306,8 @@ macro_rules! of_every_play {
     ($($promise:ident)*) => {
         $(mod $promise {
             $crate::of_every_play!(@ $promise:
-                portmap Portmap, bandwidth Bandwidth, bandwidth_of_subnets BandwidthOfSubnets, firewall Firewall,
-                firewall_legacy FirewallLegacy, tuning Tuning);
+                portmap Portmap, bandwidth Bandwidth, bandwidth_of_subnets BandwidthOfSubnets, bandwidth_inside BandwidthInside,
+                firewall Firewall, firewall_of_chains FirewallOfChains, firewall_legacy FirewallLegacy, tuning Tuning);
         })*
     };
     (@ $promise:ident: $($name:ident $play:ident),*) => {

@@ -316,7 +316,7 @@ fn a_state_file_that_is_spoilt_harms_nobody(play: Play, directory: &str) {
             }
             assert_eq!(host.read("/run/precious"), "untouched", "{spoiler}, {verbs:?}");
             host.run("rm -f /run/precious /run/fifo");
-            clean.assert(true, &format!("{spoiler}, {verbs:?}"));
+            clean.assert(&format!("{spoiler}, {verbs:?}"));
             scene.reset();
         }
     }

@@ -98,7 +98,7 @@ fn lied_to(play: Play, verb: Verb) -> (usize, Vec<String>) {
         let clean = Clean::with(&scene, states.clone());
         let mut judgement = judge(&clean, verb, fault, &untouched, &outcome);
         scene.call(Verb::Del).succeeds();
-        judgement = judgement.and_then(|()| clean.is_clean(false).map_err(|e| format!("after DEL: {e}")));
+        judgement = judgement.and_then(|()| clean.is_clean().map_err(|e| format!("after DEL: {e}")));
         scene.reset();
         if let Err(what) = judgement {
             if !is_known(fault, call, &outcome) {
@@ -131,13 +131,14 @@ fn judge(clean: &Clean<'_>, verb: Verb, fault: Fault, untouched: &Glance, outcom
     match (verb, outcome.exit) {
         (Verb::Add, 0) => is_whole(),
         // Where the kernel's word itself got lost, the work may be done; but then all of it.
-        (Verb::Add, _) => clean.is_clean(false).or_else(|left| is_whole().map_err(|_| left)),
+        (Verb::Add, _) if fault.loses_the_answer() => clean.is_clean().or_else(|left| is_whole().map_err(|_| left)),
+        (Verb::Add, _) => clean.is_clean(),
         (Verb::Check | Verb::Status, _) => same(untouched, &clean.scene().glance()),
         // Who is told that there is nothing has nothing to remove.
         (_, 0) if matches!(fault, Fault::Refused(Errno::ENOENT, _) | Fault::Fails(Errno::ENOENT)) => Ok(()),
         // DEL warns of what it could not put back into a container, and keeps its file for the next.
         (Verb::Del, 0) if outcome.stderr.contains("for the next DEL") => Ok(()),
-        (_, 0) => clean.is_clean(verb == Verb::Gc),
+        (_, 0) => clean.is_clean_after(verb),
         (_, _) => Ok(()),
     }
 }

@@ -133,7 +133,7 @@ fn tells_of_its_memory(clean: &Clean<'_>, resource: &str, step: usize, verb: Ver
             assert_same(&before, &scene.glance(), outcome.call());
         }
         scene.call(Verb::Del).succeeds();
-        clean.assert(false, &format!("{verb:?} under {limit}: {}", outcome.call()));
+        clean.assert(&format!("{verb:?} under {limit}: {}", outcome.call()));
         scene.reset();
     }
     told
@@ -195,14 +195,14 @@ fn what_is_lacking_is_told(play: Play) {
             match (verb, outcome.exit) {
                 (Verb::Add, 0) => drop(scene.call(Verb::Check).succeeds()),
                 (Verb::Del, 0) if outcome.stderr.contains("for the next DEL") => {}
-                (Verb::Del | Verb::Gc, 0) => clean.assert(verb == Verb::Gc, outcome.call()),
+                (Verb::Del | Verb::Gc, 0) => clean.is_clean_after(verb).unwrap(),
                 (Verb::Del | Verb::Gc, _) => {}
                 // A file of no content, by which calls wait for each other, is put in once a host.
-                (Verb::Add, _) => clean.assert(false, outcome.call()),
+                (Verb::Add, _) => clean.assert(outcome.call()),
                 _ => assert_same(&before, &scene.glance(), outcome.call()),
             }
             scene.call(Verb::Del).succeeds();
-            clean.assert(false, &format!("{verb:?} without {what}: {}", outcome.call()));
+            clean.assert(&format!("{verb:?} without {what}: {}", outcome.call()));
             scene.reset();
         }
         println!("{play:?} without {what}: {told:?} can't");
@@ -298,7 +298,7 @@ fn files_that_may_not_grow_are_told() {
     let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Add, &scene.config, &scene.target);
     assert_eq!(outcome.exit, 0, "{}", outcome.call());
     scene.call(Verb::Del).succeeds();
-    clean.assert(false, "firewall");
+    clean.assert("firewall");
 }
 
 /// `mount -o subset=pid`, as hardened services have it.
@@ -325,7 +325,7 @@ fn a_proc_without_sysctls_is_told() {
             assert_same(&there, &scene.glance(), outcome.call());
         }
         scene.call(Verb::Del).succeeds();
-        clean.assert(false, play.plugin());
+        clean.assert(play.plugin());
     }
 }
 
@@ -383,7 +383,7 @@ fn ten_megabytes_are_read() {
         for verb in [Verb::Add, Verb::Check, Verb::Del] {
             scene.call(verb).succeeds();
         }
-        Clean::with(&scene, clean).assert(false, play.plugin());
+        Clean::with(&scene, clean).assert(play.plugin());
     }
 }
 

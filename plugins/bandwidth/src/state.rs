@@ -62,6 +62,12 @@ impl Share {
         self.try_to_apply()
     }
 
+    /// Removes the attachment's limits at one end.
+    fn remove_at(&self, socket: &RouteSocket, link: &Device, call: &Call) -> Result<()> {
+        let carrier = Carrier { link: link.clone(), certain: true };
+        Error::gather(Owner::of(&call.attachment).remove_named(socket, &call.attachment, Some(carrier)))
+    }
+
     /// Looks again at who has which name.
     fn plan_anew(&self, attachment: &Attachment) -> Result<()> {
         let Facts { link, in_container, .. } = self.planned.borrow().1.clone();
@@ -79,10 +85,20 @@ const NAME_TRIES: u32 = 3;
 
 impl State for Share {
     fn apply(&self, call: &Call) -> Result<()> {
+        let Some((socket, link)) = &self.door.left else { return self.apply_here(call) };
+        let is_new = !self.present()?.is_marked(self.planned.borrow().0.mark);
         self.apply_here(call)?;
-        let Some((socket, link)) = &self.door.left else { return Ok(()) };
-        let carrier = Carrier { link: link.clone(), certain: true };
-        Error::gather(Owner::of(&call.attachment).remove_named(socket, &call.attachment, Some(carrier)))
+        let left = self.remove_at(socket, link, call);
+        if let (Err(error), true) = (&left, is_new) {
+            let mut here = self.planned.borrow().1.link.clone();
+            if here.alias.is_empty() {
+                here.alias = plan::label(&call.attachment);
+            }
+            if let Err(second) = self.remove_at(&self.door.socket, &here, call) {
+                log::warn!("{second}, while taking back what was done before: {error}");
+            }
+        }
+        left
     }
 
     fn differences(&self, _: &Call) -> Result<Vec<Difference>> {
@@ -306,24 +322,25 @@ struct Carrier {
 /// Removes what the attachment owns, in the container if it is there, and on the host.
 pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
     let owner = Owner::of(&call.attachment);
+    let is_inside = config.is_some_and(|c| c.in_container);
     let mut errors = Vec::new();
     let netns = call.netns.as_deref().map(Netns::find).transpose()?.flatten();
     let inside = match netns.as_ref().map(|netns| (netns, RouteSocket::open_in(netns))) {
         Some((netns, Ok(socket))) => Some((netns, socket)),
         Some((_, Err(error))) => {
-            // On the host everything is found without looking into the container.
-            if config.is_some_and(|c| c.in_container) {
-                errors.push(error)
-            } else {
-                log::warn!("{error}")
-            }
+            errors.extend(unseen(error, is_inside));
             None
         }
         None => None,
     };
-    let inner = inside.as_ref().and_then(|(_, socket)| socket.device(&call.attachment.ifname).ok().flatten());
+    let inner = inside.as_ref().map(|(_, socket)| socket.device(&call.attachment.ifname));
+    let inner = inner.transpose().unwrap_or_else(|error| {
+        errors.extend(unseen(error, is_inside));
+        None
+    });
+    let inner = inner.flatten();
     if let (Some((_, socket)), Some(inner)) = (&inside, &inner)
-        && (inner.alias == owner.label || config.is_some_and(|c| c.in_container))
+        && (inner.alias == owner.label || is_inside)
     {
         let carrier = Carrier { link: inner.clone(), certain: true };
         errors.extend(owner.remove_named(socket, &call.attachment, Some(carrier)));
@@ -339,6 +356,15 @@ pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) ->
     };
     errors.extend(owner.remove_named(&host, &call.attachment, carrier));
     Error::gather(errors)
+}
+
+/// What keeps DEL from looking into the container: on the host everything is found without.
+fn unseen(error: Error, is_inside: bool) -> Option<Error> {
+    if is_inside {
+        return Some(error);
+    }
+    log::warn!("{error}");
+    None
 }
 
 /// Removes what dead attachments of a network own on this host. What is in a container goes with its namespace.
