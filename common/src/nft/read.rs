@@ -93,11 +93,14 @@ fn iptables_mark(bytes: &[u8]) -> Option<Vec<Expression>> {
     let info = find(data, EXTENSION_INFO).filter(|_| is_mark)?;
     let (bits, mask) = (info.get(..4)?.to_vec(), info.get(4..8)?);
     let mark = MarkOf::Packet;
-    Some(vec![
-        Expression::Load { from: mark.selector().source(), to: Register::FIRST },
-        Expression::Bitwise { register: Register::FIRST, mask: mask.iter().map(|byte| !byte).collect(), xor: bits },
-        Expression::Store { from: Register::FIRST, to: mark.sink() },
-    ])
+    let stored = Expression::Store { from: Register::FIRST, to: mark.sink() };
+    // A mark of which nothing stays isn't loaded.
+    if mask.iter().all(|byte| *byte == 0xff) {
+        return Some(vec![Expression::Immediate { register: Register::FIRST, value: bits }, stored]);
+    }
+    let loaded = Expression::Load { from: mark.selector().source(), to: Register::FIRST };
+    let mask = mask.iter().map(|byte| !byte).collect();
+    Some(vec![loaded, Expression::Bitwise { register: Register::FIRST, mask, xor: bits }, stored])
 }
 
 fn expression(bytes: &[u8]) -> Expression {
