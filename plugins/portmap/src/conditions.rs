@@ -142,6 +142,16 @@ mod tests {
             ("-m comment --comment \"from the office\" -s 192.0.2.1", "ip saddr 192.0.2.1"),
             ("-m pkttype --pkt-type unicast", "meta pkttype host"),
             ("-p all -s 192.0.2.1", "ip saddr 192.0.2.1"),
+            ("-m tcp --dport 80", "tcp dport 80"),
+            ("-m udp --sport 1024: -s 192.0.2.1", "udp sport 1024-65535 ip saddr 192.0.2.1"),
+            ("-m multiport --dports 80,443", "th dport { 80, 443 }"),
+            ("-m multiport ! --sports 53", "th sport != 53"),
+            ("-m udp -m multiport --sports 53,123", "udp sport { 53, 123 }"),
+            (
+                "-ieth0 ! -s192.0.2.0/24 -ptcp -mtcp --dport 80",
+                "iifname \"eth0\" ip saddr != 192.0.2.0/24 tcp dport 80",
+            ),
+            ("-pall -d192.0.2.1", "ip daddr 192.0.2.1"),
             ("--source=192.0.2.1 -p tcp --dport=80", "ip saddr 192.0.2.1 tcp dport 80"),
         ] {
             assert_eq!(v4(iptables), nft, "{iptables}");
@@ -181,6 +191,9 @@ mod tests {
             ("-p tcp --dport 70000", "70000"),
             ("-p tcp --dport 9:1", "9:1"),
             ("--dport 80", "-p"),
+            ("--dports 80", "-m multiport"),
+            ("-p udp -m tcp --dport 80", "\"tcp\""),
+            ("-m tcp --syn", "--syn"),
             ("-j ACCEPT", "-j"),
             ("! -p all", "all"),
             ("-s", "-s"),

@@ -26,7 +26,7 @@ type Patterns = Result<Vec<Pattern>, Refusal>;
 /// Translates the arguments of a condition.
 pub(super) fn parse(text: &str, version: IpVersion) -> Result<Vec<Statement>, Refusal> {
     let words = words(text);
-    let mut arguments = Arguments { rest: &words, version, module: "", transport: None };
+    let mut arguments = Arguments { rest: &words, glued: None, version, module: "", transport: None };
     let mut statements = Vec::new();
     while !arguments.rest.is_empty() {
         statements.extend(arguments.option()?);
@@ -71,17 +71,33 @@ pub(super) fn joined(arguments: &[String]) -> String {
 struct Arguments<'a> {
     rest: &'a [String],
     version: IpVersion,
+    /// The value that stands within the word of its option, as in `-ieth0`.
+    glued: Option<&'a str>,
     /// The last module named: `--mark` is of two.
     module: &'a str,
-    /// The protocol that `-p` has asked for.
+    /// The protocol that `-p` has asked for, or the module that there is for one: where the reference puts its conditions,
+    /// `-p` stands already and can't be repeated.
     transport: Option<Transport>,
+}
+
+/// A short option with its value in one word.
+fn glued(word: &str) -> Option<(&str, &str)> {
+    let is_short = word.strip_prefix('-').is_some_and(|rest| rest.starts_with(['s', 'd', 'i', 'o', 'p', 'm']));
+    word.split_at_checked(2).filter(|(_, value)| is_short && !value.is_empty())
 }
 
 impl<'a> Arguments<'a> {
     fn next(&mut self) -> Option<&'a str> {
+        if let Some(value) = self.glued.take() {
+            return Some(value);
+        }
         let (first, rest) = self.rest.split_first()?;
         self.rest = rest;
         Some(first)
+    }
+
+    fn peek(&self) -> Option<&'a str> {
+        self.glued.or(self.rest.first().map(String::as_str))
     }
 
     fn value(&mut self, option: &str) -> Result<&'a str, Refusal> {
@@ -95,14 +111,15 @@ impl<'a> Arguments<'a> {
         if negated {
             option = self.next().unwrap_or_default();
         }
+        if let Some((short, value)) = glued(option) {
+            (option, self.glued) = (short, Some(value));
+        }
         match option {
             "-m" | "--match" if !negated => self.match_module().map(|()| None),
             "--comment" if !negated => self.value(option).map(|_| None),
             "-4" | "--ipv4" if self.version == IpVersion::V4 => Ok(None),
             "-6" | "--ipv6" if self.version == IpVersion::V6 => Ok(None),
-            "-p" | "--protocol" | "--proto"
-                if !negated && self.rest.first().is_some_and(|p| p == "all" || p == "0") =>
-            {
+            "-p" | "--protocol" | "--proto" if !negated && self.peek().is_some_and(|p| p == "all" || p == "0") => {
                 self.value(option).map(|_| None)
             }
             _ => {
@@ -118,6 +135,13 @@ impl<'a> Arguments<'a> {
             return Err(format!("the iptables match extension \"{module}\" can't be translated"));
         }
         self.module = module;
+        let of_protocol = matches!(module, "tcp" | "udp" | "sctp").then(|| value::protocol(module)).transpose()?;
+        if let Some(transport) = of_protocol.and_then(value::transport) {
+            if self.transport.is_some_and(|asked| asked != transport) {
+                return Err(format!("the iptables match extension \"{module}\" is of another protocol than -p"));
+            }
+            self.transport = Some(transport);
+        }
         Ok(())
     }
 
@@ -159,11 +183,17 @@ impl<'a> Arguments<'a> {
     }
 
     fn sport(&self, option: &str) -> Result<Selector, Refusal> {
-        self.transport.map(Selector::Sport).ok_or_else(|| port_without_protocol(option))
+        self.port(option, Selector::ThSport, Selector::Sport)
     }
 
     fn dport(&self, option: &str) -> Result<Selector, Refusal> {
-        self.transport.map(Selector::Dport).ok_or_else(|| port_without_protocol(option))
+        self.port(option, Selector::ThDport, Selector::Dport)
+    }
+
+    /// multiport's is of whatever protocol has been published.
+    fn port(&self, option: &str, any: Selector, of: fn(Transport) -> Selector) -> Result<Selector, Refusal> {
+        let any = (self.module == "multiport").then_some(any);
+        self.transport.map(of).or(any).ok_or_else(|| port_without_protocol(option))
     }
 
     fn marked(&self) -> Selector {
@@ -172,7 +202,7 @@ impl<'a> Arguments<'a> {
 }
 
 fn port_without_protocol(option: &str) -> Refusal {
-    format!("the iptables option {option} needs -p tcp, udp or sctp before it")
+    format!("the iptables option {option} needs -p tcp, udp or sctp, -m tcp, udp or sctp, or -m multiport before it")
 }
 
 /// `value` or `value/mask`.
