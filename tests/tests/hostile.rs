@@ -308,7 +308,7 @@ fn a_state_file_that_is_spoilt_harms_nobody(play: Play, directory: &str) {
             scene.call(Verb::Add).succeeds();
             host.write("/run/precious", "untouched");
             host.run("mkfifo /run/fifo");
-            let file = host.run(&format!("find {directory} -type f"));
+            let file = host.run(&format!("find {directory} -maxdepth 1 -type f"));
             host.run(&spoiler.replace("FILE", file.trim()));
             for verb in verbs {
                 let outcome = scene.call(*verb);
@@ -344,7 +344,7 @@ fn a_forged_state_file_is_believed_of_its_owner_only(
         let scene = Scene::set(play);
         let host = &scene.lab.host;
         scene.call(Verb::Add).succeeds();
-        let file = host.run(&format!("find {directory} -type f"));
+        let file = host.run(&format!("find {directory} -maxdepth 1 -type f"));
         let content = host.read(file.trim());
         assert!(content.contains(truth), "{content}");
         host.write(file.trim(), content.replace(truth, forgery));
