@@ -1646,3 +1646,23 @@ fn static_neighbours_survive_a_new_mac_and_come_back_with_ipv6() {
     bench.call(Verb::Add, &fails).fails();
     assert_eq!(shown(), before);
 }
+
+/// A pod's shared namespace: whose file it is does not matter, only where its values are.
+#[test]
+fn containers_that_share_a_namespace_end_at_the_original_in_any_order() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let config = |value: &str| bench.config(json!({"sysctl": {"net.core.somaxconn": value}}));
+    let target = |container: &str| Target::new(container, &bench.container.path(), "eth0");
+    let call = |verb, container: &str, value: &str| {
+        Plugin::ours("tuning").call(&bench.host, verb, &config(value), &target(container)).succeeds()
+    };
+    for [gone, stays] in [[("one", "100"), ("two", "200")], [("two", "200"), ("one", "100")]] {
+        call(Verb::Add, "one", "100");
+        call(Verb::Add, "two", "200");
+        call(Verb::Del, gone.0, gone.1);
+        call(Verb::Check, stays.0, stays.1);
+        call(Verb::Del, stays.0, stays.1);
+        bench.assert_same_as(&before);
+    }
+}
