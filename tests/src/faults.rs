@@ -4,7 +4,7 @@
 //! the loader's and the allocator's own calls are not among it.
 //!
 //! * [`changes`] lists the calls that change something which outlives the program, and [`killed`] kills it just before
-//!   or just behind any of them.
+//!   or just behind any of them; [`held`] holds it there while something else is done.
 //! * [`answers`] lists the calls that can fail, and [`answered`] lets any of them fail: with an errno of its own, or, of a
 //!   netlink request, with a refusal by the kernel, an answer that never comes, or a dump that was interrupted.
 //!
@@ -130,6 +130,16 @@ pub fn killed(run: &Run<'_>, n: usize, side: Side) -> Option<String> {
     }
 }
 
+/// Holds the program at its `n`th change while something else is done; gives what the change was, `None` if it ended
+/// before, and what came of the run.
+#[track_caller]
+pub fn held(run: &Run<'_>, n: usize, side: Side, meanwhile: &mut (dyn FnMut() + Send)) -> (Option<String>, Outcome) {
+    let killer = Killer { at: Some((n, side)), seen: Vec::new(), watch: Watch::default() };
+    let mut holder = Holder { killer, meanwhile, met: None };
+    let outcome = run.traced(&mut holder);
+    (holder.met, outcome.expect("nobody has killed it"))
+}
+
 /// The calls that can fail, in order, and what came of the run.
 #[track_caller]
 pub fn answers(run: &Run<'_>) -> (Vec<Answerable>, Outcome) {
@@ -237,6 +247,37 @@ impl Meddler for Killer {
         let is_change = self.watch.sockets.change(call).is_some();
         let is_change = self.watch.leave(call, *result) && is_change;
         if is_change { self.ends(Side::Behind) } else { Deed::Go }
+    }
+}
+
+struct Holder<'a> {
+    killer: Killer,
+    meanwhile: &'a mut (dyn FnMut() + Send),
+    met: Option<String>,
+}
+
+impl Holder<'_> {
+    fn hold(&mut self, deed: Deed) -> Deed {
+        if !matches!(deed, Deed::Kill) {
+            return deed;
+        }
+        if self.met.is_none() {
+            self.met = self.killer.seen.last().cloned();
+            (self.meanwhile)();
+        }
+        Deed::Go
+    }
+}
+
+impl Meddler for Holder<'_> {
+    fn enter(&mut self, call: &Call) -> Deed {
+        let deed = self.killer.enter(call);
+        self.hold(deed)
+    }
+
+    fn leave(&mut self, call: &Call, result: &mut i64) -> Deed {
+        let deed = self.killer.leave(call, result);
+        self.hold(deed)
     }
 }
 

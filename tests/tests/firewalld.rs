@@ -287,3 +287,74 @@ fn a_firewalld_that_hangs_is_waited_for_once() {
     guarded.call(Verb::Del, &config, &container.target()).succeeds();
     assert_eq!(guarded.sources("trusted"), [""; 0]);
 }
+
+/// Whoever is killed, or held, at its system calls (registers have the names of x86-64).
+#[cfg(target_arch = "x86_64")]
+mod disturbed {
+    use netns_tests::faults::{Run, Side, changes, held, killed};
+
+    use super::*;
+
+    const SIDES: [Side; 2] = [Side::Before, Side::Behind];
+
+    impl Guarded {
+        /// Each change of a call that went well.
+        fn steps(&self, plugin: &Plugin, verb: Verb, config: &Value, target: &Target) -> Vec<(usize, Side)> {
+            let (all, outcome) = changes(&Run { plugin, host: &self.lab.host, verb, config, target });
+            outcome.succeeds();
+            (0..all.len()).flat_map(|n| SIDES.map(|side| (n, side))).collect()
+        }
+    }
+
+    #[test]
+    fn whatever_a_killed_add_has_told_firewalld_del_and_gc_take_back() {
+        let guarded = Guarded::new();
+        let (host, container) = (&guarded.lab.host, guarded.lab.container(2));
+        let (config, target, plugin) = (config(&container, json!({})), container.target(), Plugin::ours("firewall"));
+        let nobody = json!({"cniVersion": "1.1.0", "name": "net", "type": "firewall", "cni.dev/valid-attachments": []});
+        let without = json!({"cniVersion": "1.0.0", "name": "net", "type": "firewall"});
+        let steps = guarded.steps(&plugin, Verb::Add, &config, &target);
+        guarded.call(Verb::Del, &config, &target).succeeds();
+        let mut told = 0;
+        for (n, side) in steps {
+            for (verb, config_of_ending) in [(Verb::Gc, &nobody), (Verb::Del, &without)] {
+                let run = Run { plugin: &plugin, host, verb: Verb::Add, config: &config, target: &target };
+                let met = killed(&run, n, side);
+                told += usize::from(!guarded.sources("trusted").is_empty());
+                guarded.call(verb, config_of_ending, &target.without_netns()).succeeds();
+                assert_eq!(guarded.sources("trusted"), [""; 0], "ADD killed {side:?} {n} ({met:?}), then {verb:?}");
+            }
+        }
+        assert!(told > 4, "firewalld was never told");
+    }
+
+    /// The old owner of an address goes while the new one comes: at each step of either.
+    #[test]
+    fn whoever_gets_an_address_while_its_old_owner_goes_is_in_its_zone() {
+        let guarded = Guarded::new();
+        let (host, container) = (&guarded.lab.host, guarded.lab.container(2));
+        let (config, new, plugin) = (config(&container, json!({})), container.target(), Plugin::ours("firewall"));
+        let old = Target::new("old-container", &container.netns.path(), "eth0");
+        for (verb, one, meanwhile, other) in [(Verb::Add, &new, Verb::Del, &old), (Verb::Del, &old, Verb::Add, &new)] {
+            guarded.call(Verb::Add, &config, &old).succeeds();
+            let steps = guarded.steps(&plugin, verb, &config, one);
+            guarded.call(Verb::Del, &config, &new).succeeds();
+            for (n, side) in steps {
+                guarded.call(Verb::Del, &config, &old).succeeds();
+                guarded.call(Verb::Add, &config, &old).succeeds();
+                let mut meanwhile = || drop(guarded.call(meanwhile, &config, other).succeeds());
+                let run = Run { plugin: &plugin, host, verb, config: &config, target: one };
+                let (met, outcome) = held(&run, n, side, &mut meanwhile);
+                outcome.succeeds();
+                if met.is_none() {
+                    continue;
+                }
+                let check = guarded.call(Verb::Check, &config, &new);
+                assert_eq!(check.exit, 0, "{verb:?} held {side:?} {n} ({met:?}): {}", check.call());
+                guarded.call(Verb::Del, &config, &new).succeeds();
+                guarded.call(Verb::Del, &config, &old).succeeds();
+                assert_eq!(guarded.sources("trusted"), [""; 0], "{verb:?} held {side:?} {n} ({met:?})");
+            }
+        }
+    }
+}

@@ -110,7 +110,7 @@ fn remove_all(
     let shelf = Shelf::open()?;
     let firewalld = Sought::default();
     let (mut keys, mut removed) = (BTreeSet::new(), BTreeSet::new());
-    let mut forgotten = BTreeSet::new();
+    let mut forgotten: BTreeMap<RecordKey, Vec<IpAddr>> = BTreeMap::new();
     let mut errors: BTreeMap<RecordKey, Error> = BTreeMap::new();
     repeat(|| {
         let generation = socket.generation()?;
@@ -122,13 +122,16 @@ fn remove_all(
         for record in leaving.values().flatten() {
             let own = Own::read(socket, record, &heirs)?;
             // First, because without the record nobody would know what firewalld must forget.
-            if !forgotten.contains(&record.key)
-                && let Err(error) = own.forget_sources(record.zone.as_deref(), &firewalld)
-            {
+            let zone = record.zone.as_deref();
+            let outcome = match forgotten.get(&record.key) {
+                None => own.forget_sources(zone, &firewalld),
+                Some(addresses) => own.remember_sources(addresses, zone, &firewalld),
+            };
+            if let Err(error) = outcome {
                 errors.insert(record.key, error);
                 continue;
             }
-            forgotten.insert(record.key);
+            forgotten.entry(record.key).or_insert_with(|| own.addresses.clone());
             removal.take_out(record, &own);
             removed.extend(own.addresses);
         }
@@ -238,6 +241,17 @@ impl<'a> Own<'a> {
             }
         });
         Error::gather(forgotten.filter_map(Result::err).collect())
+    }
+
+    /// Tells firewalld again of those addresses that it was to forget and that turn out to be somebody else's by now.
+    fn remember_sources(&self, forgotten: &[IpAddr], zone: Option<&str>, firewalld: &Sought) -> Result<()> {
+        let Some(zone) = zone else { return Ok(()) };
+        for address in forgotten.iter().filter(|address| !self.addresses.contains(address)) {
+            if let Some(firewalld) = firewalld.get()? {
+                firewalld.add_source(zone, *address)?;
+            }
+        }
+        Ok(())
     }
 }
 

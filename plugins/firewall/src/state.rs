@@ -40,7 +40,8 @@ impl State for Placed {
         hostchain::look(&mut socket, &self.share.host.chains)?;
         // What is static may stay if something fails later; so it comes first.
         let host = mend_legacy(&self.share.host)?;
-        let told = self.tell_firewalld(&mut socket)?;
+        let noted = self.note();
+        let told = self.tell_firewalld(&mut socket).inspect_err(|_| noted.take_back())?;
         let installed = match install(&mut socket, &self.share, &host) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
@@ -49,7 +50,11 @@ impl State for Placed {
             }
             outcome => outcome,
         };
-        let share = installed.inspect_err(|_| self.untell_firewalld(&told))?;
+        let share = installed.inspect_err(|_| {
+            self.untell_firewalld(&told);
+            noted.take_back();
+        })?;
+        self.tell_again(&told);
         if let Err(error) = Shelf::put(&share) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
@@ -92,6 +97,38 @@ impl Placed {
         Ok(told)
     }
 
+    /// Where firewalld is told, the file comes first: of an ADD that is killed behind that, DEL and GC find in the file what
+    /// firewalld has to forget.
+    fn note(&self) -> Noted {
+        if self.sources().next().is_none() {
+            return Noted::Nothing;
+        }
+        let key = RecordKey::of(&self.share.attachment);
+        // A file that is there says what the former ADD has told, which may be more.
+        if Shelf::open().is_ok_and(|shelf| shelf.is_some_and(|shelf| shelf.read(key).is_some())) {
+            return Noted::Nothing;
+        }
+        match Shelf::put(&self.share) {
+            Ok(()) => Noted::File(key),
+            Err(error) => {
+                log::warn!("{error}; if this call is killed, firewalld keeps the container's addresses");
+                Noted::Nothing
+            }
+        }
+    }
+
+    /// What firewalld knew already may have been a former owner's of the address, whose DEL has taken it out since: now
+    /// that the address is known to be this container's, no DEL does.
+    fn tell_again(&self, told: &[Moved]) {
+        for (firewalld, zone, address) in self.sources() {
+            if told.iter().all(|moved| moved.address != address)
+                && let Err(error) = firewalld.add_source(zone, address)
+            {
+                log::warn!("{error}");
+            }
+        }
+    }
+
     /// Says who else will drop what is admitted now.
     fn name_guards(&self, socket: &mut NftSocket) -> Result<()> {
         let scope = Scope { host: &self.share.host, firewalld: self.firewalld.is_some() };
@@ -112,6 +149,24 @@ impl Placed {
             if let Err(error) = undone {
                 log::warn!("undoing: {error}");
             }
+        }
+    }
+}
+
+/// What has become of the attachment's file before firewalld was told.
+enum Noted {
+    /// Nothing.
+    Nothing,
+    /// It was written.
+    File(RecordKey),
+}
+
+impl Noted {
+    fn take_back(&self) {
+        let Noted::File(key) = self else { return };
+        let removed = Shelf::open().and_then(|shelf| shelf.map_or(Ok(()), |shelf| shelf.remove(*key)));
+        if let Err(error) = removed {
+            log::warn!("undoing: {error}");
         }
     }
 }
