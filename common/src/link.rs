@@ -6,6 +6,7 @@
 
 pub mod attributes;
 pub mod device;
+mod elsewhere;
 pub mod ipv6;
 pub mod neighbour;
 

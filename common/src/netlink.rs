@@ -34,6 +34,12 @@ impl Channel {
         Ok(Channel(socket, Cell::default()))
     }
 
+    /// Lets the kernel refuse what it doesn't understand of a dump's request, instead of listing more.
+    pub(crate) fn check_strictly(&self) -> std::result::Result<(), Errno> {
+        let set = self.0.set_netlink_get_strict_chk(true);
+        set.map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
     /// Sends one datagram.
     pub(crate) fn send(&self, bytes: &[u8]) -> std::result::Result<(), Errno> {
         loop {

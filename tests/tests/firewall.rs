@@ -2038,3 +2038,84 @@ fn what_nothing_is_written_down_of_goes_by_del_with_prev_result_and_by_gc() {
     other.add(&lab);
     other.check(&lab);
 }
+
+/// Calls the reference as on a host whose iptables are of this kind.
+#[track_caller]
+fn call_the_reference(lab: &Lab, kind: &str, verb: &str, config: &Value, target: &Target) {
+    let dir = format!("/run/iptables{kind}");
+    if lab.host.try_run(&format!("test -d {dir}")).is_err() {
+        lab.host.run(&format!("mkdir {dir}"));
+        for name in
+            ["iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"]
+        {
+            let program = name.replacen("tables", &format!("tables{kind}"), 1);
+            lab.host.run(&format!("ln -s /usr/sbin/{program} {dir}/{name}"));
+        }
+    }
+    let mut command = lab.host.command("env");
+    command.args([format!("PATH={dir}:/usr/sbin:/usr/bin:/sbin:/bin"), format!("CNI_COMMAND={verb}")]);
+    command.args([format!("CNI_CONTAINERID={}", target.container), format!("CNI_NETNS={}", target.netns)]);
+    command.args(["CNI_IFNAME=eth0", "CNI_PATH=/usr/lib/cni"]).arg(Plugin::reference("firewall").path());
+    lab.host.write("/run/stdin.json", config.to_string());
+    let done = command.stdin(lab.host.inside(|| std::fs::File::open("/run/stdin.json").unwrap())).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+}
+
+#[test]
+fn the_reference_s_isolation_goes_when_none_of_its_containers_is_left_that_lives() {
+    for kind in ["-nft", "-legacy"] {
+        let lab = Lab::new();
+        lab.host.drop_forwarded_by(&kind[1..]);
+        let policy = json!({"ingressPolicy": "same-bridge"});
+        let (a, theirs, b) =
+            (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, policy), neighbour(&lab, json!({})));
+        let isolates = || lab.host.run(&format!("iptables{kind}-save")).contains("CNI-ISOLATION");
+        let reference = |verb, tenant: &Tenant, keys: Value| {
+            let mut config = for_the_reference(tenant);
+            config["prevResult"]["interfaces"] = tenant.config["prevResult"]["interfaces"].clone();
+            config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap());
+            call_the_reference(&lab, kind, verb, &config, &tenant.container.target());
+        };
+        let on_both = |verb| {
+            for tenant in [&a, &b] {
+                reference(verb, tenant, json!({"ingressPolicy": "same-bridge"}));
+            }
+        };
+        // It has been here, and leaves its chains behind whenever it goes.
+        on_both("ADD");
+        on_both("DEL");
+        assert!(isolates());
+        a.add(&lab);
+        b.add(&lab);
+        assert!(!isolates(), "{kind}: ADD");
+        a.check(&lab);
+        Fetch::new(Proto::Tcp, &b.at(80)[0]).expect(&a.container.netns, "neighbour");
+
+        on_both("ADD");
+        on_both("DEL");
+        let error = a.call(&lab, Verb::Check).fails_with(101);
+        assert!(error.details.contains("CNI-ISOLATION-STAGE-1"), "{kind}: {error:?}");
+        b.del(&lab);
+        assert!(!isolates(), "{kind}: DEL");
+        b.add(&lab);
+
+        // A rule that has outlived its container is no reason to keep them; a container that lives is.
+        let mut dead = for_the_reference(&theirs);
+        dead["prevResult"]["ips"] = json!([{"address": "10.88.0.99/24", "interface": 2}]);
+        call_the_reference(&lab, kind, "ADD", &dead, &theirs.container.target());
+        reference("ADD", &theirs, json!({}));
+        let gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall", "cni.dev/valid-attachments":
+            [{"containerID": a.container.id, "ifname": "eth0"}, {"containerID": b.container.id, "ifname": "eth0"}]});
+        let collect = || drop(call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds());
+        a.add(&lab);
+        collect();
+        assert!(isolates(), "{kind}: it lives");
+        a.check(&lab);
+        // Deleting the link would change the bridge's hardware address.
+        theirs.container.netns.run("ip address flush dev eth0");
+        collect();
+        assert!(!isolates(), "{kind}: GC");
+        a.check(&lab);
+        Fetch::new(Proto::Tcp, &b.at(80)[0]).expect(&a.container.netns, "neighbour");
+    }
+}

@@ -24,6 +24,7 @@ use crate::config::FORWARD_CHAIN;
 use crate::obstacles::{End, Surroundings};
 use crate::plan::HostPart;
 use crate::rules::{ACCEPT_COMMENT, accept_rule};
+use crate::upgrade::ISOLATION;
 
 /// The reference's comment on the jump from FORWARD.
 pub const JUMP_COMMENT: &str = "CNI firewall plugin rules";
@@ -128,6 +129,12 @@ impl FoundFilter {
         let rules = found.forward.iter().chain(&found.ours).flatten();
         found.around.follow(socket, &filter_table(version), rules, &[FORWARD_CHAIN, admin_chain])?;
         Ok(found)
+    }
+
+    /// Whether the reference's isolation chains are in force.
+    pub fn isolates(&self) -> bool {
+        let [first, _] = ISOLATION;
+        self.forward.iter().flatten().any(|rule| rule.jumps_to(first))
     }
 
     /// Whether marks other than this one are accepted by rules of ours.

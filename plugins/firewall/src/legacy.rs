@@ -10,12 +10,11 @@ mod kernel;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::nft::IpVersion;
+use common::nft::{IpVersion, NftSocket};
 use common::{Difference, Error, Result};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -23,7 +22,7 @@ use crate::config::FORWARD_CHAIN;
 use crate::hostfilter::{ADMIN_COMMENT, JUMP_COMMENT};
 use crate::plan::HostPart;
 use crate::rules::ACCEPT_COMMENT;
-use crate::upgrade::ISOLATION;
+use crate::upgrade::{self, Goes, ISOLATION};
 use entries::{Rule, Target, Verdict};
 
 pub use entries::FilterTable;
@@ -301,16 +300,16 @@ fn run_restore(version: IpVersion, script: &str) -> Result<(), Refused> {
     Err(if again { Refused::Locked(reason) } else { Refused::Failed(reason) })
 }
 
-/// Takes out the rules of the reference for addresses that `goes` says yes to, and its isolation chains with the last of
+/// Takes out the rules of the reference for addresses that `goes` says yes to, and its isolation chains if nobody needs
 /// them. Where none are, which is everywhere once its time is over, nothing is executed.
-pub fn remove_reference_rules(version: IpVersion, goes: &mut dyn FnMut(IpAddr) -> Result<bool>) -> Result<()> {
+pub fn remove_reference_rules(socket: &mut NftSocket, version: IpVersion, goes: &mut Goes<'_>) -> Result<()> {
     let Some(table) = table_in_use(version)? else { return Ok(()) };
-    if leftovers(&table, version, goes)?.is_empty() {
+    if leftovers(socket, &table, version, goes)?.is_empty() {
         return Ok(());
     }
     let _ours_alone = lock()?;
     let Some(table) = table_in_use(version)? else { return Ok(()) };
-    let lines = leftovers(&table, version, goes)?;
+    let lines = leftovers(socket, &table, version, goes)?;
     if lines.is_empty() {
         return Ok(());
     }
@@ -324,18 +323,37 @@ pub fn remove_reference_rules(version: IpVersion, goes: &mut dyn FnMut(IpAddr) -
     })
 }
 
+/// Whether the reference's isolation chains are in force.
+pub fn isolates(table: &FilterTable) -> bool {
+    let [first, _] = ISOLATION;
+    table.rules("FORWARD").iter().any(|rule| rule.jumps_to(first))
+}
+
+/// What is to be said of them where they are in force and nobody needs them.
+pub fn unneeded_isolation(
+    socket: &mut NftSocket,
+    version: IpVersion,
+    table: &FilterTable,
+) -> Result<Option<Difference>> {
+    if !isolates(table) || leftovers(socket, table, version, &mut |_, _| Ok(false))?.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(upgrade::left_behind(format!("chain FORWARD of {} -t filter", kernel::program(version)))))
+}
+
 /// The lines for `iptables-restore` that take them out.
 fn leftovers(
+    socket: &mut NftSocket,
     table: &FilterTable,
     version: IpVersion,
-    goes: &mut dyn FnMut(IpAddr) -> Result<bool>,
+    goes: &mut Goes<'_>,
 ) -> Result<Vec<String>> {
     let mut lines = Vec::new();
-    let mut stays = false;
+    let mut stay = Vec::new();
     let rules = table.rules(FORWARD_CHAIN);
     for (address, is_reply) in rules.iter().filter_map(|rule| rule.of_the_reference(version)) {
-        if !goes(address)? {
-            stays = true;
+        if !goes(socket, address)? {
+            stay.push(address);
         } else if is_reply {
             let states = "-m conntrack --ctstate RELATED,ESTABLISHED";
             lines.push(format!("-D {FORWARD_CHAIN} -d {address} {states} -j ACCEPT"));
@@ -343,7 +361,8 @@ fn leftovers(
             lines.push(format!("-D {FORWARD_CHAIN} -s {address} -j ACCEPT"));
         }
     }
-    if !lines.is_empty() && !stays && ISOLATION.iter().all(|name| table.chain(name).is_some()) {
+    let are_there = ISOLATION.iter().all(|name| table.chain(name).is_some());
+    if are_there && !upgrade::needs_isolation(socket, &stay)? {
         lines.extend(isolation_lines(table));
     }
     Ok(lines)

@@ -49,7 +49,7 @@ impl Others {
             }
         }
         let mend = |host: &HostPart| {
-            state::mend_legacy(host).unwrap_or_else(|error| {
+            state::mend_legacy(host).map(|mended| mended.host).unwrap_or_else(|error| {
                 log::warn!("{error}; this concerns other containers");
                 Vec::new()
             })
@@ -95,7 +95,7 @@ impl Others {
     /// What puts the host's own filters right for them.
     pub fn host_mending(&self, socket: &mut NftSocket) -> Vec<Command> {
         let mend = |host: &HostPart| {
-            state::host_mending(socket, std::slice::from_ref(host)).unwrap_or_else(|error| {
+            state::host_mending(socket, std::slice::from_ref(host), &[]).unwrap_or_else(|error| {
                 log::warn!("{error}; this concerns other containers");
                 Vec::new()
             })

@@ -14,7 +14,7 @@ use crate::firewalld::{Firewalld, Told};
 use crate::guards::{self, Scope};
 use crate::hostchain;
 use crate::hostfilter::{self, FoundFilter};
-use crate::legacy::LegacyFilter;
+use crate::legacy::{self, LegacyFilter};
 use crate::others::Others;
 use crate::plan::{HostPart, Notes, Share};
 use crate::record::{self, Holder, Placed as Place, Record};
@@ -22,6 +22,7 @@ use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
 use crate::stored::Shelf;
 use crate::strays;
+use crate::upgrade;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
 const TRIES: u32 = 50;
@@ -39,7 +40,7 @@ impl State for Placed {
         let mut socket = NftSocket::new();
         hostchain::look(&mut socket, &self.share.host.chains)?;
         // What is static may stay if something fails later; so it comes first.
-        let host = mend_legacy(&self.share.host)?;
+        let MendedLegacy { host, isolating } = mend_legacy(&self.share.host)?;
         let noted = self.note();
         let told = self.tell_firewalld(&mut socket).inspect_err(|_| noted.take_back())?;
         let installed = match install(&mut socket, &self.share, &host) {
@@ -55,6 +56,11 @@ impl State for Placed {
             noted.take_back();
         })?;
         self.tell_again(&told);
+        for version in isolating {
+            if let Err(error) = legacy::remove_reference_rules(&mut socket, version, &mut |_, _| Ok(false)) {
+                log::warn!("{error}; {}", error.details());
+            }
+        }
         if let Err(error) = Shelf::put(&share) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
@@ -210,9 +216,18 @@ fn is_about_bridges(error: &Error) -> bool {
         if absent.contains(errno) && object.contains(&BRIDGE_TABLE.to_string()))
 }
 
-/// Puts the static rule into the legacy tables that guard something; gives what nf_tables is left to hold.
-pub fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
+/// What was found in the legacy tables.
+pub struct MendedLegacy {
+    /// What nf_tables is left to hold.
+    pub host: Vec<HostPart>,
+    /// Where the reference's isolation chains are in force.
+    pub isolating: Vec<IpVersion>,
+}
+
+/// Puts the static rule into the legacy tables that guard something.
+pub fn mend_legacy(host: &HostPart) -> Result<MendedLegacy> {
     let mut parts = Vec::with_capacity(host.versions.len());
+    let mut isolating = Vec::new();
     for (version, part) in host.each_version() {
         let filter = LegacyFilter::of(version, host);
         let Some(table) = filter.guarding_table()? else {
@@ -222,11 +237,12 @@ pub fn mend_legacy(host: &HostPart) -> Result<Vec<HostPart>> {
         if !filter.differences(&table).is_empty() {
             filter.mend()?;
         }
+        isolating.extend(legacy::isolates(&table).then_some(version));
         // Where iptables means iptables-legacy, a table that iptables-nft would see is used but not made.
         parts.push(HostPart { make: false, ..part });
     }
     parts.push(HostPart { versions: vec![], ..host.clone() });
-    Ok(parts)
+    Ok(MendedLegacy { host: parts, isolating })
 }
 
 /// What is to be sent, and whether it was thought out from what others have made: then nothing may have changed in
@@ -339,7 +355,7 @@ fn changes(
     if let Some(record) = record {
         changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
     }
-    let mut mending = host_mending(socket, host)?;
+    let mut mending = host_mending(socket, host, &share.addresses)?;
     if record.is_some() || others.is_some() {
         mending.extend(mending_of_others(socket, &share.host)?);
     }
@@ -464,8 +480,8 @@ pub fn add_record(share: &Share, found: Option<&Record>, transaction: &mut Trans
     !there.is_empty()
 }
 
-/// What puts the host's own filters right.
-pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Command>> {
+/// What puts the host's own filters right for a container that has these addresses.
+pub fn host_mending(socket: &mut NftSocket, host: &[HostPart], own: &[IpAddr]) -> Result<Vec<Command>> {
     let mut commands = Vec::new();
     for part in host {
         for (version, part) in part.each_version() {
@@ -477,6 +493,9 @@ pub fn host_mending(socket: &mut NftSocket, host: &[HostPart]) -> Result<Vec<Com
                 log::warn!("the administrator's overrides are passed over: {open}");
             }
             commands.extend(hostfilter::mending(&part, version, &found));
+            if found.isolates() {
+                commands.extend(upgrade::without_isolation(socket, version, own)?);
+            }
         }
         for chain in &part.chains {
             let found = chain.read(socket)?;
@@ -588,9 +607,13 @@ pub fn host_differences(socket: &mut NftSocket, host: &HostPart) -> Result<Vec<D
         let make = part.make && guarding.is_none();
         if let Some(table) = guarding {
             all.extend(filter.differences(&table));
+            all.extend(legacy::unneeded_isolation(socket, version, &table)?);
         }
         let found = FoundFilter::read_deeply(socket, version, &host.admin_chain)?;
         all.extend(hostfilter::differences(&HostPart { make, ..part }, version, &found));
+        if found.isolates() && !upgrade::without_isolation(socket, version, &[])?.is_empty() {
+            all.push(upgrade::left_behind(format!("chain {} FORWARD", hostfilter::filter_table(version))));
+        }
     }
     for chain in &host.chains {
         all.extend(chain.differences(socket, host.mark)?);
