@@ -402,7 +402,7 @@ fn check_names_a_rule_that_drops_all_in_front_of_ours_and_minds_no_business_of_t
             );
             let added = tenant.call(&lab, Verb::Add);
             added.succeeds();
-            assert!(kind == "-legacy" || added.stderr.contains(named), "ADD names it too: {}", added.stderr);
+            assert!(added.stderr.contains(named), "ADD names it too: {}", added.stderr);
             Fetch::new(Proto::Tcp, &client(80)[n]).expect_nothing(&tenant.container.netns);
             // It is nobody's but who has put it there.
             iptables(n, &line.replacen("-I", "-D", 1).replacen(&format!(" {} ", &named[5..]), " ", 1));

@@ -124,6 +124,16 @@ impl LegacyFilter<'_> {
         Some(Difference::other(object, expected, format!("rule {}: -j ACCEPT", at + 1)))
     }
 
+    /// What ADD says of what others have put in front of ours, and leaves to them.
+    pub fn warn_of_obstacles(&self, table: &FilterTable) {
+        for blocked in self.dropped_before(table) {
+            log::warn!("what is admitted is dropped: {blocked}");
+        }
+        if let Some(open) = self.accepted_before(table) {
+            log::warn!("the administrator's overrides are passed over: {open}");
+        }
+    }
+
     /// Acceptances of marks that are not this one.
     pub fn accepts_others(&self, table: &FilterTable) -> Vec<Difference> {
         self.outdated(table).map(|tests| self.difference(&Need::Without(tests))).collect()

@@ -386,7 +386,8 @@ pub const ROUTED_SOURCES: PortGuard =
 pub const PORT_GUARDS: [PortGuard; 3] = [NEIGHBOURS, BRIDGE_SOURCES, ROUTED_SOURCES];
 
 impl PortGuard {
-    fn port_set(&self) -> Set {
+    /// The set of the interfaces at which it stands.
+    pub fn port_set(&self) -> Set {
         Set::of(self.ports, [DataType::Ifname])
     }
 

@@ -235,6 +235,7 @@ pub fn mend_legacy(host: &HostPart) -> Result<MendedLegacy> {
             continue;
         };
         if !filter.differences(&table).is_empty() {
+            filter.warn_of_obstacles(&table);
             filter.mend()?;
         }
         isolating.extend(legacy::isolates(&table).then_some(version));
@@ -583,7 +584,7 @@ fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Differ
     }
     let mut strays = vec![strays::at_interfaces(socket, share)?, strays::of_policies(socket, share)?];
     if share.guards.iter().any(|(guard, _)| !guard.source_sets().is_empty()) {
-        strays.push(strays::of_sources(socket, share)?);
+        strays.push(strays::unshared_sources(socket, share)?);
     }
     all.extend(strays.into_iter().flatten().map(strays::difference));
     Ok(all)

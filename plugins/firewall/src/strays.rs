@@ -44,6 +44,24 @@ pub fn of_sources(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> 
     Ok(strays)
 }
 
+/// The same without those of whoever has taken the interface over since, and will give it back.
+pub fn unshared_sources(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
+    let own = share.attachment.label();
+    let mut strays = Vec::new();
+    for (table, set, found) in of_sources(socket, share)? {
+        let guard = PORT_GUARDS.into_iter().find(|guard| guard.table == table && !guard.source_sets().is_empty());
+        let port = guard.and_then(|guard| Some((guard.port_set(), found.key.first()?.clone())));
+        let holder = match port {
+            Some((ports, port)) => socket.element(&table, &ports, &[port])?.and_then(|element| element.comment),
+            None => None,
+        };
+        if holder.is_none() || holder.as_ref() == Some(&own) || holder != found.comment {
+            strays.push((table, set, found));
+        }
+    }
+    Ok(strays)
+}
+
 /// Whether one of these is an interface at which only some addresses may be used.
 pub fn by_source(places: &[Placed]) -> bool {
     let is_of = |guard: &PortGuard, (table, set, _): &Placed| {
