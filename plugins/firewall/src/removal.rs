@@ -209,16 +209,15 @@ impl<'a> Own<'a> {
     fn read(socket: &mut NftSocket, record: &Record, heirs: &'a Heirs) -> Result<Own<'a>> {
         let held = record.held_elements(socket)?;
         let mut addresses = Vec::new();
-        for address in record.addresses.iter().copied() {
-            let of_address = held.iter().find(|(place, _)| is_of_address(place, address));
+        // Its addresses are the first of its elements.
+        for (address, of_address) in record.addresses.iter().copied().zip(&held) {
             let stays = match of_address {
                 // Whoever has told another firewalld zone, or none, doesn't need this one.
-                Some((_, Holder::Another(label))) if record.zone.is_some() => {
+                (_, Holder::Another(label)) if record.zone.is_some() => {
                     Record::of_label(socket, label)?.is_none_or(|holder| holder.zone == record.zone)
                 }
-                Some((_, Holder::Another(_))) => true,
-                Some((place, _)) => heirs.of_place(place).is_some_and(|heir| heir.zone == record.zone),
-                None => false,
+                (_, Holder::Another(_)) => true,
+                (place, _) => heirs.of_place(place).is_some_and(|heir| heir.zone == record.zone),
             };
             if !stays {
                 addresses.push(address);
@@ -253,10 +252,6 @@ impl<'a> Own<'a> {
         }
         Ok(())
     }
-}
-
-fn is_of_address((table, _, element): &Placed, address: IpAddr) -> bool {
-    *table == TABLE && *element == rules::address_element(address).1
 }
 
 /// What the attachment had at its former ADD. The file is read only where firewalld is told.
