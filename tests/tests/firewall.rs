@@ -1746,6 +1746,21 @@ fn after_an_add_with_another_bit_that_bit_is_accepted_everywhere_and_no_other() 
 }
 
 #[test]
+fn another_bit_is_accepted_in_a_host_chain_of_which_nothing_is_written_down() {
+    let lab = Lab::new();
+    let _server = serve(&lab.client, 80, "client");
+    lab.host.nft(NATIVE);
+    let former = Tenant::new(&lab, 2, json!({"hostChains": ["inet filter forward"]}));
+    let later = Tenant::new(&lab, 3, json!({"markAdmitBit": 20}));
+    former.add(&lab);
+    lab.host.run("rm -r /run/cni/firewall");
+    later.add(&lab);
+    reaches(&former.container.netns, &client(80), "client");
+    let rules = lab.host.run("nft list chain inet filter forward");
+    assert!(rules.contains("0x00100000") && !rules.contains("0x00001000"), "{rules}");
+}
+
+#[test]
 fn check_and_status_name_whatever_lets_nothing_come_to_our_rules() {
     for kind in ["", "-legacy"] {
         let lab = Lab::new();

@@ -32,6 +32,21 @@ pub fn look(socket: &mut NftSocket, chains: &[HostChain]) -> Result<()> {
     Ok(())
 }
 
+/// What puts right where base chains of others accept another mark: of containers whose files are lost nobody knows in which
+/// chains they have it.
+pub fn mending_of_others(socket: &mut NftSocket, mark: u32) -> Result<Vec<Command>> {
+    let mut commands = Vec::new();
+    for (table, info) in socket.base_chains()? {
+        let is_at_forward = info.hook.is_some_and(|hook| hook.point == HookPoint::Forward);
+        let Some(chain) = HostChain::at(&table, &info.name).filter(|_| is_at_forward) else { continue };
+        let found = chain.read(socket)?;
+        if found.rules.iter().any(|rule| rule.is_outdated(mark)) {
+            commands.extend(chain.mending(mark, &found.rules));
+        }
+    }
+    Ok(commands)
+}
+
 /// Why an accepting rule has no effect in a chain. Of two base chains with one priority the one that was made last comes
 /// first, so those of our own are no places either. Where a chain that is none of the kernel's is called, is not known.
 fn place_fault(found: &ChainInfo) -> Option<String> {
@@ -60,6 +75,17 @@ impl HostFamily {
 }
 
 impl HostChain {
+    /// The chain of this name, if it can be one.
+    fn at(table: &Table, name: &str) -> Option<HostChain> {
+        let family = match table.family {
+            Family::Inet => HostFamily::Inet,
+            Family::Ip => HostFamily::Ip,
+            Family::Ip6 => HostFamily::Ip6,
+            _ => return None,
+        };
+        Some(HostChain { family, table: table.name.clone().into_owned(), chain: name.to_owned() })
+    }
+
     /// Its table.
     pub fn table(&self) -> Table {
         let family = match self.family {

@@ -364,6 +364,7 @@ fn changes(
         changes.guarded |= !others.is_empty();
         others.put_in(socket, share, &mut changes)?;
         mending.extend(others.host_mending(socket));
+        mending.extend(hostchain::mending_of_others(socket, share.host.mark)?);
     }
     changes.guarded |= !mending.is_empty();
     let mut sent: Vec<Command> = Vec::new();
