@@ -136,3 +136,59 @@ impl Surroundings {
         rules.last().and_then(|rule| rule.end.as_ref()).is_some_and(|end| self.refuses(end, DEPTH))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostfilter::testing::found;
+    use common::nft::Rule;
+
+    fn rule(end: End) -> FoundRule {
+        let verdict = match &end {
+            End::Refuses(_) => Verdict::Drop,
+            End::Accepts => Verdict::Accept,
+            End::Returns => Verdict::Return,
+            End::Jumps(chain) => Verdict::Jump(chain.clone()),
+            End::GoesTo(chain) => Verdict::Goto(chain.clone()),
+        };
+        let mut rule = found(1, Rule::new([Statement::Verdict(verdict)]));
+        rule.end = Some(end);
+        rule
+    }
+
+    #[test]
+    fn what_lets_nothing_past_is_known_by_where_it_leads() {
+        let (jump, goto) = (|chain: &str| End::Jumps(chain.into()), |chain: &str| End::GoesTo(chain.into()));
+        let refuse = || End::Refuses("drop".into());
+        let chains = [
+            ("empty", vec![]),
+            ("drops", vec![jump("empty"), jump("ends")]),
+            ("ends", vec![refuse()]),
+            ("returns", vec![End::Returns, refuse()]),
+            ("accepts", vec![End::Accepts]),
+            ("loop", vec![jump("loop")]),
+        ];
+        let chains: BTreeMap<String, Vec<FoundRule>> =
+            chains.into_iter().map(|(name, ends)| (name.into(), ends.into_iter().map(rule).collect())).collect();
+        for drops_the_rest in [true, false] {
+            let around = Surroundings { drops_the_rest, chains: chains.clone() };
+            for (end, nothing) in [
+                (refuse(), true),
+                (End::Accepts, false),
+                (End::Returns, drops_the_rest),
+                (jump("drops"), true),
+                (goto("drops"), true),
+                (jump("returns"), false),
+                (goto("returns"), drops_the_rest),
+                (jump("empty"), false),
+                (goto("empty"), drops_the_rest),
+                (goto("accepts"), false),
+                (jump("loop"), false),
+                (goto("unread"), false),
+            ] {
+                let text = end.to_string();
+                assert_eq!(around.lets_nothing_past(&rule(end)), nothing, "{text}, {drops_the_rest}");
+            }
+        }
+    }
+}

@@ -497,6 +497,91 @@ mod tests {
         assert_eq!(rule(of_tcp, &[]).of_the_reference(v4), None);
     }
 
+    fn to(target: Target) -> Rule {
+        Rule { header: vec![0; 84], matches: vec![], target, is_goto: false }
+    }
+
+    fn jump(chain: &str) -> Rule {
+        to(Target::Jump(chain.into()))
+    }
+
+    fn going(chain: &str) -> Rule {
+        Rule { is_goto: true, ..jump(chain) }
+    }
+
+    fn ending(verdict: Verdict) -> Rule {
+        to(Target::Verdict(verdict))
+    }
+
+    #[test]
+    fn what_lets_nothing_past_is_known_by_where_it_leads() {
+        let chain = |name: &str, policy, rules| Chain { name: name.into(), policy, rules };
+        let some = |rule: Rule| Rule { header: vec![1; 84], ..rule };
+        let table = |policy| FilterTable {
+            chains: vec![
+                chain("FORWARD", Some(policy), vec![]),
+                chain("EMPTY", None, vec![]),
+                chain("DROPS", None, vec![some(ending(Verdict::Accept)), jump("REJECTS")]),
+                chain(
+                    "REJECTS",
+                    None,
+                    vec![to(Target::Extension("LOG".into())), to(Target::Extension("REJECT".into()))],
+                ),
+                chain("RETURNS", None, vec![ending(Verdict::Return), ending(Verdict::Drop)]),
+                chain("ACCEPTS", None, vec![some(ending(Verdict::Accept))]),
+                chain("LOOP", None, vec![jump("LOOP")]),
+            ],
+        };
+        for policy in [Verdict::Drop, Verdict::Accept] {
+            let (table, by_policy) = (table(policy), policy == Verdict::Drop);
+            for (rule, ends) in [
+                (ending(Verdict::Drop), true),
+                (some(ending(Verdict::Drop)), false),
+                (ending(Verdict::Accept), false),
+                (ending(Verdict::Return), by_policy),
+                (jump("DROPS"), true),
+                (going("DROPS"), true),
+                (some(jump("DROPS")), false),
+                (jump("RETURNS"), false),
+                (jump("EMPTY"), false),
+                (going("EMPTY"), by_policy),
+                (going("RETURNS"), by_policy),
+                (going("ACCEPTS"), false),
+                (jump("LOOP"), false),
+                (jump("NOWHERE"), false),
+            ] {
+                assert_eq!(table.lets_nothing_past(&rule), ends, "{policy:?} {rule}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_jump_that_does_not_come_back_is_no_condition() {
+        let mut header = [0; 84];
+        header[82] = 2;
+        let bytes = entry(header, &[], &verdict(0));
+        let entries = entries(&Layout::of(IpVersion::V4), &bytes).unwrap();
+        let names = BTreeMap::from([(0, "XX".to_owned())]);
+        let rule = entries[&0].rule(&Layout::of(IpVersion::V4), &names).unwrap();
+        assert!(rule.is_unconditional());
+        assert_eq!(rule.to_string(), "-g XX");
+    }
+
+    #[test]
+    fn tests_of_marks_and_comments_can_be_said_again() {
+        let comment = |text: &str| Match { name: "comment".into(), revision: 0, data: text.as_bytes().to_vec() };
+        let mark = |mask: u32| {
+            let data = [4u32.to_ne_bytes(), mask.to_ne_bytes(), [0; 4]].concat();
+            Match { name: "mark".into(), revision: 1, data }
+        };
+        let with = |matches| Rule { matches, ..ending(Verdict::Accept) };
+        let said = with(vec![comment("a b"), mark(4)]).tests_in_words();
+        assert_eq!(said.as_deref(), Some("-m comment --comment \"a b\" -m mark --mark 0x4/0x4"));
+        for unsaid in [with(vec![mark(6)]), with(vec![comment("a\"b")])] {
+            assert_eq!(unsaid.tests_in_words(), None);
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_make_reading_panic(info: Vec<u8>, entries: Vec<u8>, v6: bool) {
