@@ -1666,3 +1666,22 @@ fn containers_that_share_a_namespace_end_at_the_original_in_any_order() {
         bench.assert_same_as(&before);
     }
 }
+
+/// As an ADD leaves it that was killed between the two.
+#[test]
+fn a_state_file_that_was_not_noted_is_noted_by_the_next_add() {
+    let bench = Bench::new();
+    let second_target = second_attachment(&bench);
+    let before = bench.snapshot();
+    let first = json!({"sysctl": {"net.core.somaxconn": "100"}});
+    let second = bench.config(json!({"name": "second", "sysctl": {"net.core.somaxconn": "200"}}));
+    let call = |verb| Plugin::ours("tuning").call(&bench.host, verb, &second, &second_target).succeeds();
+    bench.add(&first);
+    bench.host.run(&format!("find {DATA_DIR} -name .in-* -exec rm -r {{}} +"));
+    bench.add(&first);
+    call(Verb::Add);
+    bench.del(&first);
+    call(Verb::Check);
+    call(Verb::Del);
+    bench.assert_same_as(&before);
+}

@@ -192,17 +192,13 @@ impl Slot {
         if record.is_of_netns(&place) { Ok(record.renewed(place, &adjustment.facts.indexes)) } else { fresh(place) }
     }
 
-    /// Writes the file, and puts it among those of its namespace. It is among them only as long as it is there: what a killed
-    /// call leaves of it can be neither missed nor taken for another's.
+    /// Writes the file, and puts it among those of its namespace. It is among them only as long as it is there, and nothing has
+    /// been changed before it is: what a killed call leaves of it can be neither missed nor taken for another's.
     fn fill(&self, directory: &Directory, record: &Record, place: &Place) -> Result<()> {
-        match &self.group {
-            Some(group) if *group == place.netns => directory.write(&self.name, &record.to_bytes()),
-            former => {
-                former.iter().try_for_each(|group| directory.forget(group, &self.name))?;
-                directory.write(&self.name, &record.to_bytes())?;
-                directory.note(&place.netns, &self.name)
-            }
-        }
+        let former = self.group.iter().filter(|group| **group != place.netns);
+        former.into_iter().try_for_each(|group| directory.forget(group, &self.name))?;
+        directory.write(&self.name, &record.to_bytes())?;
+        directory.note(&place.netns, &self.name)
     }
 
     /// Makes the file what it was.
