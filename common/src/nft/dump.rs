@@ -129,7 +129,7 @@ pub struct SetInfo {
 /// What the names begin with that the kernel gives to anonymous sets: it completes `__set%d` and `__map%d`.
 const ANONYMOUS: &str = "__";
 
-/// The rules of all chains of a table, at one look.
+/// The rules of several chains of a table, at one look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRules(BTreeMap<String, Vec<RuleInfo>>);
 
@@ -282,11 +282,12 @@ impl NftSocket {
         Err(Error::TryAgain { what: format!("{} keep changing while they are read", what()) })
     }
 
-    /// The rules of all chains of a table: what a single chain's cost, but for those that have many.
-    pub fn table_rules(&mut self, table: &Table) -> Result<TableRules> {
+    /// The rules of those chains of a table that are wanted: one look, for what a single chain's costs as long as the others
+    /// have few.
+    pub fn table_rules(&mut self, table: &Table, wanted: &dyn Fn(&str) -> bool) -> Result<TableRules> {
         let request = dump(Some(table), libc::NFT_MSG_GETRULE, Body::Rule(encode::rules_object(table)?));
         let found = self.channel.dump(&request, &mut |bytes, all| {
-            let chain = attributes::find_text(bytes, uapi::rule::CHAIN);
+            let chain = attributes::find_text(bytes, uapi::rule::CHAIN).filter(|chain| wanted(chain));
             all.extend(chain.and_then(|chain| Some((chain, read::rule(bytes)?))));
         });
         let mut all = TableRules::default();

@@ -55,13 +55,18 @@ pub(super) struct RawRule {
 
 pub(super) fn rule(bytes: &[u8]) -> Option<RawRule> {
     let comment = find(bytes, uapi::rule::USERDATA);
-    let comment = comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data));
-    let expressions = || attributes(find(bytes, uapi::rule::EXPRESSIONS).unwrap_or_default()).map(|(_, one)| one);
-    Some(RawRule {
-        handle: find_long(bytes, uapi::rule::HANDLE)?,
-        comment: comment.or_else(|| expressions().find_map(iptables_comment)),
-        expressions: expressions().filter(|one| iptables_comment(one).is_none()).flat_map(with_marks).collect(),
-    })
+    let mut comment = comment.and_then(|data| userdata::find_comment(uapi::userdata::COMMENT, data));
+    let mut expressions = Vec::new();
+    for (_, one) in attributes(find(bytes, uapi::rule::EXPRESSIONS).unwrap_or_default()) {
+        let name = find_text(one, uapi::EXPR_NAME).unwrap_or_default();
+        let data = find(one, uapi::EXPR_DATA).unwrap_or_default();
+        match name.as_str() {
+            "match" if let Some(text) = iptables_comment(data) => comment = comment.or(Some(text)),
+            "target" if let Some(mark) = iptables_mark(data) => expressions.extend(mark),
+            _ => expressions.push(expression(name, data)),
+        }
+    }
+    Some(RawRule { handle: find_long(bytes, uapi::rule::HANDLE)?, comment, expressions })
 }
 
 /// NFTA_MATCH_NAME and NFTA_TARGET_NAME (include/uapi/linux/netfilter/nf_tables_compat.h)
@@ -72,24 +77,14 @@ const EXTENSION_REVISION: u16 = 2;
 const EXTENSION_INFO: u16 = 3;
 
 /// The text of a rule's comment as iptables-nft writes it: an expression of its own that tests nothing.
-fn iptables_comment(bytes: &[u8]) -> Option<String> {
-    let data = find(bytes, uapi::EXPR_DATA)?;
-    let is_comment = find_text(bytes, uapi::EXPR_NAME)? == "match" && find_text(data, EXTENSION_NAME)? == "comment";
-    is_comment.then(|| find_text(data, EXTENSION_INFO)).flatten()
+fn iptables_comment(data: &[u8]) -> Option<String> {
+    (find_text(data, EXTENSION_NAME)? == "comment").then(|| find_text(data, EXTENSION_INFO)).flatten()
 }
 
-/// An expression; the target `MARK` as iptables-nft writes it, in the kernel's own words.
-fn with_marks(bytes: &[u8]) -> Vec<Expression> {
-    iptables_mark(bytes).unwrap_or_else(|| vec![expression(bytes)])
-}
-
-/// `struct xt_mark_tginfo2` (include/uapi/linux/netfilter/xt_mark.h): the mark becomes `mark & ~mask ^ bits`, which is what a
-/// bitwise expression says.
-fn iptables_mark(bytes: &[u8]) -> Option<Vec<Expression>> {
-    let data = find(bytes, uapi::EXPR_DATA)?;
-    let is_mark = find_text(bytes, uapi::EXPR_NAME)? == "target"
-        && find_text(data, EXTENSION_NAME)? == "MARK"
-        && find_number(data, EXTENSION_REVISION)? == 2;
+/// The target `MARK` as iptables-nft writes it, in the kernel's own words: `struct xt_mark_tginfo2`
+/// (include/uapi/linux/netfilter/xt_mark.h). The mark becomes `mark & ~mask ^ bits`, which is what a bitwise expression says.
+fn iptables_mark(data: &[u8]) -> Option<Vec<Expression>> {
+    let is_mark = find_text(data, EXTENSION_NAME)? == "MARK" && find_number(data, EXTENSION_REVISION)? == 2;
     let info = find(data, EXTENSION_INFO).filter(|_| is_mark)?;
     let (bits, mask) = (info.get(..4)?.to_vec(), info.get(4..8)?);
     let mark = MarkOf::Packet;
@@ -103,9 +98,7 @@ fn iptables_mark(bytes: &[u8]) -> Option<Vec<Expression>> {
     Some(vec![loaded, Expression::Bitwise { register: Register::FIRST, mask, xor: bits }, stored])
 }
 
-fn expression(bytes: &[u8]) -> Expression {
-    let name = find_text(bytes, uapi::EXPR_NAME).unwrap_or_default();
-    let data = find(bytes, uapi::EXPR_DATA).unwrap_or_default();
+fn expression(name: String, data: &[u8]) -> Expression {
     let known = match name.as_str() {
         "meta" => meta(data),
         "ct" => ct(data),
@@ -423,14 +416,8 @@ mod tests {
             let names = [
                 "meta", "ct", "payload", "fib", "bitwise", "cmp", "range", "lookup", "immediate", "nat", "masq", "counter",
             ];
-            let mut whole = Vec::new();
-            for (kind, value) in [(uapi::EXPR_NAME, names[name].as_bytes()), (uapi::EXPR_DATA, &bytes)] {
-                whole.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
-                whole.extend(kind.to_ne_bytes());
-                whole.extend(value);
-                whole.resize(whole.len().next_multiple_of(4), 0);
-            }
-            let found = vec![expression(&whole)];
+            let _ = (iptables_comment(&bytes), iptables_mark(&bytes));
+            let found = vec![expression(names[name].to_owned(), &bytes)];
             let found = super::super::canonical::canonical(found);
             let _ = super::super::decompile::decompile(&found, None, super::super::Family::Inet);
         }

@@ -44,16 +44,17 @@ impl Filled {
         Filled { chain, own, foreign }
     }
 
-    /// Those that packets come to, and the one whose uses are counted; with the rules of all other chains, which come by the
-    /// same look.
+    /// Those that packets come to, and the one whose uses are counted; with the rules of other chains that are wanted, which
+    /// come by the same look.
     ///
     /// While the kernel puts a transaction in force, a list may have rules of before beside those of after it: what looks
     /// foreign is looked at again until it stays.
-    pub fn all(socket: &mut NftSocket) -> Result<(Vec<Filled>, TableRules)> {
+    pub fn all(socket: &mut NftSocket, wanted: &dyn Fn(&str) -> bool) -> Result<(Vec<Filled>, TableRules)> {
+        const FILLED: [&str; 3] = [HOSTPORTS, MASQUERADE, ATTACHMENTS];
         let mut read = || -> Result<(Vec<Filled>, TableRules)> {
-            let rules = socket.table_rules(&TABLE)?;
+            let rules = socket.table_rules(&TABLE, &|chain| FILLED.contains(&chain) || wanted(chain))?;
             let of = |chain: &'static str| Filled::of(chain, rules.of(chain).to_vec());
-            Ok(([HOSTPORTS, MASQUERADE, ATTACHMENTS].map(of).into(), rules))
+            Ok((FILLED.map(of).into(), rules))
         };
         let mut all = read()?;
         for _ in 0..TRIES {
@@ -98,7 +99,7 @@ fn entrance(parent: &str, chain: &str) -> Option<Rule> {
 /// Everything in the table that isn't ours and that a packet, or DEL, could meet.
 pub fn differences(socket: &mut NftSocket, skeleton: &Skeleton) -> Result<Vec<Difference>> {
     let mut differences = Vec::new();
-    for Filled { chain, foreign, .. } in Filled::all(socket)?.0 {
+    for Filled { chain, foreign, .. } in Filled::all(socket, &|_| false)?.0 {
         let object = format!("rule of chain {chain} of table {TABLE}");
         differences.extend(foreign.into_iter().map(|info| Difference::other(&object, NOTHING, info.text())));
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use common::nft::records::number;
-use common::nft::{Element, IpVersion, NftSocket, RecordKey};
+use common::nft::{ChainInfo, Element, NftSocket, RecordKey};
 use common::{Attachment, Result};
 
 use crate::record::{Record, Recorded, is_last};
@@ -34,7 +34,8 @@ impl Recorded {
     /// With the ports of lines that are missing, and with this label if that line is; without one, with that of its ports.
     pub fn scattered(socket: &mut NftSocket, key: RecordKey, label: &str) -> Result<Option<Recorded>> {
         let Some(mut found) = Recorded::all(socket, |of| *of == key)?.pop() else { return Ok(None) };
-        let elements = ports(socket)?;
+        let chains = socket.chains(&TABLE)?;
+        let elements = ports(socket, &chains)?;
         let record = &mut found.record;
         if record.label.is_empty() {
             let of_key = elements.iter().filter_map(|e| e.comment.as_deref()).find(|label| is_of(label, key));
@@ -43,7 +44,7 @@ impl Recorded {
         let known: BTreeSet<Claim> = record.claims.iter().copied().collect();
         let own = elements.iter().filter(|element| element.comment.as_ref() == Some(&record.label));
         record.claims.extend(own.filter_map(Claim::of_element).filter(|claim| !known.contains(claim)));
-        find_kinds(socket, record)?;
+        find_kinds(socket, &chains, record)?;
         Ok(Some(found))
     }
 
@@ -51,7 +52,8 @@ impl Recorded {
     /// labels. A network whose name had to be cut in its ports' labels may be another.
     pub fn orphans(socket: &mut NftSocket, network: &str, known: &BTreeSet<String>) -> Result<Vec<Recorded>> {
         let mut orphans: Vec<Recorded> = Vec::new();
-        for element in ports(socket)? {
+        let chains = socket.chains(&TABLE)?;
+        for element in ports(socket, &chains)? {
             let (Some(label), Some(claim)) = (&element.comment, Claim::of_element(&element)) else { continue };
             if known.contains(label) || network_of(label) != Some(network) {
                 continue;
@@ -63,7 +65,7 @@ impl Recorded {
         }
         for orphan in &mut orphans {
             log::warn!("ports of {} are in nobody's record", orphan.record.label);
-            find_kinds(socket, &mut orphan.record)?;
+            find_kinds(socket, &chains, &mut orphan.record)?;
         }
         Ok(orphans)
     }
@@ -81,32 +83,25 @@ impl Record {
     }
 }
 
-/// All ports, of those versions, at one address and at all, that there are kinds of.
-fn ports(socket: &mut NftSocket) -> Result<Vec<Element>> {
+/// All ports, of those versions, at one address and at all, that there are kinds of among the table's chains.
+fn ports(socket: &mut NftSocket, chains: &[ChainInfo]) -> Result<Vec<Element>> {
     let mut all = Vec::new();
-    for (version, specific) in used(socket)? {
-        all.extend(socket.elements(&TABLE, &rules::ports_map(version, specific))?);
+    for (version, specific) in rules::both_versions() {
+        if chains.iter().any(|chain| rules::is_kind_of(&chain.name, version, specific)) {
+            all.extend(socket.elements(&TABLE, &rules::ports_map(version, specific))?);
+        }
     }
     Ok(all)
 }
 
-fn used(socket: &mut NftSocket) -> Result<Vec<(IpVersion, bool)>> {
-    let chains = socket.chains(&TABLE)?;
-    let is_used = |(version, specific): &(IpVersion, bool)| {
-        chains.iter().any(|chain| rules::is_kind_of(&chain.name, *version, *specific))
-    };
-    Ok(rules::both_versions().filter(is_used).collect())
-}
-
 /// Whether any port is there whose owner has none of these labels.
-pub fn has_others_ports(socket: &mut NftSocket, labels: &BTreeSet<&str>) -> Result<bool> {
+pub fn has_others_ports(socket: &mut NftSocket, chains: &[ChainInfo], labels: &BTreeSet<&str>) -> Result<bool> {
     let is_own = |element: &Element| element.comment.as_deref().is_some_and(|label| labels.contains(label));
-    Ok(!ports(socket)?.iter().all(is_own))
+    Ok(!ports(socket, chains)?.iter().all(is_own))
 }
 
 /// The kinds of publication that the record's ports are in, which its lines may not name any more.
-fn find_kinds(socket: &mut NftSocket, record: &mut Record) -> Result<()> {
-    let chains = socket.chains(&TABLE)?;
+fn find_kinds(socket: &mut NftSocket, chains: &[ChainInfo], record: &mut Record) -> Result<()> {
     for (version, specific) in rules::both_versions() {
         let keys: Vec<_> = record
             .claims

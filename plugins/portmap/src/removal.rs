@@ -34,8 +34,8 @@ pub fn remove(
             return Ok(ControlFlow::Break(unanswered.take().unwrap_or_default()));
         }
         let mut removal = Removal::default();
-        if is_all(socket, &records)? {
-            removal.whole_table(socket)?;
+        if let Some(chains) = chains_if_all(socket, &records)? {
+            removal.whole_table(&chains);
         } else {
             removal.records(socket, &records, &[], &BTreeSet::new())?;
             removal.finish();
@@ -58,16 +58,19 @@ pub fn remove(
     })
 }
 
-/// Whether these are all the records that there are: the first line of each jumps to `attachments`, and nothing else does.
-/// What is there of records without a first line, and ports without a record, belongs to others.
-fn is_all(socket: &mut NftSocket, records: &[Recorded]) -> Result<bool> {
+/// The table's chains, if these are all the records that there are: the first line of each jumps to `attachments`, and
+/// nothing else does. What is there of records without a first line, and ports without a record, belongs to others.
+fn chains_if_all(socket: &mut NftSocket, records: &[Recorded]) -> Result<Option<Vec<ChainInfo>>> {
     let attachments = socket.chain(&TABLE, ATTACHMENTS)?;
     if !attachments.is_some_and(|chain| usize::try_from(chain.uses).is_ok_and(|uses| uses <= records.len())) {
-        return Ok(false);
+        return Ok(None);
     }
     let own: BTreeSet<RecordKey> = records.iter().map(|r| r.record.key).collect();
     let labels: BTreeSet<&str> = records.iter().map(|r| r.record.label.as_str()).collect();
-    Ok(socket.all_records(&TABLE, |key| !own.contains(key))?.is_empty() && !has_others_ports(socket, &labels)?)
+    let chains = socket.chains(&TABLE)?;
+    let are_all = socket.all_records(&TABLE, |key| !own.contains(key))?.is_empty()
+        && !has_others_ports(socket, &chains, &labels)?;
+    Ok(are_all.then_some(chains))
 }
 
 /// A transaction that removes, and the sysctls that go with it.
@@ -87,12 +90,9 @@ pub struct Removal {
 
 impl Removal {
     /// Everything.
-    fn whole_table(&mut self, socket: &mut NftSocket) -> Result<()> {
+    fn whole_table(&mut self, chains: &[ChainInfo]) {
         self.transaction.push(Command::DeleteTable(TABLE));
-        for chain in socket.chains(&TABLE)?.into_iter().filter(|c| c.name.starts_with(LOOPBACK_PREFIX)) {
-            self.loopback.extend(loopback_of(&chain));
-        }
-        Ok(())
+        self.loopback.extend(chains.iter().filter_map(loopback_of));
     }
 
     /// These records and what only they need. What is named in `keep` stays: somebody new needs it. What is `taken` goes to

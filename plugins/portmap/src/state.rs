@@ -104,7 +104,7 @@ impl Share {
                 false => Recorded::read(socket, &self.attachment)?,
             };
             let in_place = self.is_table_in_place(socket, before.is_some())?;
-            let (filled, rules) = Filled::all(socket)?;
+            let (filled, rules) = Filled::all(socket, &|chain| self.needs(chain))?;
             let in_place = in_place && self.static_rules_are_in_place(&rules);
             let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
             if before.is_some() && in_place && is_clean && self.own_differences(socket, before.as_ref())?.is_empty() {
@@ -156,11 +156,19 @@ impl Share {
                     && foreign::hooks(socket, &self.skeleton)?.is_empty()))
     }
 
-    /// Whether nobody has emptied one of the static chains that are reached by jumps, which is_in_place can't count: of
-    /// theirs, attachments' rules are users, too.
+    /// The static chains that are reached by jumps. is_in_place can't count their rules: attachments' jumps are users, too.
+    fn static_targets(&self) -> impl Iterator<Item = &Chain> {
+        self.skeleton.chains.iter().filter(|chain| chain.hook.is_none() && !chain.is_filled_by_attachments())
+    }
+
+    /// Whether packets for its ports come to this chain on their way.
+    fn needs(&self, chain: &str) -> bool {
+        self.shared.iter().map(|shared| &shared.chain).chain(self.static_targets()).any(|own| own.name == chain)
+    }
+
+    /// Whether nobody has emptied any of the static chains.
     fn static_rules_are_in_place(&self, rules: &TableRules) -> bool {
-        let mut chains = self.skeleton.chains.iter().filter(|chain| !chain.is_filled_by_attachments());
-        chains.all(|chain| rules.look_like(chain))
+        self.static_targets().all(|chain| rules.look_like(chain))
     }
 
     /// Takes out what the attachment had, what is in the way, and what is not ours.
