@@ -68,6 +68,13 @@ impl Attachment {
         hex(&digest(&[&self.network, &self.container, &self.ifname]), digits)
     }
 
+    /// Whether this is the key of an attachment.
+    pub fn is_key(text: &str) -> bool {
+        let is_hex =
+            |part: &str, len| part.len() == len && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        text.split_once('-').is_some_and(|(network, own)| is_hex(network, 16) && is_hex(own, 24))
+    }
+
     /// The first half of the key of every attachment of `network`.
     pub fn network_key(network: &str) -> String {
         hex(&digest(&[network]), 16)
@@ -136,6 +143,10 @@ mod tests {
         assert!(a.key().starts_with(&Attachment::network_key("net")));
         assert_ne!(Attachment::new("ab", "c", "e").key(), Attachment::new("a", "bc", "e").key());
         assert_eq!(a.key().len(), 41);
+        assert!(Attachment::is_key(&a.key()));
+        for other in ["", "-", "uplink", &a.key()[1..], &a.key().to_uppercase()] {
+            assert!(!Attachment::is_key(other), "{other}");
+        }
     }
 
     #[test]

@@ -289,7 +289,13 @@ pub struct Filter {
     pub matches: Option<Match>,
     /// What with them.
     pub verdict: Verdict,
+    /// Whether it bears the class by which filters that are made here are known. Its number means nothing else.
+    pub is_marked: bool,
 }
+
+/// The class of a filter that is made here: `bw`, as the buckets' handles. At a hook nobody looks for a class; without one a
+/// selector is not terminal for tc's older kernels.
+const FILTER_CLASS: TcHandle = TcHandle { major: BUCKET_MAJORS[0], minor: 1 };
 
 impl RouteSocket {
     /// The qdisc at the root of a link, unless it is the kernel's default.
@@ -383,8 +389,7 @@ impl Request {
         selector.keys = matches.keys();
         selector.nkeys = u8::try_from(selector.keys.len()).unwrap_or(u8::MAX);
         let mut options = vec![TcOption::U32(TcFilterU32Option::Selector(selector))];
-        // Not a class: without it a selector is not terminal for tc's older kernels, and the reference has it too.
-        options.push(TcOption::U32(TcFilterU32Option::ClassId(TcHandle { major: 1, minor: 1 })));
+        options.push(TcOption::U32(TcFilterU32Option::ClassId(FILTER_CLASS)));
         if let Some((index, cookie)) = to {
             options.push(TcOption::U32(TcFilterU32Option::Action(vec![redirect(index, cookie)])));
         }
@@ -518,10 +523,10 @@ fn as_filter(answer: &RouteNetlinkMessage) -> Option<Filter> {
     if kind != TcFilterU32::KIND {
         // Only a filter itself has options, its protocol's entry has none.
         let real = !options_of(message).is_empty();
-        return real.then_some(Filter { priority, matches: None, verdict: Verdict::Foreign(kind) });
+        return real.then_some(Filter { priority, matches: None, verdict: Verdict::Foreign(kind), is_marked: false });
     }
     let protocol = u16::from_be((message.header.info & 0xffff) as u16);
-    let (mut matches, mut verdict, mut real) = (None, Verdict::Pass, false);
+    let (mut matches, mut verdict, mut real, mut is_marked) = (None, Verdict::Pass, false, false);
     for option in options_of(message) {
         match option {
             // Entries without a selector are u32's hash tables.
@@ -530,10 +535,11 @@ fn as_filter(answer: &RouteNetlinkMessage) -> Option<Filter> {
                 matches = Match::of(protocol, &selector.keys);
             }
             TcOption::U32(TcFilterU32Option::Action(actions)) => verdict = verdict_of(actions),
+            TcOption::U32(TcFilterU32Option::ClassId(class)) => is_marked = *class == FILTER_CLASS,
             _ => {}
         }
     }
-    real.then_some(Filter { priority, matches, verdict })
+    real.then_some(Filter { priority, matches, verdict, is_marked })
 }
 
 /// The first action decides: a redirected packet never reaches a second one.

@@ -586,7 +586,8 @@ mod tests {
                 ..Device::default()
             };
             let hooks = hooks.map(|kind| Qdisc { kind: kind.into(), major: 0xffff, bucket: None });
-            let foreign = Filter { priority: 7, matches: None, verdict: Verdict::Foreign("bpf".into()) };
+            let foreign =
+                Filter { priority: 7, matches: None, verdict: Verdict::Foreign("bpf".into()), is_marked: false };
             let filters = hooks.iter().map(|_| (Hook::Receive, foreign.clone())).collect();
             Kernel { present: Present { link, hooks, filters, ..Present::default() }, next_index: 10 }
         }
@@ -653,7 +654,7 @@ mod tests {
                             Verdict::Redirect { to, cookie: cookie.to_vec() }
                         }
                     };
-                    let filter = Filter { priority: *priority, matches: Some(*matches), verdict };
+                    let filter = Filter { priority: *priority, matches: Some(*matches), verdict, is_marked: true };
                     self.present.filters.push((*hook, filter));
                     self.present.filters.sort_by_key(|(hook, filter)| (*hook, filter.priority));
                 }
@@ -915,8 +916,12 @@ mod tests {
             ..Device::default()
         };
         kernel.present.ifbs.push(Ifb { device, root: None });
-        let references =
-            Filter { priority: 1, matches: Some(Match::All), verdict: Verdict::Redirect { to: 9, cookie: Vec::new() } };
+        let references = Filter {
+            priority: 1,
+            matches: Some(Match::All),
+            verdict: Verdict::Redirect { to: 9, cookie: Vec::new() },
+            is_marked: false,
+        };
         kernel.present.filters.push((Hook::Receive, references));
         let config = Config {
             ingress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),

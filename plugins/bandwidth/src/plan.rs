@@ -250,7 +250,7 @@ impl Mark {
     /// The mark of the attachment that has this label, as far as [`label`] made it.
     pub fn of_label(label: &str) -> Option<Mark> {
         if let Some((_, key)) = label.split_once(' ') {
-            return Some(Mark::of_key(key));
+            return Attachment::is_key(key).then(|| Mark::of_key(key));
         }
         let mut names = label.split('/');
         let (network, container, ifname) = (names.next()?, names.next()?, names.next()?);

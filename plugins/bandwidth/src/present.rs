@@ -128,7 +128,8 @@ impl Present {
             Verdict::Redirect { cookie, .. } => {
                 mark.reads(cookie).is_some() || self.is_references(filter) || is_dead_reference(filter)
             }
-            Verdict::Pass => bank_of(hook, filter.priority).is_some(),
+            // Whoever names no priority is given one just below the lowest, which may be in our bank.
+            Verdict::Pass => filter.is_marked && bank_of(hook, filter.priority).is_some(),
             Verdict::Foreign(_) => false,
         }
     }

@@ -431,6 +431,19 @@ fn hooks_and_filters_of_others_are_used_and_left() {
     }
 }
 
+/// The kernel gives to whoever names no priority one just below the lowest that is there: ours.
+#[test]
+fn a_filter_of_somebody_else_that_comes_later_is_left_with_the_hooks() {
+    let case = Case::both(10_000_000, SENTINEL);
+    case.call(Verb::Add).succeeds();
+    case.tc("filter add dev veth2 ingress protocol ip u32 match ip dst 192.0.2.77 flowid 1:5");
+    for verb in [Verb::Check, Verb::Add, Verb::Check, Verb::Del, Verb::Add, Verb::Del] {
+        case.call(verb).succeeds();
+        let shown = case.tc("filter show dev veth2 ingress");
+        assert!(shown.contains("flowid 1:5"), "after {verb:?}: {shown}");
+    }
+}
+
 #[test]
 fn a_root_qdisc_of_somebody_else_is_named_and_left() {
     let case = Case::both(10_000_000, SENTINEL);
