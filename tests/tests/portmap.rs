@@ -513,6 +513,7 @@ fn owners_with_long_names_are_told_apart() {
         for host_port in [8081, 8082] {
             let error = call(&lab, Verb::Add, &third, &port(host_port, 80)).fails_with(100);
             assert!(error.msg.contains("since 20"), "{error:?}");
+            assert!(network_a != "net" || error.msg.contains("of network net since"), "{error:?}");
         }
         let (wants_more, target) = of(&network_b, &second, &id_b, 8081);
         if id_a != id_b {

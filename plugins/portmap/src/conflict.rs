@@ -171,7 +171,7 @@ fn is_of_container(record: &Record, container: &str) -> bool {
     match record.label.split('/').collect::<Vec<_>>().as_slice() {
         [_, named, _] if *named == container => true,
         [network, _, ifname] => {
-            let network = network.split_once('~').map_or(*network, |(name, _)| name);
+            let network = network.rsplit_once('~').map_or(*network, |(name, _)| name);
             RecordKey::of(&Attachment::new(network, container, *ifname)) == record.key
         }
         _ => false,
@@ -180,7 +180,11 @@ fn is_of_container(record: &Record, container: &str) -> bool {
 
 fn taken(claim: &Claim, record: &Record) -> Error {
     let owner = match record.label.split('/').collect::<Vec<_>>().as_slice() {
-        [network, container, ifname] => format!("container {container}, interface {ifname}, of network {network}"),
+        [network, container, ifname] => {
+            // Behind a `~` are the digits that tell labels apart whose names were cut.
+            let network = network.rsplit_once('~').map_or(*network, |(name, _)| name);
+            format!("container {container}, interface {ifname}, of network {network}")
+        }
         _ => record.label.clone(),
     };
     let since = record.origin.as_ref().map(|o| format!(" since {}", o.since())).unwrap_or_default();
