@@ -1,13 +1,14 @@
 //! The firewall plugin: a container's traffic passes whatever filter the host has, exactly as far as the policy says.
 //!
 //! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
-//! [`hostfilter`], [`hostchain`], [`obstacles`], [`legacy`] and [`firewalld`] (what the host's own firewalls need), [`record`] (what an attachment
-//! owns, read back), [`state`] and [`removal`] (in and out of the kernel), [`stored`] and [`others`] (after a flush of all rules),
-//! [`strays`], [`status`], [`upgrade`].
+//! [`hostfilter`], [`hostchain`], [`obstacles`], [`legacy`], [`host`] and [`firewalld`] (what the host's own firewalls
+//! need), [`record`] (what an attachment owns, read back), [`state`] and [`removal`] (in and out of the kernel),
+//! [`stored`] and [`others`] (after a flush of all rules), [`strays`], [`guards`], [`status`], [`upgrade`].
 
 pub mod config;
 pub mod firewalld;
 pub mod guards;
+pub mod host;
 pub mod hostchain;
 pub mod hostfilter;
 pub mod legacy;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use common::Result;
 use common::nft::{Command, NftSocket, Presence, RecordKey, Table};
 
+use crate::host;
 use crate::plan::{HostPart, Share};
 use crate::record::{Record, place_name};
 use crate::rules::TABLE;
@@ -49,7 +50,7 @@ impl Others {
             }
         }
         let mend = |host: &HostPart| {
-            state::mend_legacy(host).map(|mended| mended.host).unwrap_or_else(|error| {
+            host::mend_legacy(host).map(|mended| mended.host).unwrap_or_else(|error| {
                 log::warn!("{error}; this concerns other containers");
                 Vec::new()
             })
@@ -95,7 +96,7 @@ impl Others {
     /// What puts the host's own filters right for them.
     pub fn host_mending(&self, socket: &mut NftSocket) -> Vec<Command> {
         let mend = |host: &HostPart| {
-            state::host_mending(socket, std::slice::from_ref(host), &[]).unwrap_or_else(|error| {
+            host::mending(socket, std::slice::from_ref(host), &[]).unwrap_or_else(|error| {
                 log::warn!("{error}; this concerns other containers");
                 Vec::new()
             })

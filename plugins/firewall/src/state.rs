@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use common::cni::Difference;
 use common::nft::records;
-use common::nft::{Command, CommitError, Element, IpVersion, NftSocket, Presence, RecordKey, Skeleton, Transaction};
+use common::nft::{Command, CommitError, Element, NftSocket, Presence, RecordKey, Skeleton, Transaction};
 use common::{Call, Error, Result, State};
 use nix::errno::Errno;
 
 use crate::firewalld::{Firewalld, Told};
 use crate::guards::{self, Scope};
+use crate::host::{self, MendedLegacy};
 use crate::hostchain;
-use crate::hostfilter::{self, FoundFilter};
-use crate::legacy::{self, LegacyFilter};
+use crate::legacy;
 use crate::others::Others;
 use crate::plan::{HostPart, Notes, Share};
 use crate::record::{self, Holder, Placed as Place, Record};
@@ -22,7 +22,6 @@ use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
 use crate::stored::Shelf;
 use crate::strays;
-use crate::upgrade;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
 const TRIES: u32 = 50;
@@ -40,7 +39,7 @@ impl State for Placed {
         let mut socket = NftSocket::new();
         hostchain::look(&mut socket, &self.share.host.chains)?;
         // What is static may stay if something fails later; so it comes first.
-        let MendedLegacy { host, isolating } = mend_legacy(&self.share.host)?;
+        let MendedLegacy { host, isolating } = host::mend_legacy(&self.share.host)?;
         let noted = self.note();
         let told = self.tell_firewalld(&mut socket).inspect_err(|_| noted.take_back())?;
         let installed = match install(&mut socket, &self.share, &host) {
@@ -73,7 +72,7 @@ impl State for Placed {
     fn differences(&self, _call: &Call) -> Result<Vec<Difference>> {
         let mut socket = NftSocket::new();
         let mut all = share_differences(&mut socket, &self.share)?;
-        all.extend(host_differences(&mut socket, &self.share.host)?);
+        all.extend(host::differences(&mut socket, &self.share.host)?);
         for (firewalld, zone, address) in self.sources() {
             all.extend(firewalld.difference(zone, address)?);
         }
@@ -216,36 +215,6 @@ fn is_about_bridges(error: &Error) -> bool {
         if absent.contains(errno) && object.contains(&BRIDGE_TABLE.to_string()))
 }
 
-/// What was found in the legacy tables.
-pub struct MendedLegacy {
-    /// What nf_tables is left to hold.
-    pub host: Vec<HostPart>,
-    /// Where the reference's isolation chains are in force.
-    pub isolating: Vec<IpVersion>,
-}
-
-/// Puts the static rule into the legacy tables that guard something.
-pub fn mend_legacy(host: &HostPart) -> Result<MendedLegacy> {
-    let mut parts = Vec::with_capacity(host.versions.len());
-    let mut isolating = Vec::new();
-    for (version, part) in host.each_version() {
-        let filter = LegacyFilter::of(version, host);
-        let Some(table) = filter.guarding_table()? else {
-            parts.push(part);
-            continue;
-        };
-        if !filter.differences(&table).is_empty() {
-            filter.warn_of_obstacles(&table);
-            filter.mend()?;
-        }
-        isolating.extend(legacy::isolates(&table).then_some(version));
-        // Where iptables means iptables-legacy, a table that iptables-nft would see is used but not made.
-        parts.push(HostPart { make: false, ..part });
-    }
-    parts.push(HostPart { versions: vec![], ..host.clone() });
-    Ok(MendedLegacy { host: parts, isolating })
-}
-
 /// What is to be sent, and whether it was thought out from what others have made: then nothing may have changed in
 /// between.
 #[derive(Default)]
@@ -356,9 +325,9 @@ fn changes(
     if let Some(record) = record {
         changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
     }
-    let mut mending = host_mending(socket, host, &share.addresses)?;
+    let mut mending = host::mending(socket, host, &share.addresses)?;
     if record.is_some() || others.is_some() {
-        mending.extend(mending_of_others(socket, &share.host)?);
+        mending.extend(host::mending_of_others(socket, &share.host)?);
     }
     if let Some(others) = others {
         changes.guarded |= !others.is_empty();
@@ -482,81 +451,6 @@ pub fn add_record(share: &Share, found: Option<&Record>, transaction: &mut Trans
     !there.is_empty()
 }
 
-/// What puts the host's own filters right for a container that has these addresses.
-pub fn host_mending(socket: &mut NftSocket, host: &[HostPart], own: &[IpAddr]) -> Result<Vec<Command>> {
-    let mut commands = Vec::new();
-    for part in host {
-        for (version, part) in part.each_version() {
-            let found = FoundFilter::read(socket, version, &part.admin_chain)?;
-            for blocked in hostfilter::dropped_before(&part, version, &found) {
-                log::warn!("what is admitted is dropped: {blocked}");
-            }
-            if let Some(open) = hostfilter::accepted_before(&part, version, &found) {
-                log::warn!("the administrator's overrides are passed over: {open}");
-            }
-            commands.extend(hostfilter::mending(&part, version, &found));
-            if found.isolates() {
-                commands.extend(upgrade::without_isolation(socket, version, own)?);
-            }
-        }
-        for chain in &part.chains {
-            let found = chain.read(socket)?;
-            if let Some(blocked) = chain.dropped_before(part.mark, &found) {
-                log::warn!("what is admitted is dropped: {blocked}");
-            }
-            commands.extend(chain.mending(part.mark, &found.rules));
-        }
-    }
-    Ok(commands)
-}
-
-/// The IP versions that this part of the host has nothing to do with.
-fn other_versions(host: &HostPart) -> Vec<IpVersion> {
-    IpVersion::ALL.into_iter().filter(|version| !host.versions.contains(version)).collect()
-}
-
-/// What puts right where other marks than the host's are accepted, of the IP versions that this container hasn't: there is
-/// one mark for all, and containers that have them would be cut off.
-fn mending_of_others(socket: &mut NftSocket, host: &HostPart) -> Result<Vec<Command>> {
-    let mut commands = Vec::new();
-    for version in other_versions(host) {
-        LegacyFilter::of(version, host).mend_others()?;
-        let part = HostPart { versions: vec![version], make: false, chains: vec![], ..host.clone() };
-        let found = FoundFilter::read(socket, version, &host.admin_chain)?;
-        commands.extend(hostfilter::mending_of_others(&part, version, &found));
-    }
-    Ok(commands)
-}
-
-/// Acceptances of other marks than the host's, of these IP versions.
-pub fn acceptances_of_others(
-    socket: &mut NftSocket,
-    host: &HostPart,
-    versions: &[IpVersion],
-) -> Result<Vec<Difference>> {
-    let mut all = Vec::new();
-    for version in versions.iter().copied() {
-        let legacy = LegacyFilter::of(version, host);
-        all.extend(legacy.guarding_table()?.iter().flat_map(|table| legacy.accepts_others(table)));
-        let found = FoundFilter::read(socket, version, &host.admin_chain)?;
-        all.extend(hostfilter::acceptances_of_others(host, version, &found));
-    }
-    Ok(all)
-}
-
-/// What drops what is admitted of this IP version before our rules accept it.
-pub fn dropped_before(socket: &mut NftSocket, host: &HostPart, version: IpVersion) -> Result<Vec<Difference>> {
-    let legacy = LegacyFilter::of(version, host);
-    let mut all: Vec<Difference> =
-        legacy.guarding_table()?.iter().flat_map(|table| legacy.dropped_before(table)).collect();
-    let found = FoundFilter::read_deeply(socket, version, &host.admin_chain)?;
-    all.extend(hostfilter::dropped_before(host, version, &found));
-    for chain in host.chains.iter().filter(|chain| chain.family.has(version)) {
-        all.extend(chain.read_deeply(socket)?.and_then(|found| chain.dropped_before(host.mark, &found)));
-    }
-    Ok(all)
-}
-
 fn share_differences(socket: &mut NftSocket, share: &Share) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
     let record = Record::read(socket, RecordKey::of(&share.attachment))?;
@@ -598,28 +492,4 @@ fn is_shared(socket: &mut NftSocket, place: &Place) -> Result<bool> {
         Some(holder) => record::is_shared(socket, place, &holder),
         None => Ok(false),
     }
-}
-
-/// What CHECK says about the host's own filters.
-pub fn host_differences(socket: &mut NftSocket, host: &HostPart) -> Result<Vec<Difference>> {
-    let mut all = Vec::new();
-    for (version, part) in host.each_version() {
-        let filter = LegacyFilter::of(version, host);
-        let guarding = filter.guarding_table()?;
-        let make = part.make && guarding.is_none();
-        if let Some(table) = guarding {
-            all.extend(filter.differences(&table));
-            all.extend(legacy::unneeded_isolation(socket, version, &table)?);
-        }
-        let found = FoundFilter::read_deeply(socket, version, &host.admin_chain)?;
-        all.extend(hostfilter::differences(&HostPart { make, ..part }, version, &found));
-        if found.isolates() && !upgrade::without_isolation(socket, version, &[])?.is_empty() {
-            all.push(upgrade::left_behind(format!("chain {} FORWARD", hostfilter::filter_table(version))));
-        }
-    }
-    for chain in &host.chains {
-        all.extend(chain.differences(socket, host.mark)?);
-    }
-    all.extend(acceptances_of_others(socket, host, &other_versions(host))?);
-    Ok(all)
 }

@@ -5,12 +5,12 @@ use common::{Difference, Error, Result};
 
 use crate::config::Config;
 use crate::guards::{self, Guard, Scope};
+use crate::host;
 use crate::hostchain;
 use crate::legacy;
 use crate::observe;
 use crate::plan::HostPart;
 use crate::rules::{self, TABLE};
-use crate::state;
 
 /// STATUS.
 pub fn status(config: &Config) -> Result<()> {
@@ -25,7 +25,7 @@ pub fn status(config: &Config) -> Result<()> {
     }
     look_for_other_marks(&mut socket, &host)?;
     for version in IpVersion::ALL {
-        let before = state::dropped_before(&mut socket, &host, version)?;
+        let before = host::dropped_before(&mut socket, &host, version)?;
         weigh(version, before.first().map_or(Ok(()), |blocked| Err(limited(blocked, REMEDY))))?;
     }
     let guards = guards::all(&mut socket, Scope { host: &host, firewalld })?;
@@ -62,7 +62,7 @@ fn look_for_other_marks(socket: &mut NftSocket, host: &HostPart) -> Result<()> {
     if !socket.has_skeleton(&rules::skeleton(host.mark))? {
         return Ok(());
     }
-    match state::acceptances_of_others(socket, host, &IpVersion::ALL)?.first() {
+    match host::acceptances_of_others(socket, host, &IpVersion::ALL)?.first() {
         Some(found) => Err(limited(found, "repeat the ADD of a container with this configuration")),
         None => Ok(()),
     }
