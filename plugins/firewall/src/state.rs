@@ -274,11 +274,14 @@ fn is_about_records(error: &CommitError) -> bool {
     error.refusal().is_some_and(|refusal| refusal.errno == Errno::EEXIST && refusal.object.contains(&map))
 }
 
-/// Does it again as long as somebody else comes between.
+/// Does it again as long as somebody else comes between; and once if the kernel's answer got lost, because what has become
+/// of it is seen by what is there.
 pub fn repeat(mut attempt: impl FnMut() -> Result<(), CommitError>) -> Result<()> {
+    let mut unanswered = false;
     for n in 0..TRIES {
         match attempt() {
             Ok(()) => return Ok(()),
+            Err(error) if error.is_unanswered() && !unanswered => unanswered = true,
             Err(error) if is_contention(&error) => {
                 log::debug!("attempt {n}: {error:?}");
                 sleep(Duration::from_micros(u64::from(n * n) * 50));
