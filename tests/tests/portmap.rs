@@ -281,6 +281,27 @@ fn a_network_that_waits_for_a_port_leaves_nothing_when_it_goes_first() {
 }
 
 #[test]
+fn a_dead_network_s_port_is_its_container_s_other_network_s_and_nobody_else_s() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (container, other) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let keys = port(8080, 80);
+    add(&lab, &container, &keys);
+    let (config, target) = second_network(&lab, &container, 1, &keys);
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    lab.host.run(&format!("ip link delete {}", container.host_ifname));
+    container.netns.route("default", "10.89.0.1");
+    let error = call(&lab, Verb::Add, &other, &keys).fails_with(100);
+    assert!(error.msg.contains("network net1"), "{error:?}");
+    Plugin::ours("portmap").call(&lab.host, Verb::Check, &config, &target).fails_with(101);
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    Plugin::ours("portmap").call(&lab.host, Verb::Check, &config, &target).succeeds();
+    all_reach(&lab.client, &["192.0.2.1:8080"], "inside");
+    assert!(!rules(&lab).contains("net/container-2/eth0"), "{}", rules(&lab));
+}
+
+#[test]
 fn a_port_of_the_dead_at_one_address_does_not_go_before_the_same_port_at_all() {
     let lab = Lab::new();
     lab.host.address("ext0", "192.0.2.3/24");

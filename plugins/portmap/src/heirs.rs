@@ -11,6 +11,7 @@ use common::nft::records::{self, TEXT_MAX};
 use common::nft::{NftSocket, Presence, RecordKey, SetData, Transaction};
 use common::{Attachment, Result};
 
+use crate::liveness::why_dead;
 use crate::record::{Record, Recorded};
 use crate::rules::{self, Claim, Place, Share, TABLE};
 
@@ -112,7 +113,8 @@ pub fn add_elements(transaction: &mut Transaction, record: &Record) {
     }
 }
 
-/// Those of the share's ports that another attachment of the container has, with the share's for its heir.
+/// Those of the share's ports that another attachment of the container has, with the share's for its heir. Behind the dead
+/// nobody waits.
 pub fn waiting(socket: &mut NftSocket, share: &Share) -> Result<BTreeSet<Place>> {
     let (own, label) = (RecordKey::of(&share.attachment), share.attachment.label());
     let mut owners: BTreeMap<String, Option<Recorded>> = BTreeMap::new();
@@ -122,7 +124,7 @@ pub fn waiting(socket: &mut NftSocket, share: &Share) -> Result<BTreeSet<Place>>
         for (claim, element) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
             let Some(other) = element.and_then(|e| e.comment).filter(|other| *other != label) else { continue };
             if !owners.contains_key(&other) {
-                owners.insert(other.clone(), Recorded::of_label(socket, &other)?);
+                owners.insert(other.clone(), living(Recorded::of_label(socket, &other)?)?);
             }
             let owner = owners.get(&other).and_then(Option::as_ref).map(|owner| &owner.record);
             if owner.is_some_and(|o| o.has(claim.place()) && o.heirs.iter().any(|heir| heir.key == own)) {
@@ -131,6 +133,12 @@ pub fn waiting(socket: &mut NftSocket, share: &Share) -> Result<BTreeSet<Place>>
         }
     }
     Ok(waiting)
+}
+
+fn living(recorded: Option<Recorded>) -> Result<Option<Recorded>> {
+    let origin = recorded.as_ref().and_then(|recorded| recorded.record.origin.as_ref());
+    let is_dead = origin.map(why_dead).transpose()?.flatten().is_some();
+    Ok(recorded.filter(|_| !is_dead))
 }
 
 #[cfg(test)]
