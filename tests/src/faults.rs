@@ -91,6 +91,8 @@ pub enum Times {
     At(usize),
     /// At these two of the requests that change something.
     AtChanges(usize, usize),
+    /// At this one of the requests that change something and at all behind it.
+    FromChange(usize),
     /// Whenever it can be.
     Always,
 }
@@ -299,12 +301,12 @@ impl Liar {
     fn due(&self) -> Option<Fault> {
         let (fault, times) = self.lie?;
         let this = self.seen.last()?;
+        let is_one = |call: &&Answerable| call.is_change && call.is_request;
+        let change = || self.seen.iter().filter(is_one).count() - 1;
         let is_due = match times {
             Times::At(n) => n == self.seen.len() - 1,
-            Times::AtChanges(one, other) => {
-                let is_one = |call: &&Answerable| call.is_change && call.is_request;
-                is_one(&this) && [one, other].contains(&(self.seen.iter().filter(is_one).count() - 1))
-            }
+            Times::AtChanges(one, other) => is_one(&this) && [one, other].contains(&change()),
+            Times::FromChange(n) => is_one(&this) && change() >= n,
             Times::Always => true,
         };
         // A run may differ from the one that was listened to: what can't happen to this call is not told of it.

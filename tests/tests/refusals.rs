@@ -154,6 +154,27 @@ fn errors_at_every_step_are_told_and_leave_the_state_as_it_was(play: Play) {
     assert!(wrong.is_empty(), "{} of {points:?} went wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// A kernel that refuses from one change on, as one without memory does, refuses to take back what was done as well.
+#[test]
+fn what_an_add_could_not_undo_the_next_del_does() {
+    let scene = Scene::set(Play::Tuning);
+    let clean = Clean::of(&scene);
+    let mut left = 0;
+    for n in 0..4 {
+        let fault = Fault::Refused(Errno::ENOBUFS, Which::First);
+        let (outcome, told) = answered(&scene.run(Verb::Add), fault, Times::FromChange(n));
+        if told > 0 {
+            outcome.fails();
+            left += usize::from(clean.is_clean().is_err());
+        }
+        let del = scene.call(Verb::Del);
+        del.succeeds();
+        clean.assert(&format!("refused from {n} on: {}, then DEL: {}", answer(&outcome), del.stderr));
+        scene.reset();
+    }
+    assert!(left > 0, "all was undone");
+}
+
 of_every_play! {
     errors_at_every_step_are_told_and_leave_the_state_as_it_was
 }

@@ -56,8 +56,12 @@ impl State for Adjustment {
             }
             Err(error) => {
                 let mut errors = vec![error];
-                errors.extend(self.container.put_back(&Original::of(&self.steps, &self.facts), place.ifindex));
-                errors.extend(slot.revert(&directory, place).err());
+                let stuck = self.container.put_back(&Original::of(&self.steps, &self.facts), place.ifindex);
+                // What could not be put back now, DEL will try again: by what the file says.
+                if stuck.is_empty() {
+                    errors.extend(slot.revert(&directory, place).err());
+                }
+                errors.extend(stuck);
                 Error::gather(errors)
             }
         }
