@@ -934,7 +934,7 @@ fn without_snat_nobody_is_masqueraded() {
     add(&lab, &container, &keys);
     assert_eq!(lab.host.sysctl("net/ipv4/conf/cni0/route_localnet"), "0");
     lab.host.nft(
-        "table inet marked { chain post { type filter hook postrouting priority 0; meta mark != 0 counter; }; \
+        "table inet marked { chain post { type filter hook postrouting priority 0; tcp dport 80 meta mark != 0 counter; }; \
          chain own { ct mark set 0; }; }",
     );
     let reply = Fetch::new(Proto::Tcp, "192.0.2.1:8080").expect(&lab.client, "inside");
