@@ -281,8 +281,16 @@ impl<'a> Clean<'a> {
     /// What this verb should have removed and hasn't: GC finds no limits that are inside a container, whose namespace nobody
     /// tells it.
     pub fn is_clean_after(&self, verb: Verb) -> Result<(), String> {
+        self.is_clean_on(if verb == Verb::Gc && self.scene.play == Play::BandwidthInside { 1 } else { 2 })
+    }
+
+    /// What is left on the host, whatever has become of the container.
+    pub fn is_clean_on_host(&self) -> Result<(), String> {
+        self.is_clean_on(1)
+    }
+
+    fn is_clean_on(&self, sides: usize) -> Result<(), String> {
         let now = self.scene.glance();
-        let sides = if verb == Verb::Gc && self.scene.play == Play::BandwidthInside { 1 } else { 2 };
         let is_clean = |side: usize| {
             let known = self.states.each_ref().map(|state| state[side].sections().collect::<Vec<_>>());
             now[side].sections().enumerate().all(|(n, section)| known.iter().any(|state| state[n] == section))

@@ -316,7 +316,8 @@ fn a_state_file_that_is_spoilt_harms_nobody(play: Play, directory: &str) {
             }
             assert_eq!(host.read("/run/precious"), "untouched", "{spoiler}, {verbs:?}");
             host.run("rm -f /run/precious /run/fifo");
-            clean.assert(&format!("{spoiler}, {verbs:?}"));
+            // What the file said of the container is lost with it.
+            clean.is_clean_on_host().unwrap_or_else(|left| panic!("{spoiler}, {verbs:?}: {left}"));
             scene.reset();
         }
     }

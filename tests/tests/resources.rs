@@ -61,6 +61,10 @@ fn too_few_descriptors_are_told() {
             }
             told += 1;
             says(&outcome.fails(), &["EMFILE", "Too many open files"]);
+            // Whoever has no descriptor to look with whether all is undone keeps the file for DEL.
+            if play == Play::Tuning {
+                scene.call(Verb::Del).succeeds();
+            }
             assert_same(&before, &scene.glance(), outcome.call());
         }
         assert!(told > 0 || play == Play::Firewall, "{play:?} needs no descriptors");
