@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::calls::ports;
 use super::launch::{self, stdin_of};
 use super::site::{Site, Subject};
+use crate::namespace::Netns;
 
 /// One attachment of many; 0 to 9999.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,14 +83,18 @@ pub fn all_alive(site: &Site, subject: &Subject, members: usize) -> Vec<u8> {
     config.to_string().into_bytes()
 }
 
-/// Makes these by calls of the plugin; `step` is told after each.
+/// So many share a container's namespace, where a plugin looks at what others have set there.
+const AT_HOME: usize = 50;
+
+/// Makes these by calls of the plugin; `step` is told after each. Those of `tuning` have namespaces of their own, to be kept.
 pub fn add(
     site: &Site,
     bin: &Path,
     subject: &Subject,
     members: std::ops::Range<usize>,
     step: &(dyn Fn() + Sync),
-) -> Result<()> {
+) -> Result<Vec<Netns>> {
+    let homes = if subject.plugin == "tuning" { homes(members.len()) } else { Vec::new() };
     let links: Vec<String> = members
         .clone()
         .filter_map(|n| Member(n).links(subject.plugin))
@@ -99,16 +104,31 @@ pub fn add(
         .collect();
     site.lab.host.pipe("ip -batch -", &links.concat()).map_err(Error::other)?;
     site.lab.host.inside(|| {
-        for member in members.map(Member) {
+        for (place, member) in members.map(Member).enumerate() {
             let config = member.config(site, subject).to_string();
-            let run = launch::timed(&mut member.command(site, bin, subject.plugin, "ADD"), config.as_bytes())?;
+            let mut command = member.command(site, bin, subject.plugin, "ADD");
+            if let Some(home) = homes.get(place / AT_HOME) {
+                command.env("CNI_NETNS", home.path());
+            }
+            let run = launch::timed(&mut command, config.as_bytes())?;
             if !run.success {
                 return Err(Error::other(format!("ADD of {} failed: {config}", member.id())));
             }
             step();
         }
         Ok(())
-    })
+    })?;
+    Ok(homes)
+}
+
+/// Namespaces for so many attachments, each with an interface to be tuned.
+fn homes(members: usize) -> Vec<Netns> {
+    let home = |_| {
+        let netns = Netns::new("home");
+        netns.run("ip link add eth0 type bridge");
+        netns
+    };
+    (0..members.div_ceil(AT_HOME)).map(home).collect()
 }
 
 /// What one ADD of the reference adds to the host's tables, by family.

@@ -80,7 +80,7 @@ fn measure(bench: &Bench, report: &mut Report, plugin: &'static str) -> Result<(
         let progress = bench.progress(&format!("packets through {plugin}: {}", contender.name), ENTRIES[3]);
         for entries in ENTRIES {
             match &lines {
-                None => crowd::add(&site, &contender.bin, &subject, there - 1..entries - 1, &|| progress.inc(1))?,
+                None => drop(crowd::add(&site, &contender.bin, &subject, there - 1..entries - 1, &|| progress.inc(1))?),
                 Some(lines) => lines.put(&site, there - 1..entries - 1)?,
             }
             there = entries;

@@ -128,13 +128,13 @@ fn existing(bench: &Bench, report: &mut Report, subject: Subject) -> Result<()> 
             _ if ours => usize::MAX,
             _ => REFERENCE_EXISTING,
         };
-        let (site, mut there) = (Site::new(), 0);
+        let (site, mut there, mut homes) = (Site::new(), 0, Vec::new());
         let lines = if ours { None } else { Some(Lines::of(&site, &contender.bin, &subject)?) };
         let sizes = EXISTING.into_iter().filter(|n| *n <= most);
         let progress = bench.progress(&format!("{title}: {}", contender.name), sizes.clone().max().unwrap_or_default());
         for size in sizes {
             match &lines {
-                None => crowd::add(&site, &contender.bin, &subject, there..size, &|| progress.inc(1))?,
+                None => homes.extend(crowd::add(&site, &contender.bin, &subject, there..size, &|| progress.inc(1))?),
                 Some(lines) => lines.put(&site, there..size)?,
             }
             there = size;

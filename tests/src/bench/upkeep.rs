@@ -98,7 +98,7 @@ fn gc(bench: &Bench, ours: &Contender, report: &mut Report, plugin: &'static str
         // All in one namespace, which then goes with its links.
         let gone = site.lab.container(3);
         let living = std::mem::replace(&mut site.container, gone);
-        crowd::add(&site, &ours.bin, &subject, 0..stale, &|| progress.inc(1))?;
+        let _homes = crowd::add(&site, &ours.bin, &subject, 0..stale, &|| progress.inc(1))?;
         drop(std::mem::replace(&mut site.container, living));
         let config = site.config(&subject).to_string().into_bytes();
         let alive = site.call(&ours.bin, plugin, "ADD", &config)?;
