@@ -1833,7 +1833,7 @@ fn a_held_lock_of_xtables_is_a_reason_to_try_again() {
     let (lab, _server) = legacy_lab();
     let tenant = Tenant::new(&lab, 2, json!({}));
     lab.host.run("touch /run/xtables.lock");
-    let mut holder = lab.host.command("flock").args(["/run/xtables.lock", "sleep", "30"]).spawn().unwrap();
+    let mut holder = lab.host.command("flock").args(["--no-fork", "/run/xtables.lock", "sleep", "30"]).spawn().unwrap();
     lab.host.wait_until("the lock is held", || lab.host.try_run("flock -n /run/xtables.lock true").is_err());
     let error = tenant.call(&lab, Verb::Add).fails_with(11);
     assert!(error.msg.contains("lock"), "{error:?}");
