@@ -39,6 +39,19 @@ pub struct LinkFacts {
     pub max_mtu: Option<u32>,
 }
 
+/// What a generic function makes of each attribute of two.
+macro_rules! each_of {
+    ($pick:ident, $ours:expr, $theirs:expr) => {
+        LinkAttributes {
+            mac: $pick(&$ours.mac, &$theirs.mac),
+            mtu: $pick(&$ours.mtu, &$theirs.mtu),
+            promisc: $pick(&$ours.promisc, &$theirs.promisc),
+            allmulti: $pick(&$ours.allmulti, &$theirs.allmulti),
+            tx_queue_len: $pick(&$ours.tx_queue_len, &$theirs.tx_queue_len),
+        }
+    };
+}
+
 impl LinkAttributes {
     /// Whether nothing is known, or nothing is to be changed.
     pub fn is_empty(&self) -> bool {
@@ -50,13 +63,7 @@ impl LinkAttributes {
         fn unless<T: Clone + PartialEq>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
             ours.clone().filter(|_| ours != theirs)
         }
-        LinkAttributes {
-            mac: unless(&self.mac, &other.mac),
-            mtu: unless(&self.mtu, &other.mtu),
-            promisc: unless(&self.promisc, &other.promisc),
-            allmulti: unless(&self.allmulti, &other.allmulti),
-            tx_queue_len: unless(&self.tx_queue_len, &other.tx_queue_len),
-        }
+        each_of!(unless, self, other)
     }
 
     /// Those of these attributes that `other` doesn't give.
@@ -64,13 +71,7 @@ impl LinkAttributes {
         fn unless<T: Clone>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
             ours.clone().filter(|_| theirs.is_none())
         }
-        LinkAttributes {
-            mac: unless(&self.mac, &other.mac),
-            mtu: unless(&self.mtu, &other.mtu),
-            promisc: unless(&self.promisc, &other.promisc),
-            allmulti: unless(&self.allmulti, &other.allmulti),
-            tx_queue_len: unless(&self.tx_queue_len, &other.tx_queue_len),
-        }
+        each_of!(unless, self, other)
     }
 
     /// The values that `other` has for the attributes that are given here.
@@ -78,13 +79,7 @@ impl LinkAttributes {
         fn if_given<T: Clone>(ours: &Option<T>, theirs: &Option<T>) -> Option<T> {
             ours.as_ref().and(theirs.clone())
         }
-        LinkAttributes {
-            mac: if_given(&self.mac, &other.mac),
-            mtu: if_given(&self.mtu, &other.mtu),
-            promisc: if_given(&self.promisc, &other.promisc),
-            allmulti: if_given(&self.allmulti, &other.allmulti),
-            tx_queue_len: if_given(&self.tx_queue_len, &other.tx_queue_len),
-        }
+        each_of!(if_given, self, other)
     }
 
     /// The MTU alone, and the others.
