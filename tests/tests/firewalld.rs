@@ -339,6 +339,7 @@ mod disturbed {
             guarded.call(Verb::Add, &config, &old).succeeds();
             let steps = guarded.steps(&plugin, verb, &config, one);
             guarded.call(Verb::Del, &config, &new).succeeds();
+            let mut times_held = 0;
             for (n, side) in steps {
                 guarded.call(Verb::Del, &config, &old).succeeds();
                 guarded.call(Verb::Add, &config, &old).succeeds();
@@ -346,15 +347,18 @@ mod disturbed {
                 let run = Run { plugin: &plugin, host, verb, config: &config, target: one };
                 let (met, outcome) = held(&run, n, side, &mut meanwhile);
                 outcome.succeeds();
+                // A call that found less to do ended before.
                 if met.is_none() {
                     continue;
                 }
+                times_held += 1;
                 let check = guarded.call(Verb::Check, &config, &new);
                 assert_eq!(check.exit, 0, "{verb:?} held {side:?} {n} ({met:?}): {}", check.call());
                 guarded.call(Verb::Del, &config, &new).succeeds();
                 guarded.call(Verb::Del, &config, &old).succeeds();
                 assert_eq!(guarded.sources("trusted"), [""; 0], "{verb:?} held {side:?} {n} ({met:?})");
             }
+            assert!(times_held > 8, "{verb:?} was held only {times_held} times");
         }
     }
 }
