@@ -18,10 +18,13 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::plugin::{Plugin, run};
 
-/// Makes `main` of a plugin; its crate has `#![no_main]`.
+/// Makes `main` of a plugin and gives it its allocator; its crate has `#![no_main]`.
 #[macro_export]
 macro_rules! program {
     ($plugin:ty) => {
+        #[global_allocator]
+        static ALLOCATOR: $crate::allocator::Allocator = $crate::allocator::Allocator;
+
         // See the head of common::entry.
         #[allow(unsafe_code)]
         #[unsafe(no_mangle)]

@@ -7,6 +7,7 @@
 //! A plugin is a pure function from (configuration, prevResult, a few observed facts) to one attachment's share of
 //! kernel state. This crate turns that function into ADD, DEL, CHECK, GC, STATUS and VERSION.
 
+pub mod allocator;
 pub mod attachment;
 pub mod cni;
 pub mod conntrack;

@@ -7,13 +7,16 @@
 pub mod attributes;
 pub mod device;
 mod elsewhere;
+mod excerpt;
 pub mod ipv6;
 pub mod neighbour;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -212,18 +215,26 @@ impl Pending {
     fn take(&mut self, answer: &Answer<'_>) {
         match i32::from(answer.message_type()) {
             libc::NLMSG_DONE | libc::NLMSG_ERROR => self.end = Some(errno_of(answer.payload()).map_or(Ok(()), Err)),
-            _ => {
-                let bytes = answer.clone().into_inner();
-                let bytes = bytes.get(..answer.length() as usize).unwrap_or_default();
-                match NetlinkMessage::deserialize(bytes).map(|message| message.payload) {
-                    Ok(NetlinkPayload::InnerMessage(inner)) => self.gathered.push(inner),
-                    Ok(_) => {}
-                    // One of many, which the crate has no words for, is not one of ours.
-                    Err(error) if answer.flags() & NLM_F_MULTIPART != 0 => log::debug!("skipped: {error}"),
-                    Err(_) => self.end = Some(Err(Errno::EBADMSG)),
-                }
-            }
+            _ => match value(answer) {
+                Ok(inner) => self.gathered.extend(inner),
+                // One of many, which the crate has no words for, is not one of ours.
+                Err(error) if answer.flags() & NLM_F_MULTIPART != 0 => log::debug!("skipped: {error}"),
+                Err(_) => self.end = Some(Err(Errno::EBADMSG)),
+            },
         }
+    }
+}
+
+/// The value of a message of rtnetlink.
+fn value(answer: &Answer<'_>) -> std::result::Result<Option<RouteNetlinkMessage>, DecodeError> {
+    if answer.message_type() == libc::RTM_NEWLINK {
+        return excerpt::link(answer.payload()).map(RouteNetlinkMessage::NewLink).map(Some);
+    }
+    let bytes = answer.clone().into_inner();
+    let bytes = bytes.get(..answer.length() as usize).unwrap_or_default();
+    match NetlinkMessage::deserialize(bytes)?.payload {
+        NetlinkPayload::InnerMessage(inner) => Ok(Some(inner)),
+        _ => Ok(None),
     }
 }
 

@@ -26,9 +26,9 @@ const ROOT: &str = "/proc/sys";
 /// The placeholder for CNI_IFNAME in a key, as in the reference.
 pub const PLACEHOLDER: &str = "IFNAME";
 
-/// Bytes of a value that are read at first, and if that was too little. The kernel's longest is a list of every second
-/// port (`ip_local_reserved_ports`), about 190 KiB.
-const VALUE_SIZES: [usize; 2] = [8 << 10, 1 << 20];
+/// Bytes of a value that are read at first, and if that was too little. Nearly all are a number; the kernel's longest is a
+/// list of every second port (`ip_local_reserved_ports`), about 190 KiB.
+const VALUE_SIZES: [usize; 3] = [128, 8 << 10, 1 << 20];
 
 /// The name of a sysctl: its path below `/proc/sys`, beginning with `net/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,7 +4,9 @@
 //! skeleton. A table with another digest (an older or newer plugin's, or another configuration's) gets its static
 //! chains flushed and filled anew; elements and the attachments' chains stay.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
+
+use rustc_hash::FxHasher;
 
 use super::dump::element_request;
 use super::kernel::NftSocket;
@@ -23,10 +25,11 @@ impl Skeleton {
         Set::of("skeleton", [DataType::Mark]).comment("digest of the static rules")
     }
 
-    /// Of the values themselves: printing them first takes ten times as long. std may change its hash from one release
-    /// to the next; then an upgraded plugin's first ADD fills the chains anew, as after any other change of them.
+    /// Of the values themselves: printing them first takes ten times as long. The hash is a quick one, because nobody gains by
+    /// two skeletons with one digest, and may change from one release to the next; then an upgraded plugin's first ADD fills the
+    /// chains anew, as after any other change of them.
     fn marker(&self) -> Value {
-        let mut digest = DefaultHasher::new();
+        let mut digest = FxHasher::default();
         (ENCODING, self).hash(&mut digest);
         let digest = digest.finish();
         // Half of it is enough, and what a mark holds.
