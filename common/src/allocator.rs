@@ -97,6 +97,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class(layout) {
             Some(class) => LISTS.with(|lists| lists.take(class)),
+            // SAFETY: the caller's promises are glibc's.
             None => unsafe { System.alloc(layout) },
         }
     }
@@ -105,24 +106,32 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
         match class(layout) {
             Some(class) => LISTS.with(|lists| lists.give(class, piece)),
+            // SAFETY: it has no class, so it came from glibc with this layout.
             None => unsafe { System.dealloc(piece, layout) },
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let Some(class) = class(layout) else { return unsafe { System.alloc_zeroed(layout) } };
+        let Some(class) = class(layout) else {
+            // SAFETY: the caller's promises are glibc's.
+            return unsafe { System.alloc_zeroed(layout) };
+        };
         let piece = LISTS.with(|lists| lists.take(class));
         if !piece.is_null() {
+            // SAFETY: a piece of a class is at least as long as any layout of it.
             unsafe { piece.write_bytes(0, layout.size()) };
         }
         piece
     }
 
     unsafe fn realloc(&self, piece: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that this size is one of a layout.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (class(layout), class(new)) {
+            // SAFETY: it has no class, so it came from glibc with this layout, and stays there.
             (None, None) => unsafe { System.realloc(piece, layout, size) },
             (old, new) if old == new => piece,
+            // SAFETY: both are as long as what is copied, and two; the old one goes back by its own layout.
             _ => unsafe {
                 let moved = self.alloc(new);
                 if !moved.is_null() {
@@ -151,6 +160,7 @@ mod tests {
     impl Piece {
         fn new(size: usize, align: usize, byte: u8) -> Piece {
             let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: the layout is not empty.
             let at = unsafe { Allocator.alloc(layout) };
             Piece { at, layout, byte }.filled()
         }
@@ -158,16 +168,19 @@ mod tests {
         fn filled(self) -> Piece {
             assert!(!self.at.is_null());
             assert_eq!(self.at.addr() % self.layout.align(), 0);
+            // SAFETY: the piece is as long as its layout.
             unsafe { self.at.write_bytes(self.byte, self.layout.size()) };
             self
         }
 
         fn check(&self, len: usize) {
+            // SAFETY: so much of the piece was filled.
             let bytes = unsafe { std::slice::from_raw_parts(self.at, len) };
             assert!(bytes.iter().all(|b| *b == self.byte), "a piece of {} bytes was written over", self.layout.size());
         }
 
         fn resized(self, size: usize) -> Piece {
+            // SAFETY: the piece has this layout, and is used no more.
             let at = unsafe { Allocator.realloc(self.at, self.layout, size) };
             let kept = self.layout.size().min(size);
             let layout = Layout::from_size_align(size, self.layout.align()).unwrap();
@@ -178,6 +191,7 @@ mod tests {
 
         fn freed(self) {
             self.check(self.layout.size());
+            // SAFETY: the piece has this layout, and is used no more.
             unsafe { Allocator.dealloc(self.at, self.layout) };
         }
     }
@@ -224,8 +238,9 @@ mod tests {
         for size in [1, 16, 700, LARGEST, LARGEST + 1] {
             Piece::new(size, 8, 0xff).freed();
             let layout = Layout::from_size_align(size, 8).unwrap();
-            let zeroed = Piece { at: unsafe { Allocator.alloc_zeroed(layout) }, layout, byte: 0 };
-            zeroed.freed();
+            // SAFETY: the layout is not empty.
+            let at = unsafe { Allocator.alloc_zeroed(layout) };
+            Piece { at, layout, byte: 0 }.freed();
         }
     }
 
