@@ -6,14 +6,18 @@
 //!
 //! # Safety
 //!
-//! The one unsafe thing is that a function is exported under C's name `main`. It has C's signature, is the only one of that
-//! name in the program (the crate has `no_main`), and can't unwind into C: [`crate::plugin::run`] ends the process on a panic.
+//! A function is exported under C's name `main`. It has C's signature, is the only one of that name in the program (the crate
+//! has `no_main`), and can't unwind into C: [`crate::plugin::run`] ends the process on a panic.
+//!
+//! The standard descriptors are used by their numbers. They are open from [`enter`] on, nobody here closes them, and the files
+//! made of them are never dropped.
 
 use std::fs::File;
-use std::os::fd::{AsFd, IntoRawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::plugin::{Plugin, run};
@@ -46,11 +50,29 @@ pub fn enter<P: Plugin>() -> i32 {
 
 /// A descriptor that the caller has closed would be given to the next file or socket, and stdout be written into it.
 fn open_standard_descriptors() {
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    for standard in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
-        if fcntl(standard, FcntlArg::F_GETFD) == Err(Errno::EBADF) {
+    for standard in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: this asks about a number, whatever is behind it, and changes nothing.
+        #[allow(unsafe_code)]
+        let flags = unsafe { libc::fcntl(standard, libc::F_GETFD) };
+        if Errno::result(flags) == Err(Errno::EBADF) {
             // open(2) gives the lowest number that is free: this one.
             let _ = File::options().read(true).write(true).open("/dev/null").map(IntoRawFd::into_raw_fd);
         }
     }
+}
+
+/// stdin, without the buffer of 8 KiB and the lock that the standard library puts around it.
+pub(crate) fn stdin() -> ManuallyDrop<File> {
+    standard(libc::STDIN_FILENO)
+}
+
+/// stdout, written to at once.
+pub(crate) fn stdout() -> ManuallyDrop<File> {
+    standard(libc::STDOUT_FILENO)
+}
+
+fn standard(number: RawFd) -> ManuallyDrop<File> {
+    // SAFETY: see the head of this module.
+    #[allow(unsafe_code)]
+    ManuallyDrop::new(unsafe { File::from_raw_fd(number) })
 }

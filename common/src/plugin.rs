@@ -21,6 +21,7 @@ use crate::attachment::Attachment;
 use crate::cni::env::{Args, Environment, Verb, is_identifier, validate_ifname};
 use crate::cni::network::{self, Network, STDIN_MAX, ValidAttachment};
 use crate::cni::{CniResult, Difference, Error, Json, Result, Version};
+use crate::entry;
 use crate::logging::CallRecord;
 use crate::netns;
 
@@ -108,8 +109,7 @@ pub fn run<P: Plugin>() -> bool {
         return true;
     }
     let answer = answer::<P>(&lookup, &mut read_stdin);
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(answer.stdout.as_bytes()).and_then(|()| stdout.flush());
+    let written = entry::stdout().write_all(answer.stdout.as_bytes());
     if let Err(error) = &written {
         log::error!("the answer can't be written to stdout: {error}; what was done stays, and DEL removes it");
     }
@@ -286,13 +286,13 @@ fn to_json<T: Serialize>(document: &T) -> String {
 }
 
 fn read_stdin() -> Result<Vec<u8>> {
-    let stdin = std::io::stdin();
+    let stdin = entry::stdin();
     if stdin.is_terminal() {
         return Err(Error::Stdin { reason: "it is a terminal; the network configuration is expected there".into() });
     }
     let mut bytes = Vec::with_capacity(4096);
     let limit = STDIN_MAX as u64 + 1;
-    stdin.lock().take(limit).read_to_end(&mut bytes).map_err(|e| Error::Stdin { reason: e.to_string() })?;
+    (&*stdin).take(limit).read_to_end(&mut bytes).map_err(|e| Error::Stdin { reason: e.to_string() })?;
     if bytes.len() > STDIN_MAX {
         return Err(Error::Stdin { reason: format!("the network configuration is larger than {STDIN_MAX} bytes") });
     }
@@ -313,7 +313,7 @@ fn print_banner(name: &str) {
 fn print_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
         let error = Error::Internal { what: info.to_string().lines().collect::<Vec<_>>().join(" ") };
-        let _ = std::io::stdout().write_all(to_json(&error.to_document(Version::LATEST.as_str())).as_bytes());
+        let _ = entry::stdout().write_all(to_json(&error.to_document(Version::LATEST.as_str())).as_bytes());
         std::process::exit(1);
     }));
 }

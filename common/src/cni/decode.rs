@@ -192,15 +192,33 @@ impl Misspellings<'_> {
         let length = lower.chars().count();
         let near = fields.iter().chain(self.also_known).copied().find(|field| {
             let allowed = if field.len() < 6 { 1 } else { 2 };
-            // No distance is less than the difference of the lengths, and that is at once known.
+            // No distance is less than these differences, and they are known at once.
             field.len() >= 3
                 && field.len().abs_diff(length) <= allowed
+                && letters_apart(&lower, field) <= allowed
                 && strsim::damerau_levenshtein(&lower, &field.to_ascii_lowercase()) <= allowed
         });
         if let Some(meant) = near {
             self.found.push(Misspelt { written: key.to_owned(), meant });
         }
     }
+}
+
+/// How many letters one of two words has at least more of than the other, whatever their order: one that is left out, put in
+/// or exchanged changes it by one, and two that change places by none. `a` is in lower case.
+fn letters_apart(a: &str, b: &str) -> usize {
+    let mut more = [0i16; 26];
+    let place = |byte: u8| usize::from(byte.to_ascii_lowercase().wrapping_sub(b'a'));
+    for (word, step) in [(a, 1), (b, -1)] {
+        for byte in word.bytes() {
+            if let Some(count) = more.get_mut(place(byte)) {
+                *count += step;
+            }
+        }
+    }
+    let sum =
+        |of: fn(i16) -> bool| more.iter().filter(|count| of(**count)).map(|c| usize::from(c.unsigned_abs())).sum();
+    usize::max(sum(|count| count > 0), sum(|count| count < 0))
 }
 
 /// A value that isn't what its key takes: where, and why.
@@ -460,6 +478,21 @@ mod tests {
         let mut misspelt = Vec::new();
         let outer = json.read(&mut misspelt);
         (outer, misspelt)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_distance_is_less_than_the_letters_apart(a in "[a-dé]{0,9}", b in "[a-dA-Dé]{0,9}") {
+            let distance = strsim::damerau_levenshtein(&a, &b.to_ascii_lowercase());
+            proptest::prop_assert!(letters_apart(&a, &b) <= distance);
+        }
+    }
+
+    #[test]
+    fn letters_that_change_places_are_not_apart() {
+        assert_eq!(letters_apart("ingressrate", "igrnessRate"), 0);
+        assert_eq!(letters_apart("ingressrate", "ingressRates"), 1);
+        assert_eq!(letters_apart("prevresult", "egressRate"), 4);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use common::{Difference, Error, Result};
 use crate::config::{HostChain, HostFamily};
 use crate::hostfilter::{FoundRule, in_front};
 use crate::obstacles::Surroundings;
-use crate::rules::{CLEAR, DECIDE, accept_rule};
+use crate::rules::{ACCEPT_COMMENT, CLEAR, DECIDE, accept_rule};
 
 /// What such a chain holds of what concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,9 +39,13 @@ pub fn mending_of_others(socket: &mut NftSocket, mark: u32) -> Result<Vec<Comman
     for (table, info) in socket.base_chains()? {
         let is_at_forward = info.hook.is_some_and(|hook| hook.point == HookPoint::Forward);
         let Some(chain) = HostChain::at(&table, &info.name).filter(|_| is_at_forward) else { continue };
-        let found = chain.read(socket)?;
-        if found.rules.iter().any(|rule| rule.is_outdated(mark)) {
-            commands.extend(chain.mending(mark, &found.rules));
+        let rules = socket.rules(&table, &info.name)?;
+        if rules.iter().all(|rule| rule.comment.as_deref() != Some(ACCEPT_COMMENT)) {
+            continue;
+        }
+        let found: Vec<FoundRule> = rules.into_iter().map(FoundRule::from).collect();
+        if found.iter().any(|rule| rule.is_outdated(mark)) {
+            commands.extend(chain.mending(mark, &found));
         }
     }
     Ok(commands)
