@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use common::nft::records;
-use common::nft::{ChainInfo, Command, Element, NftSocket, RecordKey, RuleInfo, Set, Transaction, Value};
+use common::nft::{ChainInfo, Command, Element, NftSocket, RecordKey, RuleInfo, Set, Transaction};
 use common::{Error, Result};
 
 use crate::heirs::{Rewrites, hand_over};
@@ -106,12 +106,9 @@ impl Removal {
     ) -> Result<()> {
         let leaving: BTreeSet<RecordKey> = records.iter().map(|r| r.record.key).collect();
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        let mut seen: BTreeSet<(String, Vec<Value>)> = BTreeSet::new();
         for Recorded { record, lines } in records {
             let Own { claims, elements, owners } = Own::of(socket, record)?;
-            for (set, mut elements) in elements {
-                // Of `self4` and `self6`, who had the same address may have the same.
-                elements.retain(|e| records.len() == 1 || seen.insert((set.name.clone(), e.key.clone())));
+            for (set, elements) in elements {
                 *self.members.entry(set.name.clone()).or_default() += elements.len();
                 self.transaction.delete_elements(&TABLE, &set.name, elements);
             }

@@ -46,7 +46,7 @@
 //! would make ADD cost more with every container. And when a rule is added that looks into a map, it walks through that
 //! map (`nf_tables_bind_set`): the rules that do are static.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -172,9 +172,11 @@ impl Claim {
         }
     }
 
-    /// Its element in `self4` or `self6`: the container itself comes to its own port.
+    /// Its element in its [`self_set`]: the container itself comes to its own port.
     fn self_element(&self) -> Element {
-        Element::key([Value::ip(self.target), Value::Proto(self.protocol.number()), Value::Port(self.port)])
+        let mut key = self.key();
+        key.insert(0, Value::ip(self.target));
+        Element::key(key)
     }
 }
 
@@ -188,7 +190,7 @@ fn kind_name(version: IpVersion, specific: bool) -> &'static str {
     }
 }
 
-/// What follows in the name of a kind whose containers have no subnet: they are in `self4` or `self6`.
+/// What follows in the name of a kind whose containers have no subnet: they are in a [`self_set`].
 const SELF: &str = "self-";
 
 /// Whether this is the name of a kind of publication.
@@ -239,13 +241,17 @@ pub fn kind_set_of(name: &str) -> Option<Set> {
     Some(kind_set(name, version, specific))
 }
 
-/// The set of those containers that come to their own ports and have no subnet to tell them by.
-pub fn self_set(version: IpVersion) -> Set {
-    let name = match version {
-        IpVersion::V4 => "self4",
-        IpVersion::V6 => "self6",
+/// The set of those containers that come to their own ports and have no subnet to tell them by: the container's address
+/// before the key of the port. So each element is of one port, and goes with its owner, whoever else has had the address.
+pub fn self_set(version: IpVersion, specific: bool) -> Set {
+    let name = match (specific, version) {
+        (false, IpVersion::V4) => "self4",
+        (false, IpVersion::V6) => "self6",
+        (true, IpVersion::V4) => "addr_self4",
+        (true, IpVersion::V6) => "addr_self6",
     };
-    Set::of(name, [version.address_type(), DataType::InetProto, DataType::InetService])
+    let types: Vec<DataType> = [version.address_type()].into_iter().chain(key_types(version, specific)).collect();
+    Set::of(name, types)
 }
 
 /// The set of links where route_localnet is on.
@@ -259,10 +265,11 @@ pub fn skeleton(priority: i32) -> Skeleton {
     let nat = |name, point, priority, rules| Chain::base(name, HookKind::Nat, point, priority, rules);
     let published = Rule::new([Statement::ct_status(Value::DNAT), Statement::jump(MASQUERADE)]);
     let sets = both_versions().map(|(version, specific)| ports_map(version, specific));
+    let selves = both_versions().map(|(version, specific)| self_set(version, specific));
     Skeleton {
         table: TABLE,
         comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
-        sets: sets.chain(IpVersion::ALL.map(self_set)).chain([loopback_set(), records::map()]).collect(),
+        sets: sets.chain(selves).chain([loopback_set(), records::map()]).collect(),
         chains: [ATTACHMENTS, HOSTPORTS, MASQUERADE]
             .map(|name| Chain::regular(name, Vec::new()))
             .into_iter()
@@ -418,10 +425,9 @@ pub fn by_map(claims: &[Claim]) -> impl Iterator<Item = (Set, Vec<&Claim>)> {
 }
 
 /// The elements of claims: in their maps, in the sets of their kinds (of which there is at most one for each version,
-/// wildcard and specific), and in `self4` and `self6` for kinds that look there.
+/// wildcard and specific), and beside them in the [`self_set`]s for kinds that look there.
 pub fn elements(label: &str, claims: &[Claim], kinds: &[String]) -> Vec<(Set, Vec<Element>)> {
     let mut all: Vec<(Set, Vec<Element>)> = Vec::new();
-    let mut to_themselves: BTreeMap<&str, (Set, BTreeSet<Element>)> = BTreeMap::new();
     for (version, specific) in both_versions() {
         let these: Vec<&Claim> =
             claims.iter().filter(|c| c.version() == version && c.address.is_some() == specific).collect();
@@ -434,12 +440,9 @@ pub fn elements(label: &str, claims: &[Claim], kinds: &[String]) -> Vec<(Set, Ve
         let keys = these.iter().map(|c| Element::key(c.key())).collect();
         all.push((kind_set(kind, version, specific), keys));
         if kind.get(prefix.len()..).is_some_and(|rest| rest.starts_with(SELF)) {
-            let (_, elements) =
-                to_themselves.entry(version.keyword()).or_insert_with(|| (self_set(version), BTreeSet::new()));
-            elements.extend(these.iter().map(|c| c.self_element()));
+            all.push((self_set(version, specific), these.iter().map(|c| c.self_element()).collect()));
         }
     }
-    all.extend(to_themselves.into_values().map(|(set, elements)| (set, elements.into_iter().collect())));
     all
 }
 
@@ -543,7 +546,7 @@ fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> S
         Masquerade::WhereNeeded => {
             let loopback = Statement::from_subnet(LOOPBACK_NET.0, LOOPBACK_NET.1);
             let from_loopback = (version == IpVersion::V4).then(|| led(vec![loopback, mark()]));
-            let from_neighbours = led(vec![neighbours(address), mark()]);
+            let from_neighbours = led(vec![neighbours(address, specific), mark()]);
             [from_neighbours].into_iter().chain(from_loopback).chain([led(Vec::new())]).collect()
         }
     };
@@ -559,13 +562,12 @@ fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> S
 }
 
 /// Those whom the container would answer past this host: its subnet, or itself alone.
-fn neighbours(address: IpNet) -> Statement {
+fn neighbours(address: IpNet, specific: bool) -> Statement {
     let version = IpVersion::of(address.addr());
     if is_host(address) {
-        return Statement::in_set(
-            [Selector::Saddr(version), Selector::L4proto, Selector::ThDport],
-            self_set(version).name,
-        );
+        let source = [Selector::Saddr(version)].into_iter();
+        let selectors: Vec<Selector> = source.chain(key_selectors(version, specific)).collect();
+        return Statement::in_set(selectors, self_set(version, specific).name);
     }
     Statement::from_subnet(address.network(), address.prefix_len())
 }
