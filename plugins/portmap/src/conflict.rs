@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use crate::liveness::why_dead;
 use crate::record::{Record, Recorded};
-use crate::removal;
 use crate::rules::{self, Claim, Place, Share, TABLE};
+use crate::{removal, stale};
 
 /// An owner that is certainly gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +70,8 @@ pub fn is_conflict(refused: &CommitError) -> bool {
     matches!(refused.errno(), Some(Errno::EEXIST | Errno::EBUSY))
 }
 
-/// Who or what has the ports of the share, beside what the attachment had `before`.
+/// Who or what has the ports of the share, beside what the attachment had `before`. A port of the dead for which somebody
+/// living waits goes to that one even so, who had nothing of it until then.
 ///
 /// Only after a conflict are the maps asked: in the way of an ADD that succeeds there is no such question.
 pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&Recorded>) -> Result<InTheWay> {
@@ -86,7 +87,11 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
             }
             match owner(socket, share, claim, &element)? {
                 Owner::Gone(dead) => {
-                    refuse_before_heirs(socket, share, claim, &dead.recorded.record)?;
+                    if let Some(heir) = living_heir(socket, share, claim, &dead.recorded.record)? {
+                        let gone = BTreeMap::from([(dead.recorded.record.key, dead)]);
+                        stale::forget_after_del(&take_from(socket, share, &gone)?);
+                        return Err(taken(claim, &heir));
+                    }
                     leaving.push(Owned::of(&dead.recorded.record));
                     found.dead.push(dead);
                 }
@@ -142,16 +147,16 @@ fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element
     })
 }
 
-/// Whoever is alive and waits for a dead one's port has it already.
-fn refuse_before_heirs(socket: &mut NftSocket, share: &Share, claim: &Claim, dead: &Record) -> Result<()> {
+/// Who is alive, of another container, and waits for a dead one's port.
+fn living_heir(socket: &mut NftSocket, share: &Share, claim: &Claim, dead: &Record) -> Result<Option<Record>> {
     for heir in &dead.heirs {
         let Some(Recorded { record, .. }) = Recorded::read_key(socket, heir.key)? else { continue };
         let Some(theirs) = record.claims.iter().find(|c| c.place() == claim.place()) else { continue };
         if !is_of_container(&record, &share.attachment.container) && why_gone(share, &record, theirs)?.is_none() {
-            return Err(taken(claim, &record));
+            return Ok(Some(record));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Why the owner of a claim is certainly gone. One container may have one address on two networks.

@@ -75,7 +75,8 @@ impl Rewrites {
     }
 }
 
-/// Gives what has become free to the heirs of the record that goes, in their order, but not to those that go as well.
+/// Gives what has become free to the heirs of the record that goes, in their order, but not to those that go as well, nor to
+/// the dead: at one address their port would go before a living one's at all.
 pub fn hand_over(
     socket: &mut NftSocket,
     record: &Record,
@@ -86,7 +87,7 @@ pub fn hand_over(
 ) -> Result<()> {
     let mut rest = record.heirs.iter().filter(|heir| !leaving.contains(&heir.key));
     while let Some(heir) = rest.next().filter(|_| !free.is_empty()) {
-        let Some(recorded) = Recorded::read_key(socket, heir.key)? else { continue };
+        let Some(recorded) = living(Recorded::read_key(socket, heir.key)?)? else { continue };
         let heir = &recorded.record;
         let claims: Vec<Claim> = heir.claims.iter().filter(|claim| free.remove(&claim.place())).copied().collect();
         if claims.is_empty() {
