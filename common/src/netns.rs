@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -12,11 +12,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, GetSockOpt, SockFlag, SockType, socket};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{getpid, gettid};
 
 use crate::cni::error::{Error, Result};
-
-/// The namespace of the calling thread, whatever the thread-group leader's is.
-const OWN: &str = "/proc/thread-self/ns/net";
 
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -73,7 +71,7 @@ impl Netns {
 
     /// The namespace of the calling thread.
     pub fn own() -> Result<Netns> {
-        Netns::open(Path::new(OWN))
+        Netns::open(&own_file())
     }
 
     /// Runs `inside` with the calling thread in this namespace, and comes back.
@@ -81,7 +79,11 @@ impl Netns {
     /// Sockets stay in the namespace they were opened in, so opening one is what is mostly done inside.
     /// Unix: setns(2) moves the calling thread only.
     pub fn enter<T>(&self, inside: impl FnOnce() -> Result<T>) -> Result<T> {
-        let home = Netns::own()?;
+        self.enter_from(&Netns::own()?, inside)
+    }
+
+    /// The same for a caller that has its own namespace, `home`, open already.
+    pub fn enter_from<T>(&self, home: &Netns, inside: impl FnOnce() -> Result<T>) -> Result<T> {
         self.switch()?;
         let outcome = inside();
         // Whatever followed in the wrong namespace would be done to the container instead of the host.
@@ -144,6 +146,16 @@ impl AsFd for Netns {
     }
 }
 
+/// The directory in procfs of the calling thread, whatever the thread-group leader's namespaces are. That of the process is
+/// the same for its first thread, and takes the kernel half as long: it makes a process's directories when they are asked for.
+pub fn own_directory() -> &'static str {
+    if gettid() == getpid() { "/proc/self" } else { "/proc/thread-self" }
+}
+
+fn own_file() -> PathBuf {
+    Path::new(own_directory()).join("ns/net")
+}
+
 /// The identity of a namespace: device and inode of its file in nsfs.
 pub fn identity(path: &Path) -> Option<(u64, u64)> {
     let meta = std::fs::metadata(path).ok()?;
@@ -195,7 +207,7 @@ pub fn ifname(index: u32) -> Result<Option<String>> {
 /// namespaces that are gone.
 pub fn refuse_own(path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    match (identity(path), identity(Path::new(OWN))) {
+    match (identity(path), identity(&own_file())) {
         (Some(theirs), Some(ours)) if theirs == ours => Err(Error::SameNetns { path: path.display().to_string() }),
         _ => Ok(()),
     }

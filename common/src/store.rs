@@ -179,36 +179,46 @@ impl Directory {
         if bytes.len() as u64 > FILE_MAX {
             return Err(unusable(&self.path_of(name), format!("it would be larger than {FILE_MAX} bytes")));
         }
-        let outcome = self.write_temporary(&temporary, bytes).and_then(|()| {
-            renameat(&self.handle, temporary.as_str(), &self.handle, name)?;
-            nix::unistd::fsync(self.handle.as_fd())
-        });
+        let outcome = self.put(name, &temporary, bytes).and_then(|()| nix::unistd::fsync(self.handle.as_fd()));
         outcome.map_err(|errno| {
             let _ = unlink(&self.handle, &temporary);
             self.failed(name, "it can't be written", errno)
         })
     }
 
-    fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
-        // What a crash left behind; the name must then be new and no symlink.
-        let _ = unlink(&self.handle, temporary);
-        let write = |file: OwnedFd| {
-            let mut file = File::from(file);
-            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of).map(|()| file)
-        };
+    fn put(&self, name: &str, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
         let (flags, mode) = (OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR);
         match openat(&self.handle, ".", flags | OFlag::O_TMPFILE, mode) {
             Ok(nameless) => {
-                let file = write(nameless)?;
-                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-                linkat(AT_FDCWD, open.as_str(), &self.handle, temporary, AtFlags::AT_SYMLINK_FOLLOW)
+                let file = filled(nameless, bytes)?;
+                match self.link(&file, name) {
+                    Err(Errno::EEXIST) => {}
+                    outcome => return outcome,
+                }
+                // What a crash left behind; the name must then be new and no symlink.
+                let _ = unlink(&self.handle, temporary);
+                self.link(&file, temporary)?;
             }
             // A file system, or a kernel, that knows no nameless files.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+                let _ = unlink(&self.handle, temporary);
                 let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-                write(openat(&self.handle, temporary, flags, mode)?).map(drop)
+                filled(openat(&self.handle, temporary, flags, mode)?, bytes)?;
             }
-            Err(errno) => Err(errno),
+            Err(errno) => return Err(errno),
+        }
+        renameat(&self.handle, temporary, &self.handle, name)
+    }
+
+    /// Gives a nameless file a name that is nobody's yet.
+    fn link(&self, file: &File, name: &str) -> nix::Result<()> {
+        match linkat(file, "", &self.handle, name, AtFlags::AT_EMPTY_PATH) {
+            // Without CAP_DAC_READ_SEARCH; with it the way through procfs is spared.
+            Err(Errno::ENOENT) => {
+                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(AT_FDCWD, open.as_str(), &self.handle, name, AtFlags::AT_SYMLINK_FOLLOW)
+            }
+            outcome => outcome,
         }
     }
 
@@ -423,6 +433,12 @@ fn exposure_of(owner: u32, mode: u32) -> Option<&'static str> {
         _ if mode & 0o022 != 0 && !sticky => Some("can be written by others, who could exchange what is in it"),
         _ => None,
     }
+}
+
+/// An open file with these contents, on disk.
+fn filled(file: OwnedFd, bytes: &[u8]) -> nix::Result<File> {
+    let mut file = File::from(file);
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(errno_of).map(|()| file)
 }
 
 /// Removes what has this name in a directory, but for a directory that has something in it.

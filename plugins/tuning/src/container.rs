@@ -1,7 +1,7 @@
 //! The container's namespace: looking, writing, and putting back.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -21,6 +21,7 @@ use crate::record::{Former, Original, Place};
 /// An open container: its namespace, and which of its interfaces is concerned.
 pub struct Container {
     netns: Netns,
+    home: Netns,
     /// Where it is.
     pub place: Place,
     ifname: String,
@@ -45,10 +46,11 @@ impl Container {
     /// The container of an attachment in an open namespace.
     pub fn inside(netns: Netns, path: &Path, attachment: &Attachment) -> Result<Container> {
         let ifname = attachment.ifname.clone();
-        let (cookie, ifindex) = netns.enter(|| Ok((netns::cookie()?, netns::ifindex(&ifname)?)))?;
+        let home = Netns::own()?;
+        let (cookie, ifindex) = netns.enter_from(&home, || Ok((netns::cookie()?, netns::ifindex(&ifname)?)))?;
         let (device, inode) = netns.identity()?;
         let place = Place { netns: group_of(device, inode), cookie, path: path.display().to_string(), ifindex };
-        Ok(Container { netns, place, ifname, socket: OnceCell::new() })
+        Ok(Container { netns, home, place, ifname, socket: OnceCell::new() })
     }
 
     /// Since when the namespace's file has been held; `None` if that can't be known.
@@ -56,9 +58,13 @@ impl Container {
         self.netns.held_since()
     }
 
+    fn enter<T>(&self, inside: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.netns.enter_from(&self.home, inside)
+    }
+
     fn socket(&self) -> Result<&RouteSocket> {
         if self.socket.get().is_none() {
-            let _ = self.socket.set(RouteSocket::open_in(&self.netns)?);
+            let _ = self.socket.set(self.enter(RouteSocket::open)?);
         }
         self.socket.get().ok_or_else(|| Error::Internal { what: "a socket that was opened is gone".into() })
     }
@@ -68,7 +74,7 @@ impl Container {
         let adding = call.verb == Verb::Add;
         let link = if config.link.is_empty() { None } else { self.link()? };
         let awaits = adding && plan::gains_ipv6(config, link.as_ref());
-        let mut facts = self.netns.enter(|| self.sysctls(config, adding, awaits))?;
+        let mut facts = self.enter(|| self.sysctls(config, adding, awaits))?;
         for (setting, found) in config.sysctls.iter().zip(&mut facts.sysctls) {
             match found {
                 Found::Missing { on_host } => *on_host = first_existing(&setting.key)?.map(|(name, _)| name),
@@ -86,16 +92,23 @@ impl Container {
         facts.readdressed = plan::readdressed(&facts.sysctls);
         facts.loses_ipv6 = plan::losing_ipv6(config, &self.ifname, facts.link.as_ref(), &facts.sysctls);
         let mtu = facts.link.as_ref().and_then(|l| l.attributes.mtu);
-        self.netns.enter(|| {
-            if config.link.mtu.is_some() && config.link.mtu != mtu {
-                let vanish = config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU);
-                let own_mtu = || Name::new(&format!("net/ipv6/conf/{}/mtu", self.ifname)).into_iter().collect();
-                let along = if vanish { sysctl::of_ipv6(&self.ifname) } else { own_mtu() };
-                facts.along_with_mtu = values(along.into_iter())?;
-            }
-            facts.indexes = indexes(&facts, &self.ifname)?;
-            Ok(())
-        })?;
+        facts.indexes = self.place.ifindex.map(|index| (self.ifname.clone(), index)).into_iter().collect();
+        let others = others_concerned(&facts);
+        let changes_mtu = config.link.mtu.is_some() && config.link.mtu != mtu;
+        if changes_mtu || !others.is_empty() {
+            self.enter(|| {
+                if changes_mtu {
+                    let vanish = config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU);
+                    let own_mtu = || Name::new(&format!("net/ipv6/conf/{}/mtu", self.ifname)).into_iter().collect();
+                    let along = if vanish { sysctl::of_ipv6(&self.ifname) } else { own_mtu() };
+                    facts.along_with_mtu = values(along.into_iter())?;
+                }
+                for interface in others {
+                    facts.indexes.extend(netns::ifindex(&interface)?.map(|index| (interface, index)));
+                }
+                Ok(())
+            })?;
+        }
         self.find_ipv6(&mut facts)?;
         Ok(facts)
     }
@@ -177,14 +190,14 @@ impl Container {
         for group in steps.chunk_by(|a, b| matches!((a, b), (Step::Sysctl { .. }, Step::Sysctl { .. }))) {
             match group {
                 [Step::Link { after, .. }] => self.set_link(index, after)?,
-                sysctls => kept.extend(self.netns.enter(|| write_together(sysctls))?),
+                sysctls => kept.extend(self.enter(|| write_together(sysctls))?),
             }
         }
         let lost = self.put_back_ipv6(&facts.ipv6)?;
         let mut followers: Vec<Name> = steps.iter().flat_map(Step::followers).map(|(name, _)| name.clone()).collect();
         followers.retain(|name| kept.iter().all(|(known, _)| known != name));
         if !followers.is_empty() {
-            kept.extend(self.netns.enter(|| values(followers.into_iter()))?);
+            kept.extend(self.enter(|| values(followers.into_iter()))?);
         }
         Ok(Outcome { kept, lost })
     }
@@ -245,7 +258,7 @@ impl Container {
             }
         };
         let all = || Ok(sysctls.filter_map(|s| put_back(s).err()).collect());
-        self.netns.enter(all).unwrap_or_else(|error| vec![error])
+        self.enter(all).unwrap_or_else(|error| vec![error])
     }
 
     /// Puts addresses and routes back on the links that have IPv6; those of the others are returned.
@@ -261,7 +274,7 @@ impl Container {
             let name = self.socket()?.device_at(entry.link)?.map(|d| d.name).unwrap_or_default();
             let switch = Name::new(&format!("net/ipv6/conf/{name}/disable_ipv6"));
             let off = |name: &Name| sysctl::read(name);
-            let value = switch.map_or(Ok(None), |name| self.netns.enter(|| off(&name)))?;
+            let value = switch.map_or(Ok(None), |name| self.enter(|| off(&name)))?;
             has_ipv6.insert(entry.link, value.as_ref().and_then(Content::value) == Some("0"));
         }
         let (there, lost): (Vec<&Entry>, Vec<&Entry>) =
@@ -272,7 +285,7 @@ impl Container {
 
     /// What the kernel changes along with these sysctls, by now.
     pub fn along_with(&self, names: &[Name]) -> Result<Vec<Name>> {
-        self.netns.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
+        self.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
     }
 }
 
@@ -305,22 +318,14 @@ fn values(names: impl Iterator<Item = Name>) -> Result<Vec<(Name, String)>> {
     Ok(values)
 }
 
-/// The indexes of the interfaces whose sysctls change.
-fn indexes(facts: &Facts, ifname: &str) -> Result<BTreeMap<String, u32>> {
-    let mut indexes = BTreeMap::new();
+/// The interfaces whose sysctls change and whose indexes aren't known yet.
+fn others_concerned(facts: &Facts) -> BTreeSet<String> {
     let followed = facts.sysctls.iter().flat_map(|found| match found {
         Found::There { name, followers, .. } => std::iter::once(name).chain(followers.iter().map(|(n, _)| n)).collect(),
         _ => Vec::new(),
     });
-    let concerned = followed.filter_map(Name::interface).chain([ifname]);
-    for interface in concerned.chain(facts.loses_ipv6.iter().map(String::as_str)) {
-        if !indexes.contains_key(interface)
-            && let Some(index) = netns::ifindex(interface)?
-        {
-            indexes.insert(interface.to_owned(), index);
-        }
-    }
-    Ok(indexes)
+    let concerned = followed.filter_map(Name::interface).chain(facts.loses_ipv6.iter().map(String::as_str));
+    concerned.filter(|interface| !facts.indexes.contains_key(*interface)).map(str::to_owned).collect()
 }
 
 /// The first name of a key that exists in the calling thread's namespace.

@@ -11,7 +11,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use common::nft::IpVersion;
-use common::{Error, Result};
+use common::{Error, Result, netns};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
@@ -56,10 +56,11 @@ pub(super) const fn base_name(version: IpVersion) -> &'static str {
 /// Whether the filter table is there in this network namespace. Without the kernel's module there is no list.
 pub(super) fn is_in_use(version: IpVersion) -> Result<bool> {
     let list = match version {
-        IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",
-        IpVersion::V6 => "/proc/thread-self/net/ip6_tables_names",
+        IpVersion::V4 => "net/ip_tables_names",
+        IpVersion::V6 => "net/ip6_tables_names",
     };
-    match std::fs::read_to_string(list) {
+    let list = format!("{}/{list}", netns::own_directory());
+    match std::fs::read_to_string(&list) {
         Ok(names) => Ok(names.lines().any(|name| name == "filter")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("read", list, &error)),
