@@ -161,8 +161,14 @@ pub fn answered(run: &Run<'_>, fault: Fault, times: Times) -> (Outcome, usize) {
 /// The most memory that the program ever had resident, in KiB (proc(5), `VmHWM`), and what came of the run.
 #[track_caller]
 pub fn peak_memory(run: &Run<'_>) -> (u64, Outcome) {
+    peak_memory_with(run, run.config.to_string().as_bytes())
+}
+
+/// The same with another stdin than the run's configuration.
+#[track_caller]
+pub fn peak_memory_with(run: &Run<'_>, stdin: &[u8]) -> (u64, Outcome) {
     let mut scale = Scale(0);
-    let outcome = run.traced(&mut scale);
+    let outcome = run.traced_with(stdin, &mut scale);
     (scale.0, outcome.expect("nobody has killed it"))
 }
 
@@ -188,12 +194,16 @@ impl Run<'_> {
     /// `None` if it was killed.
     #[track_caller]
     fn traced(&self, meddler: &mut (dyn Meddler + Send)) -> Option<Outcome> {
-        let stdin = self.config.to_string();
+        self.traced_with(self.config.to_string().as_bytes(), meddler)
+    }
+
+    #[track_caller]
+    fn traced_with(&self, stdin: &[u8], meddler: &mut (dyn Meddler + Send)) -> Option<Outcome> {
         let env = self.target.environment(self.verb.as_str());
         let mut command = self.plugin.command(self.host, &env);
-        let done = must(trace::run(&mut command, stdin.as_bytes(), meddler));
+        let done = must(trace::run(&mut command, stdin, meddler));
         let alive = std::os::unix::process::ExitStatusExt::signal(&done.status).is_none();
-        alive.then(|| self.plugin.outcome(done, &env, stdin.as_bytes()))
+        alive.then(|| self.plugin.outcome(done, &env, stdin))
     }
 }
 

@@ -4,15 +4,21 @@
 //! accepts: object keys match in any letter case (containerd really sends `HostPort` where the conventions say
 //! `hostPort`), the last of several equal keys wins, unknown keys are ignored and `null` leaves a value as it is.
 //! [`Json`] keeps objects in their order and with their duplicates, so that a plugin can care about either.
+//!
+//! What is read takes bounded memory, whatever comes: a list or object of more than [`ENTRIES_MAX`] entries, or one that
+//! would make the whole take more than [`MEMORY_MAX`] bytes, is passed over while it is parsed. [`Json::Excess`] stands in
+//! its place, which only those mind who need its value.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
 };
 use serde_json::Number;
+
+use super::error::Error;
 
 /// A JSON value whose objects keep their order and their duplicate keys.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -30,7 +36,18 @@ pub enum Json {
     Array(Vec<Json>),
     /// An object, in the order written, duplicates included.
     Object(Vec<(String, Json)>),
+    /// An array or object that was too large to be kept: in what way.
+    Excess(&'static str),
 }
+
+/// Entries of one array or object: 65,535 ports of three protocols are the longest list that anybody has use for.
+pub const ENTRIES_MAX: usize = 196_605;
+
+/// Bytes that the values of one document may take: that many mappings with every key take 90 MiB.
+pub const MEMORY_MAX: usize = 96 << 20;
+
+const TOO_MANY: &str = "more than 196605 entries";
+const TOO_MUCH: &str = "more than 96 MiB of values";
 
 impl Json {
     /// The value of `key` in an object, in any letter case; of several the last.
@@ -58,6 +75,7 @@ impl Json {
             Json::String(_) => "a string",
             Json::Array(_) => "an array",
             Json::Object(_) => "an object",
+            Json::Excess(how) => how,
         }
     }
 
@@ -69,13 +87,11 @@ impl Json {
         T::deserialize(Folding { value: self, misspelt: &mut seen })
     }
 
-    /// This object without the keys whose value `T` can't take.
-    pub fn readable_by<T: DeserializeOwned>(&self) -> Json {
-        let Json::Object(pairs) = self else { return Json::Null };
-        let is_readable = |(key, value): &&(String, Json)| {
-            Json::Object(vec![(key.clone(), value.clone())]).read::<T>(&mut Vec::new()).is_ok()
-        };
-        Json::Object(pairs.iter().filter(is_readable).cloned().collect())
+    /// The pairs of this object whose value `T` can take.
+    pub fn readable_by<T: DeserializeOwned>(&self) -> Readable<'_> {
+        let Json::Object(pairs) = self else { return Readable(Vec::new()) };
+        let is_readable = |pair: &&(String, Json)| Readable(vec![*pair]).read::<T>().is_ok();
+        Readable(pairs.iter().filter(is_readable).collect())
     }
 
     /// Like [`Json::read`] for one of several readers of the same object: `also_known` are the keys of the others.
@@ -89,9 +105,47 @@ impl Json {
     }
 }
 
+/// Some pairs of an object.
+#[derive(Debug)]
+pub struct Readable<'a>(Vec<&'a (String, Json)>);
+
+impl Readable<'_> {
+    /// Reads them as [`Json::read`] reads a whole object.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        struct Pairs<'a>(&'a [&'a (String, Json)]);
+
+        impl<'de> Deserializer<'de> for Pairs<'_> {
+            type Error = DecodeError;
+            fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, DecodeError> {
+                Err(de::Error::custom("pairs are read by a struct only"))
+            }
+            fn deserialize_struct<V: Visitor<'de>>(
+                self,
+                _: &'static str,
+                fields: &'static [&'static str],
+                visitor: V,
+            ) -> Result<V::Value, DecodeError> {
+                let misspelt = &mut Misspellings { found: &mut Vec::new(), also_known: &[] };
+                visit_fields(self.0.iter().copied(), fields, visitor, misspelt)
+            }
+            serde::forward_to_deserialize_any! {
+                bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+                unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+            }
+        }
+
+        T::deserialize(Pairs(&self.0))
+    }
+
+    /// The value of `key` among them, as [`Json::get`] gives it.
+    pub fn get(&self, key: &str) -> Option<&Json> {
+        self.0.iter().rev().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v)
+    }
+}
+
 impl<'de> serde::Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonVisitor)
+        Within(&mut Room { left: MEMORY_MAX }).deserialize(deserializer)
     }
 }
 
@@ -111,13 +165,53 @@ impl serde::Serialize for Json {
                 }
                 map.end()
             }
+            Json::Excess(how) => Err(serde::ser::Error::custom(how)),
         }
     }
 }
 
-struct JsonVisitor;
+/// Bytes that a document's values may still take.
+struct Room {
+    left: usize,
+}
 
-impl<'de> Visitor<'de> for JsonVisitor {
+impl Room {
+    /// Takes so many bytes; whether there were as many.
+    fn take(&mut self, bytes: usize) -> bool {
+        let rest = self.left.checked_sub(bytes);
+        self.left = rest.unwrap_or(self.left);
+        rest.is_some()
+    }
+
+    /// What a vector has grown by with its last entry.
+    fn take_growth<T>(&mut self, before: usize, vector: &Vec<T>) -> bool {
+        before == vector.capacity() || self.take((vector.capacity() - before) * size_of::<T>())
+    }
+
+    /// A string with what its allocation takes beside it.
+    fn take_text(&mut self, text: &str) -> bool {
+        self.take(text.len().next_multiple_of(16) + 16)
+    }
+}
+
+/// Reads one value into the room that is left.
+struct Within<'a>(&'a mut Room);
+
+impl<'de> DeserializeSeed<'de> for Within<'_> {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Within<'_> {
+    fn text(self, text: impl AsRef<str> + Into<String>) -> Json {
+        if self.0.take_text(text.as_ref()) { Json::String(text.into()) } else { Json::Excess(TOO_MUCH) }
+    }
+}
+
+impl<'de> Visitor<'de> for Within<'_> {
     type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,24 +236,50 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Number::from_f64(v).map(Json::Number).ok_or_else(|| E::custom("not a finite number"))
     }
     fn visit_str<E>(self, v: &str) -> Result<Json, E> {
-        Ok(Json::String(v.to_owned()))
+        Ok(self.text(v))
     }
     fn visit_string<E>(self, v: String) -> Result<Json, E> {
-        Ok(Json::String(v))
+        Ok(self.text(v))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let (room, whole) = (self.0.left, self.0);
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
+        let how = loop {
+            let Some(item) = seq.next_element_seed(Within(whole))? else { return Ok(Json::Array(items)) };
+            let before = items.capacity();
             items.push(item);
-        }
-        Ok(Json::Array(items))
+            if items.len() > ENTRIES_MAX {
+                break TOO_MANY;
+            }
+            if !whole.take_growth(before, &items) {
+                break TOO_MUCH;
+            }
+        };
+        drop(items);
+        whole.left = room;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Json::Excess(how))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
-        }
-        Ok(Json::Object(pairs))
+        let (room, whole) = (self.0.left, self.0);
+        let mut pairs: Vec<(String, Json)> = Vec::new();
+        let how = loop {
+            let Some(key) = map.next_key::<String>()? else { return Ok(Json::Object(pairs)) };
+            let mut fits = whole.take_text(&key);
+            let before = pairs.capacity();
+            pairs.push((key, map.next_value_seed(Within(whole))?));
+            fits &= whole.take_growth(before, &pairs);
+            if pairs.len() > ENTRIES_MAX {
+                break TOO_MANY;
+            }
+            if !fits {
+                break TOO_MUCH;
+            }
+        };
+        drop(pairs);
+        whole.left = room;
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Json::Excess(how))
     }
 }
 
@@ -183,9 +303,12 @@ struct Misspellings<'a> {
     also_known: &'static [&'static str],
 }
 
+/// Misspelt keys that are told: more are hardly slips.
+const MISSPELT_MAX: usize = 16;
+
 impl Misspellings<'_> {
     fn note(&mut self, key: &str, fields: &'static [&'static str]) {
-        if self.also_known.iter().any(|k| k.eq_ignore_ascii_case(key)) {
+        if self.found.len() >= MISSPELT_MAX || self.also_known.iter().any(|k| k.eq_ignore_ascii_case(key)) {
             return;
         }
         let lower = key.to_ascii_lowercase();
@@ -226,6 +349,8 @@ fn letters_apart(a: &str, b: &str) -> usize {
 pub struct DecodeError {
     path: Vec<String>,
     reason: String,
+    /// The value in words where it is of its type, and only too large.
+    excess: Option<String>,
 }
 
 impl DecodeError {
@@ -240,9 +365,13 @@ impl DecodeError {
         steps.join(".")
     }
 
-    /// What is wrong with its value.
-    pub fn reason(&self) -> &str {
-        &self.reason
+    fn excess(value: impl Into<String>, reason: impl Into<String>) -> Self {
+        DecodeError { path: Vec::new(), reason: reason.into(), excess: Some(value.into()) }
+    }
+
+    /// The same of a value that stands within another.
+    pub fn within(self, key: &str) -> Self {
+        self.at(key)
     }
 }
 
@@ -256,8 +385,53 @@ impl std::error::Error for DecodeError {}
 
 impl de::Error for DecodeError {
     fn custom<T: fmt::Display>(msg: T) -> Self {
-        DecodeError { path: Vec::new(), reason: msg.to_string() }
+        DecodeError { path: Vec::new(), reason: msg.to_string(), excess: None }
     }
+
+    fn invalid_length(length: usize, expected: &dyn de::Expected) -> Self {
+        DecodeError::excess(format!("{length} entries"), format!("expected {expected}"))
+    }
+}
+
+impl From<DecodeError> for Error {
+    fn from(error: DecodeError) -> Error {
+        let key = error.key();
+        match error.excess {
+            Some(value) => Error::invalid(key, value, error.reason),
+            None => Error::WrongType { key, reason: error.reason },
+        }
+    }
+}
+
+/// Reads a list of at most `MOST` entries: what is more is refused before it is read, by the key and the bound.
+pub fn at_most<'de, const MOST: usize, D: Deserializer<'de>, T: serde::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct List<T, const MOST: usize>(std::marker::PhantomData<T>);
+
+    impl<'de, T: serde::Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MOST}")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+            let told = seq.size_hint().unwrap_or_default();
+            if told > MOST {
+                return Err(de::Error::invalid_length(told, &self));
+            }
+            let mut items = Vec::with_capacity(told);
+            while let Some(item) = seq.next_element()? {
+                items.push(item);
+                if items.len() > MOST {
+                    return Err(de::Error::invalid_length(items.len(), &self));
+                }
+            }
+            Ok(items)
+        }
+    }
+
+    deserializer.deserialize_seq(List::<T, MOST>(std::marker::PhantomData))
 }
 
 /// Deserializer over a [`Json`] that folds the case of struct keys and lets the last duplicate win.
@@ -280,6 +454,7 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
                 let entries = pairs.iter().map(|(k, v)| (Key::Written(k), v)).collect();
                 visitor.visit_map(Entries { entries, at: 0, misspelt: self.misspelt })
             }
+            Json::Excess(how) => Err(excessive(how)),
         }
     }
 
@@ -297,22 +472,11 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         // Of an array, serde would take the items for the fields, in turn; and it would name the type in Rust.
-        let Json::Object(pairs) = self.value else {
-            return Err(de::Error::custom(format!("invalid type: {}, expected an object", self.value.kind())));
-        };
-        let mut entries: Vec<(Key<'_>, &Json)> = Vec::with_capacity(pairs.len());
-        for (key, value) in pairs {
-            match fields.iter().find(|f| f.eq_ignore_ascii_case(key)) {
-                // `null` leaves a field at its default, as in Go.
-                Some(_) if *value == Json::Null => {}
-                Some(field) => {
-                    entries.retain(|(k, _)| !matches!(k, Key::Field(f) if f == field));
-                    entries.push((Key::Field(field), value));
-                }
-                None => self.misspelt.note(key, fields),
-            }
+        match self.value {
+            Json::Object(pairs) => visit_fields(pairs.iter(), fields, visitor, self.misspelt),
+            Json::Excess(how) => Err(excessive(how)),
+            other => Err(de::Error::custom(format!("invalid type: {}, expected an object", other.kind()))),
         }
-        visitor.visit_map(Entries { entries, at: 0, misspelt: self.misspelt })
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -331,6 +495,7 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
     ) -> Result<V::Value, DecodeError> {
         match self.value {
             Json::String(s) => visitor.visit_enum(IntoDeserializer::<DecodeError>::into_deserializer(s.as_str())),
+            Json::Excess(how) => Err(excessive(how)),
             other => Err(de::Error::custom(format!("must be a string, not {}", other.kind()))),
         }
     }
@@ -343,6 +508,32 @@ impl<'de> Deserializer<'de> for Folding<'_, '_, '_> {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
         unit unit_struct seq tuple tuple_struct map identifier
     }
+}
+
+fn excessive(how: &str) -> DecodeError {
+    DecodeError::excess(how, "nothing has so much of anything; it was not read")
+}
+
+/// Those of an object's pairs that are fields.
+fn visit_fields<'de, 'a, V: Visitor<'de>>(
+    pairs: impl Iterator<Item = &'a (String, Json)>,
+    fields: &'static [&'static str],
+    visitor: V,
+    misspelt: &mut Misspellings<'_>,
+) -> Result<V::Value, DecodeError> {
+    let mut entries: Vec<(Key<'_>, &Json)> = Vec::with_capacity(fields.len());
+    for (key, value) in pairs {
+        match fields.iter().find(|f| f.eq_ignore_ascii_case(key)) {
+            // `null` leaves a field at its default, as in Go.
+            Some(_) if *value == Json::Null => {}
+            Some(field) => {
+                entries.retain(|(k, _)| !matches!(k, Key::Field(f) if f == field));
+                entries.push((Key::Field(field), value));
+            }
+            None => misspelt.note(key, fields),
+        }
+    }
+    visitor.visit_map(Entries { entries, at: 0, misspelt })
 }
 
 fn visit_number<'de, V: Visitor<'de>>(n: &Number, visitor: V) -> Result<V::Value, DecodeError> {
@@ -515,7 +706,7 @@ mod tests {
         let (outer, _) = read(r#"{"portMappings":[{},{"hostPort":"eighty"}]}"#);
         let error = outer.unwrap_err();
         assert_eq!(error.key(), "portMappings.1.hostPort");
-        assert!(error.reason().contains("eighty"), "{error}");
+        assert!(error.to_string().contains("eighty"), "{error}");
     }
 
     #[test]
@@ -533,6 +724,38 @@ mod tests {
     #[test]
     fn field_names_are_known_without_a_value() {
         assert_eq!(fields_of::<Mapping>(), ["hostPort", "hostIP", "wide"]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_passed_over_and_minded_by_whoever_needs_it() {
+        let many = |entry: &str| vec![entry; ENTRIES_MAX + 1].join(",");
+        let text = format!(r#"{{"portMappings":[{}],"sysctl":{{{}}}}}"#, many("{}"), many(r#""a":"1""#));
+        let json: Json = serde_json::from_str(&text).unwrap();
+        assert_eq!(json.get("portMappings"), Some(&Json::Excess(TOO_MANY)));
+        assert_eq!(json.get("sysctl"), Some(&Json::Excess(TOO_MANY)));
+        let error = Error::from(json.read::<Outer>(&mut Vec::new()).unwrap_err());
+        assert_eq!(error.code(), 7);
+        let text = error.to_string();
+        assert!(text.contains("portMappings = more than 196605 entries"), "{text}");
+        let exactly = format!(r#"{{"portMappings":[{}]}}"#, vec!["{}"; ENTRIES_MAX].join(","));
+        assert_eq!(read(&exactly).0.unwrap().port_mappings.len(), ENTRIES_MAX);
+    }
+
+    #[test]
+    fn what_takes_too_much_memory_is_passed_over_where_it_does() {
+        let small = vec![r#"{"":{"":{"":0}}}"#; 300].join(",");
+        let large = vec![format!("[{small}]"); 2_000].join(",");
+        let json: Json = serde_json::from_str(&format!(r#"{{"x":[{large}],"name":"n","y":[{small}]}}"#)).unwrap();
+        assert_eq!(json.get("x"), Some(&Json::Excess(TOO_MUCH)));
+        // What comes behind it has the room that it took.
+        assert!(matches!(json.get("y"), Some(Json::Array(items)) if items.len() == 300));
+        assert_eq!(json.get("name").and_then(Json::as_str), Some("n"));
+    }
+
+    #[test]
+    fn few_misspelt_keys_are_told() {
+        let (_, misspelt) = read(&format!(r#"{{{}}}"#, vec![r#""portMapings":0"#; 1_000].join(",")));
+        assert_eq!(misspelt.len(), MISSPELT_MAX);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::decode::{DecodeError, Json, Misspelt, fields_of};
+use super::decode::{Json, Misspelt, fields_of};
 use super::env::{Verb, is_identifier};
 use super::error::{Error, Result};
 use super::result::CniResult;
@@ -129,6 +129,7 @@ impl Network {
         let json: Json = serde_json::from_slice(stdin).map_err(|e| Error::NotJson { reason: e.to_string() })?;
         match json {
             Json::Object(_) => Ok(json),
+            Json::Excess(how) => Err(Error::NotJson { reason: format!("it has {how}") }),
             other => Err(Error::NotJson { reason: format!("it must be an object, not {}", other.kind()) }),
         }
     }
@@ -180,14 +181,14 @@ impl Network {
     /// A plugin's own keys, and a warning for each key that is nearly one.
     pub fn own_keys<T: serde::de::DeserializeOwned>(&self) -> Result<(T, Vec<Misspelt>)> {
         let mut misspelt = Vec::new();
-        let own = self.json.read_beside(common_keys(), &mut misspelt).map_err(|e| wrong_type(&e))?;
+        let own = self.json.read_beside(common_keys(), &mut misspelt)?;
         Ok((own, misspelt))
     }
 
     /// A plugin's own keys, as if those whose value has a wrong type had not been written: what DEL and GC go by where ADD
     /// would refuse.
     pub fn readable_keys<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
-        self.json.readable_by::<T>().read(&mut Vec::new()).ok()
+        self.json.readable_by::<T>().read().ok()
     }
 }
 
@@ -207,7 +208,7 @@ pub fn named_version(json: &Json) -> Option<&str> {
 fn read_written(json: &Json) -> Result<(Written, Option<Error>)> {
     let error = match json.read(&mut Vec::new()) {
         Ok(written) => return Ok((written, None)),
-        Err(error) => wrong_type(&error),
+        Err(error) => Error::from(error),
     };
     let readable = json.readable_by::<Written>();
     // Of a key that stands there twice the last counts, even if the first alone could be read.
@@ -215,11 +216,7 @@ fn read_written(json: &Json) -> Result<(Written, Option<Error>)> {
     if NEEDED.iter().any(is_lost) {
         return Err(error);
     }
-    Ok((readable.read(&mut Vec::new()).map_err(|e| wrong_type(&e))?, Some(error)))
-}
-
-fn wrong_type(error: &DecodeError) -> Error {
-    Error::WrongType { key: error.key(), reason: error.reason().to_owned() }
+    Ok((readable.read()?, Some(error)))
 }
 
 fn read_version(written: Option<String>) -> Result<Version> {

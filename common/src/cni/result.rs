@@ -8,19 +8,29 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::decode::{Json, Misspelt, cidr};
+use super::decode::{Json, Misspelt, at_most, cidr};
 use super::error::{Error, Result};
 use super::version::{Family, Version};
+
+/// Entries of one list of a result: no container has as many addresses or routes.
+const LIST_MAX: usize = 4096;
+
+fn few<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    at_most::<LIST_MAX, D, T>(deserializer)
+}
 
 /// What a chain of plugins has made so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct CniResult {
     /// Interfaces, on the host and in the container.
+    #[serde(deserialize_with = "few")]
     pub interfaces: Vec<Interface>,
     /// Addresses of the container's interfaces.
+    #[serde(deserialize_with = "few")]
     pub ips: Vec<IpConfig>,
     /// Routes in the container.
+    #[serde(deserialize_with = "few")]
     pub routes: Vec<Route>,
     /// Name resolution for the container.
     pub dns: Dns,
@@ -94,16 +104,16 @@ pub struct Route {
 #[serde(default)]
 pub struct Dns {
     /// Name servers, by priority.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "few", skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
     /// Search list.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "few", skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Resolver options.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "few", skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
@@ -190,16 +200,7 @@ fn foreign_version(own: &str, version: Version) -> Error {
 }
 
 fn decode<T: serde::de::DeserializeOwned>(json: &Json, ignored: &mut Vec<Misspelt>) -> Result<T> {
-    if !matches!(json, Json::Object(_)) {
-        return Err(Error::WrongType {
-            key: "prevResult".into(),
-            reason: format!("must be an object, not {}", json.kind()),
-        });
-    }
-    json.read(ignored).map_err(|e| Error::WrongType {
-        key: format!("prevResult.{}", e.key()).trim_end_matches('.').to_owned(),
-        reason: e.reason().to_owned(),
-    })
+    json.read(ignored).map_err(|error| error.within("prevResult").into())
 }
 
 /// A result as it stands on stdout.
@@ -309,7 +310,7 @@ struct OldIp {
     ip: IpNet,
     #[serde(default, deserialize_with = "optional_address", skip_serializing_if = "Option::is_none")]
     gateway: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "few", skip_serializing_if = "Vec::is_empty")]
     routes: Vec<OldRoute>,
 }
 
@@ -407,6 +408,29 @@ mod tests {
         assert_eq!(written["ips"][0]["version"], "4");
         assert_eq!(written["dns"], serde_json::json!({}), "0.3.x and 0.4.0 always have dns");
         assert!(read(&FULL.replace("1.1.0", "1.0.0"), Version::V1_1_0).is_ok());
+    }
+
+    #[test]
+    fn a_list_that_no_container_has_is_refused_by_its_key_and_the_bound() {
+        let many = |key: &str, entry: &str, n: usize| format!(r#"{{"{key}":[{}]}}"#, vec![entry; n].join(","));
+        let entries = [
+            ("interfaces", r#"{"name":"x"}"#),
+            ("ips", r#"{"address":"10.0.0.2/24"}"#),
+            ("routes", r#"{"dst":"10.0.0.0/8"}"#),
+        ];
+        for (key, entry) in entries {
+            assert!(read(&many(key, entry, LIST_MAX), Version::V1_1_0).is_ok());
+            let error = read(&many(key, entry, LIST_MAX + 1), Version::V1_1_0).unwrap_err();
+            assert_eq!(error.code(), 7);
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("prevResult.{key} = 4097 entries")) && text.contains("at most 4096"),
+                "{text}"
+            );
+        }
+        let routes = many("routes", r#"{"dst":"10.0.0.0/8"}"#, LIST_MAX + 1);
+        let old = format!(r#"{{"ip4":{{"ip":"10.0.0.2/24",{}}}"#, routes.trim_start_matches('{'));
+        assert!(read(&old, Version::V0_2_0).unwrap_err().to_string().contains("prevResult.ip4.routes"));
     }
 
     #[test]

@@ -64,12 +64,10 @@ pub struct Written {
 #[serde(default, rename_all = "camelCase")]
 struct WrittenRuntime {
     /// Of the capability `portMappings`. An empty list takes back what an earlier ADD has published.
+    // No list of any configuration is longer than every port of every protocol: `common::cni::decode::ENTRIES_MAX`.
     #[cfg_attr(feature = "schema", schemars(length(max = 196_605)))]
     port_mappings: Option<Vec<WrittenMapping>>,
 }
-
-/// Mappings of one attachment: 65,535 ports of tcp, udp and sctp.
-const MAPPINGS_MAX: usize = 3 * 65_535;
 
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(extend("required" = ["hostPort", "containerPort", "protocol"])))]
@@ -225,11 +223,6 @@ impl Config {
         require_backend(&written)?;
         let priority = priority(written.priority)?;
         let mapped = |written: Vec<WrittenMapping>| {
-            let many = written.len();
-            if many > MAPPINGS_MAX {
-                let reason = format!("more than {MAPPINGS_MAX}, which is every port of every protocol");
-                return Err(Error::invalid("runtimeConfig.portMappings", format!("{many} mappings"), reason));
-            }
             let mapped = |(i, m)| mapping(m, &format!("runtimeConfig.portMappings.{i}"));
             written.iter().enumerate().map(mapped).collect::<Result<Vec<Mapping>>>()
         };

@@ -1,6 +1,7 @@
 //! A port that somebody else has: who, and whether they are still there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use common::nft::{CommitError, Element, IpVersion, NftSocket, RecordKey, Set, Transaction};
 use common::{Attachment, Error, Result};
@@ -76,28 +77,33 @@ pub fn is_conflict(refused: &CommitError) -> bool {
 /// Only after a conflict are the maps asked: in the way of an ADD that succeeds there is no such question.
 pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&Recorded>) -> Result<InTheWay> {
     let mut found = InTheWay::default();
+    let mut owners = Owners::beside(share);
     // Whose elements go with their records.
-    let mut leaving: Vec<Owned> = before.map(|own| Owned::of(&own.record)).into_iter().collect();
+    let mut leaving = Places::default();
+    before.iter().for_each(|own| leaving.add(&own.record));
     for (map, claims) in rules::by_map(&share.claims) {
         let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
         let elements = socket.elements_at(&TABLE, &map, &keys)?;
         for (claim, element) in claims.into_iter().zip(elements).filter_map(|(c, e)| Some((c, e?))) {
-            if leaving.iter().any(|owned| owned.has(claim, &element)) {
+            if leaving.have(claim, &element) {
                 continue;
             }
-            match owner(socket, share, claim, &element)? {
-                Owner::Gone(dead) => {
-                    if let Some(heir) = living_heir(socket, share, claim, &dead.recorded.record)? {
+            match owners.of(socket, claim, &element)? {
+                Owner::Gone(recorded, why) => {
+                    let dead = Dead { recorded: recorded.clone(), why: why.to_owned() };
+                    if let Some(heir) = owners.living_heir(socket, claim, &dead.recorded.record)? {
                         let gone = BTreeMap::from([(dead.recorded.record.key, dead)]);
-                        stale::forget_after_del(&take_from(socket, share, &gone)?);
+                        stale::forget_after_del(&take_from(socket, &owners, &gone)?);
                         return Err(taken(claim, &heir));
                     }
-                    leaving.push(Owned::of(&dead.recorded.record));
+                    leaving.add(&dead.recorded.record);
                     found.dead.push(dead);
                 }
                 Owner::Living(owner) if is_of_container(&owner.record, &share.attachment.container) => {
                     found.kept.insert(claim.place());
-                    found.keepers.push(owner);
+                    if found.keepers.iter().all(|keeper| keeper.record.key != owner.record.key) {
+                        found.keepers.push(owner.clone());
+                    }
                 }
                 Owner::Nobody => found.orphans.push((map.clone(), element)),
                 Owner::Living(owner) => return Err(taken(claim, &owner.record)),
@@ -107,63 +113,106 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
     Ok(found)
 }
 
-/// A record's ports, to be looked up.
-struct Owned {
-    label: String,
-    places: BTreeSet<Place>,
-}
+/// The ports of some records, by their labels.
+#[derive(Default)]
+struct Places(BTreeMap<String, BTreeSet<Place>>);
 
-impl Owned {
-    fn of(record: &Record) -> Owned {
-        Owned { label: record.label.clone(), places: record.claims.iter().map(Claim::place).collect() }
+impl Places {
+    fn add(&mut self, record: &Record) {
+        self.0.entry(record.label.clone()).or_default().extend(record.claims.iter().map(Claim::place));
     }
 
-    /// Whether the element at this claim's key is the record's, wherever it leads.
-    fn has(&self, claim: &Claim, element: &Element) -> bool {
-        element.comment.as_deref() == Some(&*self.label) && self.places.contains(&claim.place())
+    /// Whether the element at this claim's key is one of them, wherever it leads.
+    fn have(&self, claim: &Claim, element: &Element) -> bool {
+        let of_owner = element.comment.as_ref().and_then(|label| self.0.get(label));
+        of_owner.is_some_and(|places| places.contains(&claim.place()))
     }
 }
 
 /// What is known of the owner that an element names.
-enum Owner {
+enum Owner<'a> {
     /// No record of it has this port.
     Nobody,
-    /// It is certainly gone.
-    Gone(Dead),
+    /// It is certainly gone, and why.
+    Gone(&'a Recorded, &'a str),
     /// It may be there.
-    Living(Recorded),
+    Living(&'a Recorded),
 }
 
-/// The owner of an element at a claim's key.
-fn owner(socket: &mut NftSocket, share: &Share, claim: &Claim, element: &Element) -> Result<Owner> {
-    let Some(label) = &element.comment else { return Ok(Owner::Nobody) };
-    let Some(recorded) = Recorded::of_label(socket, label)? else { return Ok(Owner::Nobody) };
-    let Some(theirs) = recorded.record.claims.iter().find(|c| c.place() == claim.place()) else {
-        return Ok(Owner::Nobody);
-    };
-    Ok(match why_gone(share, &recorded.record, theirs)? {
-        Some(why) => Owner::Gone(Dead { recorded, why }),
-        None => Owner::Living(recorded),
-    })
+/// The owners of elements in a share's way. Each is looked up once: a single one may have tens of thousands of ports.
+struct Owners<'a> {
+    share: &'a Share,
+    /// The addresses that the share's ports lead to.
+    targets: BTreeSet<IpAddr>,
+    /// By their labels; none if there is no record.
+    known: BTreeMap<String, Option<Known>>,
 }
 
-/// Who is alive, of another container, and waits for a dead one's port.
-fn living_heir(socket: &mut NftSocket, share: &Share, claim: &Claim, dead: &Record) -> Result<Option<Record>> {
-    for heir in &dead.heirs {
-        let Some(Recorded { record, .. }) = Recorded::read_key(socket, heir.key)? else { continue };
-        let Some(theirs) = record.claims.iter().find(|c| c.place() == claim.place()) else { continue };
-        if !is_of_container(&record, &share.attachment.container) && why_gone(share, &record, theirs)?.is_none() {
-            return Ok(Some(record));
-        }
+/// An owner that was looked up.
+struct Known {
+    recorded: Recorded,
+    /// Its ports, and the address that each leads to.
+    places: BTreeMap<Place, IpAddr>,
+    /// Why it is certainly gone, by the addresses that were asked for.
+    gone: BTreeMap<IpAddr, Option<String>>,
+}
+
+impl<'a> Owners<'a> {
+    fn beside(share: &'a Share) -> Owners<'a> {
+        let targets = share.claims.iter().map(|claim| claim.target).collect();
+        Owners { share, targets, known: BTreeMap::new() }
     }
-    Ok(None)
+
+    /// The owner of an element at a claim's key.
+    fn of(&mut self, socket: &mut NftSocket, claim: &Claim, element: &Element) -> Result<Owner<'_>> {
+        let Some(label) = &element.comment else { return Ok(Owner::Nobody) };
+        if !self.known.contains_key(label) {
+            let known = Recorded::of_label(socket, label)?.map(Known::of);
+            self.known.insert(label.clone(), known);
+        }
+        let (share, targets) = (self.share, &self.targets);
+        let Some(Some(known)) = self.known.get_mut(label) else { return Ok(Owner::Nobody) };
+        let Some(target) = known.places.get(&claim.place()).copied() else { return Ok(Owner::Nobody) };
+        if !known.gone.contains_key(&target) {
+            let why = why_gone(share, targets, &known.recorded.record, target)?;
+            known.gone.insert(target, why);
+        }
+        Ok(match known.gone.get(&target) {
+            Some(Some(why)) => Owner::Gone(&known.recorded, why),
+            _ => Owner::Living(&known.recorded),
+        })
+    }
+
+    /// Who is alive, of another container, and waits for a dead one's port.
+    fn living_heir(&self, socket: &mut NftSocket, claim: &Claim, dead: &Record) -> Result<Option<Record>> {
+        let own = &self.share.attachment.container;
+        for heir in &dead.heirs {
+            let Some(Recorded { record, .. }) = Recorded::read_key(socket, heir.key)? else { continue };
+            let Some(theirs) = record.claims.iter().find(|c| c.place() == claim.place()) else { continue };
+            let is_dead = || why_gone(self.share, &self.targets, &record, theirs.target).map(|why| why.is_some());
+            if !is_of_container(&record, own) && !is_dead()? {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
 }
 
-/// Why the owner of a claim is certainly gone. One container may have one address on two networks.
-fn why_gone(share: &Share, record: &Record, theirs: &Claim) -> Result<Option<String>> {
-    let has_its_address = share.claims.iter().any(|own| own.target == theirs.target);
-    if has_its_address && !is_of_container(record, &share.attachment.container) {
-        return Ok(Some(format!("its address {} is {}'s now", theirs.target, share.attachment)));
+impl Known {
+    fn of(recorded: Recorded) -> Known {
+        let mut places = BTreeMap::new();
+        for claim in &recorded.record.claims {
+            places.entry(claim.place()).or_insert(claim.target);
+        }
+        Known { recorded, places, gone: BTreeMap::new() }
+    }
+}
+
+/// Why the owner of ports that lead to `theirs` is certainly gone, where the share's lead to `targets`. One container may have
+/// one address on two networks.
+fn why_gone(share: &Share, targets: &BTreeSet<IpAddr>, record: &Record, theirs: IpAddr) -> Result<Option<String>> {
+    if targets.contains(&theirs) && !is_of_container(record, &share.attachment.container) {
+        return Ok(Some(format!("its address {theirs} is {}'s now", share.attachment)));
     }
     match &record.origin {
         Some(origin) => why_dead(origin),
@@ -207,6 +256,7 @@ pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVers
     {
         log::info!("{error}");
     }
+    let mut owners = Owners::beside(share);
     let mut gone: BTreeMap<RecordKey, Dead> = BTreeMap::new();
     let everywhere: Vec<Claim> = share.claims.iter().filter(|c| c.address.is_none()).copied().collect();
     for version in specific {
@@ -219,9 +269,10 @@ pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVers
                 continue;
             }
             let Some(theirs) = Claim::of_element(&element) else { continue };
-            match owner(socket, share, &theirs, &element)? {
-                Owner::Gone(dead) => {
-                    gone.insert(dead.recorded.record.key, dead);
+            match owners.of(socket, &theirs, &element)? {
+                Owner::Gone(recorded, why) => {
+                    let dead = || Dead { recorded: recorded.clone(), why: why.to_owned() };
+                    gone.entry(recorded.record.key).or_insert_with(dead);
                 }
                 Owner::Living(other) if other.record.key != RecordKey::of(&share.attachment) => {
                     let (other, own) = (&other.record.label, share.attachment.label());
@@ -231,11 +282,11 @@ pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVers
             }
         }
     }
-    take_from(socket, share, &gone)
+    take_from(socket, &owners, &gone)
 }
 
 /// Removes what the dead own; whoever has been added anew since then is alive.
-fn take_from(socket: &mut NftSocket, share: &Share, gone: &BTreeMap<RecordKey, Dead>) -> Result<Vec<Recorded>> {
+fn take_from(socket: &mut NftSocket, owners: &Owners<'_>, gone: &BTreeMap<RecordKey, Dead>) -> Result<Vec<Recorded>> {
     if gone.is_empty() {
         return Ok(Vec::new());
     }
@@ -243,9 +294,10 @@ fn take_from(socket: &mut NftSocket, share: &Share, gone: &BTreeMap<RecordKey, D
         let mut dead = Vec::new();
         for key in gone.keys() {
             let Some(recorded) = Recorded::read_key(socket, *key)? else { continue };
+            let theirs: BTreeSet<IpAddr> = recorded.record.claims.iter().map(|claim| claim.target).collect();
             let mut why = None;
-            for claim in &recorded.record.claims {
-                why = why.or(why_gone(share, &recorded.record, claim)?);
+            for address in theirs {
+                why = why.or(why_gone(owners.share, &owners.targets, &recorded.record, address)?);
             }
             dead.extend(why.map(|_| recorded));
         }

@@ -118,17 +118,20 @@ pub fn add_elements(transaction: &mut Transaction, record: &Record) {
 /// nobody waits.
 pub fn waiting(socket: &mut NftSocket, share: &Share) -> Result<BTreeSet<Place>> {
     let (own, label) = (RecordKey::of(&share.attachment), share.attachment.label());
-    let mut owners: BTreeMap<String, Option<Recorded>> = BTreeMap::new();
+    // Each owner's ports, if the share is to have them when it goes.
+    let mut owners: BTreeMap<String, BTreeSet<Place>> = BTreeMap::new();
     let mut waiting = BTreeSet::new();
     for (map, claims) in rules::by_map(&share.claims) {
         let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
         for (claim, element) in claims.into_iter().zip(socket.elements_at(&TABLE, &map, &keys)?) {
             let Some(other) = element.and_then(|e| e.comment).filter(|other| *other != label) else { continue };
             if !owners.contains_key(&other) {
-                owners.insert(other.clone(), living(Recorded::of_label(socket, &other)?)?);
+                let owner = living(Recorded::of_label(socket, &other)?)?.map(|owner| owner.record);
+                let owner = owner.filter(|owner| owner.heirs.iter().any(|heir| heir.key == own));
+                let places = owner.iter().flat_map(|owner| &owner.claims).map(Claim::place).collect();
+                owners.insert(other.clone(), places);
             }
-            let owner = owners.get(&other).and_then(Option::as_ref).map(|owner| &owner.record);
-            if owner.is_some_and(|o| o.has(claim.place()) && o.heirs.iter().any(|heir| heir.key == own)) {
+            if owners.get(&other).is_some_and(|places| places.contains(&claim.place())) {
                 waiting.insert(claim.place());
             }
         }

@@ -50,11 +50,6 @@ impl Record {
         lines
     }
 
-    /// Whether it claims the port at this place.
-    pub fn has(&self, place: Place) -> bool {
-        self.claims.iter().any(|claim| claim.place() == place)
-    }
-
     /// The same without the ports at these places.
     pub fn without(&self, places: &BTreeSet<Place>) -> Record {
         let claims = self.claims.iter().filter(|claim| !places.contains(&claim.place()));

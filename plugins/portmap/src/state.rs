@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use common::nft::records;
 use common::nft::{
-    Chain, Command, Element, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, TableRules, Transaction,
+    Chain, Command, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, TableRules, Transaction,
 };
 use common::{Attachment, Call, Difference, Result, State};
 
@@ -107,7 +107,7 @@ impl Share {
             let (filled, rules) = Filled::all(socket, &|chain| self.needs(chain))?;
             let in_place = in_place && self.static_rules_are_in_place(&rules);
             let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
-            if before.is_some() && in_place && is_clean && self.own_differences(socket, before.as_ref())?.is_empty() {
+            if before.is_some() && in_place && is_clean && self.is_as_planned(socket, before.as_ref())? {
                 let found = Found::of(before, InTheWay::default(), &filled);
                 return Ok(ControlFlow::Break(unanswered.take().unwrap_or(found)));
             }
@@ -295,10 +295,26 @@ fn shared_chain_differences(socket: &mut NftSocket, shared: &Shared) -> Result<V
 }
 
 impl Share {
+    /// Whether nothing of [`Share::own_differences`] is there. The ports are looked up only if the record has the same.
+    fn is_as_planned(&self, socket: &mut NftSocket, recorded: Option<&Recorded>) -> Result<bool> {
+        let record = self.record_since(recorded);
+        Ok(self.record_differences(socket, &record, recorded)?.is_empty()
+            && self.port_differences(socket, &record)?.is_empty())
+    }
+
     /// Where the attachment's own share, and what it shares with others, isn't as planned.
-    pub(crate) fn own_differences(
+    fn own_differences(&self, socket: &mut NftSocket, recorded: Option<&Recorded>) -> Result<Vec<Difference>> {
+        let record = self.record_since(recorded);
+        let mut differences = self.record_differences(socket, &record, recorded)?;
+        differences.extend(self.port_differences(socket, &record)?);
+        Ok(differences)
+    }
+
+    /// The part of the lines, and of what they count in.
+    fn record_differences(
         &self,
         socket: &mut NftSocket,
+        record: &Record,
         recorded: Option<&Recorded>,
     ) -> Result<Vec<Difference>> {
         let mut differences = Vec::new();
@@ -309,22 +325,20 @@ impl Share {
         if let Some(link) = &self.loopback {
             differences.extend(loopback_differences(socket, link)?);
         }
-        let record = self.record_since(recorded);
         let lines = record.lines();
-        let is_wanted = |line: &&Element| lines.iter().any(|wanted| wanted.key == line.key);
-        for line in recorded.iter().flat_map(|r| &r.lines).filter(|line| !is_wanted(line)) {
+        let wanted: BTreeSet<_> = lines.iter().map(|line| &line.key).collect();
+        for line in recorded.iter().flat_map(|r| &r.lines).filter(|line| !wanted.contains(&line.key)) {
             differences.push(Difference::other(object_of_record(), "no such line", line.to_string()));
         }
         differences.extend(socket.element_differences(&TABLE, &records::map(), &lines)?);
-        let mut elements = element_differences(socket, &record)?;
-        if !elements.is_empty() {
-            let waiting = heirs::waiting(socket, self)?;
-            if !waiting.is_empty() {
-                elements = element_differences(socket, &record.without(&waiting))?;
-            }
-        }
-        differences.extend(elements);
         Ok(differences)
+    }
+
+    /// The part of the ports, without those that it waits for.
+    fn port_differences(&self, socket: &mut NftSocket, record: &Record) -> Result<Vec<Difference>> {
+        let elements = element_differences(socket, record)?;
+        let waiting = if elements.is_empty() { BTreeSet::new() } else { heirs::waiting(socket, self)? };
+        if waiting.is_empty() { Ok(elements) } else { element_differences(socket, &record.without(&waiting)) }
     }
 }
 
