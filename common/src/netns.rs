@@ -91,6 +91,15 @@ impl Netns {
         outcome
     }
 
+    /// STATUS: whether a container's namespace could be entered and left again. The own one is entered, for which setns(2) wants
+    /// the same: CAP_SYS_ADMIN, in the user namespace that it belongs to, too (`netns_install`, net/core/net_namespace.c).
+    pub fn require_entrance() -> Result<()> {
+        Netns::own().and_then(|own| own.switch()).map_err(|error| Error::NotAvailable {
+            reason: format!("network namespaces can't be entered: {error}"),
+            next: "run the container runtime as root in the host's user namespace, or give it CAP_SYS_ADMIN".into(),
+        })
+    }
+
     fn switch(&self) -> Result<()> {
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Netns {
             path: self.path.clone(),

@@ -168,9 +168,11 @@ of_every_play! {
 /// What a plugin may lack, how, and the words that say it.
 fn lacks() -> Vec<(&'static str, Vec<String>, &'static [&'static str])> {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-    let capability = words(&["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+    let without = |capability: &str| words(&["setpriv", "--bounding-set", capability, "--inh-caps", capability]);
     vec![
-        ("CAP_NET_ADMIN", capability, &["CAP_NET_ADMIN"]),
+        ("CAP_NET_ADMIN", without("-net_admin"), &["CAP_NET_ADMIN"]),
+        ("CAP_SYS_ADMIN", without("-sys_admin"), &["CAP_SYS_ADMIN"]),
+        ("the host's user namespace", words(&["unshare", "--user", "--map-root-user"]), &["CAP_", "ermission denied"]),
         ("a /proc/sys to write", read_only("/proc/sys").to_vec(), &["ead-only", "EROFS"]),
         ("a /run/cni to write", read_only("/run/cni").to_vec(), &["ead-only", "EROFS"]),
         ("a sixth descriptor", words(&["prlimit", "--nofile=5"]), &["EMFILE", "Too many open files"]),
@@ -210,8 +212,8 @@ fn what_is_lacking_is_told(play: Play) {
             scene.reset();
         }
         println!("{play:?} without {what}: {told:?} can't");
-        if what == "CAP_NET_ADMIN" {
-            assert!(told.contains(&Verb::Add) && told.contains(&Verb::Status), "{play:?} without {what}: {told:?}");
+        if what.starts_with("CAP_") || what.starts_with("the host") {
+            assert_eq!(told.contains(&Verb::Add), told.contains(&Verb::Status), "{play:?} without {what}: {told:?}");
         }
     }
 }

@@ -516,6 +516,7 @@ fn redirectors(socket: &RouteSocket, ifbs: &[Device]) -> Vec<Device> {
 
 /// Whether this kernel, and this caller, can make what ADD needs. Nothing is made to find out.
 pub fn status() -> Result<()> {
+    Netns::require_entrance()?;
     let host = RouteSocket::open()?;
     let answers = [
         ("CONFIG_IFB", "module ifb", host.knows_ifb()),

@@ -445,6 +445,7 @@ pub fn status(config: &Config) -> Result<()> {
             next: "run the container runtime as root, or give it CAP_NET_ADMIN".into(),
         });
     }
+    Netns::require_entrance()?;
     if !config.sysctls.is_empty() && sysctl::all_read_only() {
         return Err(Error::NotAvailable {
             reason: "/proc/sys is mounted read-only, so no sysctl can be set".into(),
