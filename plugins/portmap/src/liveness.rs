@@ -1,15 +1,20 @@
 //! Whether the owner of a record is still there, and how a later call will be able to tell.
 
+use std::fs::symlink_metadata;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::cni::CniResult;
 use common::link::RouteSocket;
-use common::{Call, Result, netns};
+use common::netns::{self, Netns};
+use common::{Call, Result};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use crate::origin::{Origin, Trace};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::origin::{NetnsFile, Origin, Trace};
 
 /// Kept in the kernel; another one after each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -21,8 +26,23 @@ fn boot() -> String {
 
 /// The origin of an attachment that is added now.
 pub fn origin(route: &RouteSocket, call: &Call, prev: &CniResult) -> Result<Origin> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default();
-    Ok(Origin { since, boot: boot(), trace: trace(route, call, prev)? })
+    Ok(Origin { since: now(), boot: boot(), trace: trace(route, call, prev)? })
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default()
+}
+
+/// Whether the origin is from before the last boot. Another boot's id alone doesn't say so: a container manager may show an
+/// id of its own to what runs in it (systemd-nspawn(1) does).
+fn is_from_before_the_last_boot(origin: &Origin) -> bool {
+    let boot = boot();
+    if boot.is_empty() || origin.boot.is_empty() || origin.boot == boot {
+        return false;
+    }
+    let up = clock_gettime(ClockId::CLOCK_BOOTTIME).ok().and_then(|up| u64::try_from(up.tv_sec()).ok());
+    up.is_some_and(|up| origin.since < now().saturating_sub(up))
 }
 
 fn trace(route: &RouteSocket, call: &Call, prev: &CniResult) -> Result<Trace> {
@@ -34,9 +54,14 @@ fn trace(route: &RouteSocket, call: &Call, prev: &CniResult) -> Result<Trace> {
         }
     }
     let Some(path) = &call.netns else { return Ok(Trace::None) };
-    match (netns::identity(path), path.to_str()) {
-        // A process may be gone while its namespace lives on.
-        (Some((_, inode)), Some(text)) if !path.starts_with("/proc") => Ok(Trace::Netns(inode, text.to_owned())),
+    // A process may be gone while its namespace lives on.
+    if path.starts_with("/proc") {
+        return Ok(Trace::None);
+    }
+    match (netns::identity(path), path.parent().and_then(identity), path.to_str()) {
+        (Some((_, inode)), Some(directory), Some(text)) => {
+            Ok(Trace::Netns(NetnsFile { inode, directory, path: text.to_owned() }))
+        }
         _ => Ok(Trace::None),
     }
 }
@@ -50,8 +75,7 @@ fn is_veth(link: &LinkMessage) -> bool {
 
 /// Why the owner is certainly gone; `None` if it may be there.
 pub fn why_dead(origin: &Origin) -> Result<Option<String>> {
-    let boot = boot();
-    if !boot.is_empty() && !origin.boot.is_empty() && origin.boot != boot {
+    if is_from_before_the_last_boot(origin) {
         return Ok(Some("it is from before the last boot".into()));
     }
     match &origin.trace {
@@ -60,20 +84,24 @@ pub fn why_dead(origin: &Origin) -> Result<Option<String>> {
             let gone = RouteSocket::open()?.link_by_index(*index)?.is_none();
             Ok(gone.then(|| format!("its interface {name} is gone")))
         }
-        Trace::Netns(inode, path) => {
-            Ok(netns_is_gone(*inode, Path::new(path)).then(|| format!("its network namespace {path} is gone")))
-        }
+        Trace::Netns(file) => Ok(is_gone(file).then(|| format!("its network namespace {} is gone", file.path))),
     }
 }
 
-/// The file is gone, or holds another namespace. Where even its directory can't be seen, this process may be in another
-/// mount namespace than the one that made it: that proves nothing.
-fn netns_is_gone(inode: u64, path: &Path) -> bool {
-    match netns::identity(path) {
-        Some((_, found)) => found != inode,
-        None => {
-            let missing = std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
-            missing && path.parent().is_some_and(Path::is_dir)
-        }
+/// The file is gone, or holds another namespace. In another mount namespace a mount may be missing: where the directory is
+/// another, or the file holds no namespace at all, nothing is proven.
+fn is_gone(file: &NetnsFile) -> bool {
+    let path = Path::new(&file.path);
+    if path.parent().and_then(identity) != Some(file.directory) {
+        return false;
     }
+    match Netns::find(path) {
+        Ok(Some(netns)) => netns.identity().is_ok_and(|(_, inode)| inode != file.inode),
+        Ok(None) => symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound),
+        Err(_) => false,
+    }
+}
+
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(directory).ok().map(|meta| (meta.dev(), meta.ino()))
 }

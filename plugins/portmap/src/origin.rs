@@ -1,13 +1,12 @@
 //! Since when an attachment publishes, and how to tell later whether its container is still there.
 //!
-//! It stands as a comment on the first rule of the record, as
+//! It stands in the second line of the record, as
 //! `since 2026-10-02T12:00:00Z boot 1a2b3c4d link vethab12#7` or
-//! `since 2026-10-02T12:00:00Z boot 1a2b3c4d netns 4026532288 /run/netns/cni-1`.
+//! `since 2026-10-02T12:00:00Z boot 1a2b3c4d netns 4026532288@25:1186 /run/netns/cni-1`.
 
 use std::fmt;
 
-/// Bytes of a comment that every nft takes.
-const COMMENT_MAX: usize = 120;
+use common::attachment::LABEL_MAX;
 
 /// Where an attachment comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,8 +28,20 @@ pub enum Trace {
     /// The host's end of its veth pair, which the kernel removes with the container's namespace: name and index.
     /// A namespace never gives an index twice, and names of veths are random where indices start anew.
     Link(String, u32),
-    /// The file that holds its namespace: inode and path.
-    Netns(u64, String),
+    /// The file that holds its namespace.
+    Netns(NetnsFile),
+}
+
+/// A file that holds a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetnsFile {
+    /// The namespace's inode in nsfs.
+    pub inode: u64,
+    /// Device and inode of the directory that the file is in: who sees another directory there is in another mount
+    /// namespace, and can't see what has become of the file.
+    pub directory: (u64, u64),
+    /// Its path.
+    pub path: String,
 }
 
 impl fmt::Display for Origin {
@@ -38,12 +49,15 @@ impl fmt::Display for Origin {
         let text = format!("since {} boot {}", Time(self.since), self.boot);
         f.write_str(&text)?;
         match &self.trace {
-            Trace::Link(name, index) => write!(f, " link {name}#{index}"),
-            // A path that doesn't fit can't prove anything later: then the owner counts as alive.
-            Trace::Netns(inode, path) if text.len() + path.len() + 28 <= COMMENT_MAX && !path.contains('"') => {
-                write!(f, " netns {inode} {path}")
+            // The index tells. nft, which would have to read a quotation mark again, knows no way of writing one.
+            Trace::Link(name, index) => write!(f, " link {}#{index}", name.replace('"', "?")),
+            Trace::Netns(NetnsFile { inode, directory: (device, directory), path }) => {
+                let trace = format!(" netns {inode}@{device}:{directory} {path}");
+                // A path that doesn't fit can't prove anything later: then the owner counts as alive.
+                let fits = text.len() + trace.len() <= LABEL_MAX && !path.contains('"');
+                f.write_str(if fits { &trace } else { "" })
             }
-            Trace::Netns(..) | Trace::None => Ok(()),
+            Trace::None => Ok(()),
         }
     }
 }
@@ -60,8 +74,11 @@ impl Origin {
                 Trace::Link(name.to_owned(), index.parse().ok()?)
             }
             Some(("netns", netns)) => {
-                let (inode, path) = netns.split_once(' ')?;
-                Trace::Netns(inode.parse().ok()?, path.to_owned())
+                let (numbers, path) = netns.split_once(' ')?;
+                let (inode, directory) = numbers.split_once('@')?;
+                let (device, directory) = directory.split_once(':')?;
+                let directory = (device.parse().ok()?, directory.parse().ok()?);
+                Trace::Netns(NetnsFile { inode: inode.parse().ok()?, directory, path: path.to_owned() })
             }
             _ => Trace::None,
         };
@@ -132,18 +149,30 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_read_again() {
-        for trace in
-            [Trace::None, Trace::Link("veth#1".into(), 7), Trace::Netns(4_026_532_288, "/run/netns/with space".into())]
-        {
+        let containerd_s = "/var/run/netns/cni-5aa7dd0c-27ab-3d3b-8b4f-0d8a4a1f0a3e";
+        let netns = |path: &str| {
+            let (inode, directory) = (4_026_532_288, (25, 1_234_567));
+            Trace::Netns(NetnsFile { inode, directory, path: path.into() })
+        };
+        let veth = Trace::Link("veth#1".into(), 7);
+        for trace in [Trace::None, veth, netns("/run/netns/with space"), netns(containerd_s)] {
             let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), trace };
             assert_eq!(Origin::read(&origin.to_string()), Some(origin.clone()), "{origin}");
-            assert!(origin.to_string().len() <= COMMENT_MAX);
+            assert!(origin.to_string().len() <= LABEL_MAX);
         }
     }
 
     #[test]
+    fn a_name_with_a_quotation_mark_can_be_read_by_nft() {
+        let trace = Trace::Link("b\"r".into(), 7);
+        let origin = Origin { since: 0, boot: "1a2b3c4d".into(), trace };
+        assert_eq!(origin.to_string(), "since 1970-01-01T00:00:00Z boot 1a2b3c4d link b?r#7");
+    }
+
+    #[test]
     fn a_path_that_does_not_fit_is_left_out() {
-        let trace = Trace::Netns(u64::MAX, format!("/{}", "x".repeat(200)));
+        let path = format!("/{}", "x".repeat(200));
+        let trace = Trace::Netns(NetnsFile { inode: u64::MAX, directory: (1, 1), path });
         let origin = Origin { since: 0, boot: "1a2b3c4d".into(), trace };
         assert_eq!(origin.to_string(), "since 1970-01-01T00:00:00Z boot 1a2b3c4d");
     }

@@ -82,3 +82,85 @@ fn what_the_dead_leave_takes_nothing_from_who_has_their_addresses_now() {
         plugin.call(&lab.host, Verb::Check, &config, &next.target()).succeeds();
     }
 }
+
+/// A container whose main plugin names no interface of the host's: only its namespace tells whether it is there.
+fn known_by_its_namespace(container: &Container, keys: &Value) -> (Value, Target) {
+    let (path, mut config) = (format!("/run/netns/{}", container.id), config(container, keys));
+    config["prevResult"]["interfaces"] = json!([{"name": "eth0", "sandbox": path}]);
+    for n in 0..2 {
+        config["prevResult"]["ips"][n]["interface"] = 0.into();
+    }
+    (config, Target::new(&container.id, &path, "eth0"))
+}
+
+#[test]
+fn who_does_not_see_an_owner_s_namespace_takes_nothing_from_it() {
+    let lab = Lab::new();
+    let (owner, other) = (lab.container(2), lab.container(3));
+    let _server = serve(&owner.netns, 80, "owner");
+    lab.host.run(&format!("ip netns add {}", owner.id));
+    let (of_owner, target) = known_by_its_namespace(&owner, &port(8080, 80));
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &of_owner, &target).succeeds();
+    let blindfolds = [
+        "umount /run/netns/container-2",
+        "umount /run/netns/container-2; mount -t tmpfs none /run/netns; : >/run/netns/container-2",
+        "mount -t tmpfs none /run; mkdir /run/netns",
+        "mount -t tmpfs none /run",
+        "echo 11111111-2222-3333-4444-555555555555 >/run/id; mount --bind /run/id /proc/sys/kernel/random/boot_id",
+    ];
+    for blindfold in blindfolds {
+        let script = format!("{blindfold}; exec \"$0\" \"$@\"");
+        let wrapper = ["unshare", "-m", "sh", "-c", &script];
+        let config = config(&other, &port(8080, 80));
+        let outcome = Plugin::ours("portmap").call_under(&wrapper, &lab.host, Verb::Add, &config, &other.target());
+        assert_eq!(outcome.exit, 1, "{blindfold}: {}", outcome.call());
+        outcome.fails_with(100);
+        all_reach(&lab.client, &FROM_OUTSIDE, "owner");
+    }
+    Plugin::ours("portmap").call(&lab.host, Verb::Check, &of_owner, &target).succeeds();
+}
+
+#[test]
+fn ports_of_a_container_whose_namespace_is_gone_go_to_the_next() {
+    let lab = Lab::new();
+    let (crashed, next) = (lab.container(2), lab.container(3));
+    let _server = serve(&next.netns, 80, "next");
+    lab.host.run(&format!("ip netns add {}", crashed.id));
+    let (config, target) = known_by_its_namespace(&crashed, &port(8080, 80));
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    call(&lab, Verb::Add, &next, &port(8080, 80)).fails_with(100);
+    lab.host.run(&format!("ip netns delete {}", crashed.id));
+    let outcome = call(&lab, Verb::Add, &next, &port(8080, 80));
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("namespace /run/netns/container-2 is gone"), "{}", outcome.stderr);
+    all_reach(&lab.client, &FROM_OUTSIDE, "next");
+}
+
+#[test]
+fn what_is_from_before_the_last_boot_is_gone_whatever_has_its_interface_s_number_now() {
+    for (since, is_gone) in [("2001-02-03T04:05:06Z", true), ("9001-02-03T04:05:06Z", false)] {
+        let lab = Lab::new();
+        let (owner, next) = (lab.container(2), lab.container(3));
+        add(&lab, &owner, &port(8080, 80));
+        // As a restored ruleset would have it.
+        let listed = lab.host.run(&format!("nft list map {TABLE} records"));
+        let line = listed.lines().find(|line| line.contains("\"since ")).unwrap();
+        let line = line
+            .trim_start_matches(|c: char| !c.is_ascii_digit())
+            .trim_start_matches("elements = {")
+            .trim_end_matches([',', ' ', '}']);
+        let (key, rest) = line.split_once(" comment ").unwrap();
+        let trace = rest.split_once(" link ").unwrap().1;
+        lab.host.nft(&format!(
+            "delete element {TABLE} records {{ {key} }}; \
+             add element {TABLE} records {{ {key} comment \"since {since} boot 00000000 link {trace} }}"
+        ));
+        let outcome = call(&lab, Verb::Add, &next, &port(8080, 80));
+        if is_gone {
+            outcome.succeeds();
+            assert!(outcome.stderr.contains("before the last boot"), "{}", outcome.stderr);
+        } else {
+            outcome.fails_with(100);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 mod leftovers;
 
-use netns_tests::{Container, End, Fetch, Lab, Netns, Outcome, Plugin, Proto, Verb, connect, serve};
+use netns_tests::{Container, End, Fetch, Lab, Netns, Outcome, Plugin, Proto, Target, Verb, connect, serve};
 use serde_json::{Value, json};
 
 const TABLE: &str = "inet cni_chain_portmap";
@@ -195,7 +195,7 @@ fn ports_of_a_container_whose_interface_is_gone_go_to_the_next() {
 }
 
 /// A container's second network: a bridge, an interface, and what its portmap is called with.
-fn second_network(lab: &Lab, container: &Container, n: u8, keys: &Value) -> (Value, netns_tests::Target) {
+fn second_network(lab: &Lab, container: &Container, n: u8, keys: &Value) -> (Value, Target) {
     let (bridge, ifname, subnet) = (format!("cni{n}"), format!("eth{n}"), format!("10.{}.0", 88 + n));
     lab.host.run(&format!("ip link add {bridge} type bridge"));
     lab.host.run(&format!("ip link set {bridge} up"));
@@ -209,7 +209,7 @@ fn second_network(lab: &Lab, container: &Container, n: u8, keys: &Value) -> (Val
     config["prevResult"]["interfaces"][1]["name"] = host_end.into();
     config["prevResult"]["interfaces"][2]["name"] = ifname.clone().into();
     config["prevResult"]["ips"] = json!([{"interface": 2, "address": address}]);
-    (config, netns_tests::Target::new(&container.id, &container.netns.path(), &ifname))
+    (config, Target::new(&container.id, &container.netns.path(), &ifname))
 }
 
 /// podman gives all ports of a container to each of its networks.
@@ -1384,7 +1384,7 @@ fn check_changes_nothing() {
 
 fn gc(lab: &Lab, network: &str, live: Value) -> Outcome {
     let config = json!({"cniVersion": "1.1.0", "name": network, "type": "portmap", "cni.dev/valid-attachments": live});
-    Plugin::ours("portmap").call(&lab.host, Verb::Gc, &config, &netns_tests::Target::new("", "", ""))
+    Plugin::ours("portmap").call(&lab.host, Verb::Gc, &config, &Target::new("", "", ""))
 }
 
 #[test]
@@ -1417,7 +1417,7 @@ fn thirty_adds_at_once_all_succeed() {
     let container = lab.container(2);
     let with_link = lab.host.snapshot();
     let plugin = Plugin::ours("portmap");
-    let calls: Vec<(Value, netns_tests::Target)> = (0..30u16)
+    let calls: Vec<(Value, Target)> = (0..30u16)
         .map(|i| {
             let mut keys = config(&container, &port(8000 + i, 80));
             keys["prevResult"]["ips"][0]["address"] = format!("10.88.0.{}/24", 100 + i).into();
