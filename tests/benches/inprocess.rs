@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use common::cni::env::{Environment, Verb};
 use common::nft::{Element, Family, Presence, Table, Transaction, Value};
 use common::plugin::{Plugin, interpret};
+use portmap::localnet::Link;
 use portmap::origin::{Origin, Trace};
 use portmap::rules::Facts;
 use serde_json::{Value as Json, json};
@@ -78,9 +79,10 @@ fn plan_portmap(bencher: divan::Bencher<'_, '_>, count: usize) {
     let bytes = stdin("portmap", &ports(count));
     let (call, config, prev) = interpret::<portmap::Portmap>(environment(), &bytes).unwrap();
     let prev = prev.unwrap();
+    let link = Link { index: 5, name: "cni0".into() };
     let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), trace: Trace::Link("veth1".into(), 7) };
     bencher
-        .with_inputs(|| Facts { link: Some("cni0".into()), external_mark: None, origin: origin.clone() })
+        .with_inputs(|| Facts { link: Some(link.clone()), external_mark: None, origin: origin.clone() })
         .bench_values(|facts| portmap::rules::plan(&config, &call, &prev, facts).unwrap());
 }
 

@@ -9,6 +9,7 @@ use nix::libc;
 
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
 use super::model::{DnatTarget, Family, MarkOf, Pattern, Rule, Selector, SetSource, Statement, Verdict};
+use super::uapi;
 use super::value::{DataType, IpVersion, Value};
 use super::{Element, prefix};
 use crate::cni::error::{Error, Result};
@@ -32,7 +33,7 @@ impl Selector {
             Selector::Protocol => DataType::EtherType,
             Selector::L4proto => DataType::InetProto,
             Selector::Iif | Selector::Oif => DataType::IfaceIndex,
-            Selector::Iifname | Selector::Oifname => DataType::Ifname,
+            Selector::Iifname | Selector::Oifname | Selector::Iifkind => DataType::Ifname,
             Selector::Mark | Selector::CtMark => DataType::Mark,
             Selector::PktType => DataType::PktType,
             Selector::Skuid => DataType::Uid,
@@ -76,6 +77,7 @@ impl Selector {
             Selector::Oif => meta(libc::NFT_META_OIF),
             Selector::Iifname => meta(libc::NFT_META_IIFNAME),
             Selector::Oifname => meta(libc::NFT_META_OIFNAME),
+            Selector::Iifkind => Source::Meta(uapi::META_IIFKIND),
             Selector::Mark => meta(libc::NFT_META_MARK),
             Selector::PktType => meta(libc::NFT_META_PKTTYPE),
             Selector::Skuid => meta(libc::NFT_META_SKUID),

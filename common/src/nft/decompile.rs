@@ -13,7 +13,7 @@ use super::prefix;
 use super::value::{DataType, IpVersion, Value};
 
 /// The selectors, those for any protocol before those for one.
-const SELECTORS: [Selector; 33] = {
+const SELECTORS: [Selector; 34] = {
     use IpVersion::{V4, V6};
     use Selector::*;
     [
@@ -24,6 +24,7 @@ const SELECTORS: [Selector; 33] = {
         Oif,
         Iifname,
         Oifname,
+        Iifkind,
         Mark,
         PktType,
         Skuid,

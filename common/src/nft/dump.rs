@@ -188,8 +188,8 @@ impl NftSocket {
         found.map_err(refused("read", format_args!("table {table}")))
     }
 
-    /// Whether this very skeleton is in place and in effect and its base chains have as many rules as they should: a
-    /// look-up for each of them, all in one datagram. (`nft flush table` leaves everything but the rules.)
+    /// Whether this very skeleton is in place and in effect and its base chains have their hooks and as many rules as they
+    /// should: a look-up for each of them, all in one datagram. (`nft flush table` leaves everything but the rules.)
     pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
         let table = &skeleton.table;
         let base_chains: Vec<&Chain> = skeleton.chains.iter().filter(|chain| chain.hook.is_some()).collect();
@@ -202,7 +202,7 @@ impl NftSocket {
             None => Some(!is_dormant(bytes)),
             Some(at) => {
                 let (wanted, found) = (base_chains.get(at)?, read::chain(bytes, table)?);
-                Some(usize::try_from(found.uses) == Ok(wanted.rules.len()))
+                Some(found.hook == wanted.hook && usize::try_from(found.uses) == Ok(wanted.rules.len()))
             }
         };
         let found = self.channel.get_all(&asked, is_as_wanted);

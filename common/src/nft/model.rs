@@ -184,6 +184,8 @@ pub enum Selector {
     Iifname,
     /// `oifname`
     Oifname,
+    /// `meta iifkind`: the kind of a virtual link; of another there is none, and no test of it holds
+    Iifkind,
     /// `meta mark`
     Mark,
     /// `meta pkttype`

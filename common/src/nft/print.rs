@@ -86,6 +86,7 @@ impl Display for Selector {
             Selector::Oif => f.write_str("oif"),
             Selector::Iifname => f.write_str("iifname"),
             Selector::Oifname => f.write_str("oifname"),
+            Selector::Iifkind => f.write_str("meta iifkind"),
             Selector::Mark => f.write_str("meta mark"),
             Selector::PktType => f.write_str("meta pkttype"),
             Selector::Skuid => f.write_str("meta skuid"),

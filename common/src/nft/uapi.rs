@@ -1,5 +1,8 @@
 //! Numbers of include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h that libc doesn't have.
 
+/// `NFT_META_IIFKIND` (since Linux 5.0).
+pub(super) const META_IIFKIND: u32 = 26;
+
 /// Attributes of a table.
 pub(super) mod table {
     pub(in super::super) const NAME: u16 = 1;

@@ -1,7 +1,9 @@
 //! `route_localnet` of the links to containers: on as long as somebody needs it, and never without its guard.
 //!
+//! A link is known by its index: the sysctl goes with it when somebody gives it another name.
+//!
 //! What it was before stands twice: as the comment of the chain that counts a link's users, which counts, and in a file
-//! for each link. `nft flush ruleset`, which every restart of Debian's nftables service is, takes the table with the guard
+//! for each link, which is called by its index. `nft flush ruleset`, which every restart of Debian's nftables service is, takes the table with the guard
 //! and the comment, and leaves the sysctl. Who next finds the table gone gives every link that has a file its value back.
 
 use std::path::Path;
@@ -9,15 +11,24 @@ use std::path::Path;
 use common::Result;
 use common::nft::NftSocket;
 use common::store::{Directory, Stored};
-use common::sysctl;
+use common::{netns, sysctl};
 
 use crate::rules::{self, TABLE};
 
 /// Where the files are; a tmpfs, as all of /run: no sysctl outlives a boot either.
 const DIRECTORY: &str = "/run/cni/portmap";
 
-/// More often nobody changes a guard while another call looks at it.
+/// More often nobody changes a link's users while another call looks at them.
 const TRIES: usize = 10;
+
+/// A link to containers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Its index, which no other link of the namespace gets until the next boot.
+    pub index: u32,
+    /// What it is or was called.
+    pub name: String,
+}
 
 fn name(link: &str) -> Option<sysctl::Name> {
     sysctl::Name::new(&format!("net/ipv4/conf/{link}/route_localnet"))
@@ -40,32 +51,42 @@ pub fn write(link: &str, value: &str) -> Result<()> {
 }
 
 /// Opens a link: its guard is in place. What it was is kept in a file, unless it was open.
-pub fn open(link: &str) -> Result<()> {
-    let Some(before) = read(link)?.filter(|before| before != "1") else { return Ok(()) };
-    let kept = Directory::create(Path::new(DIRECTORY)).and_then(|files| files.write(link, before.as_bytes()));
+pub fn open(link: &Link) -> Result<()> {
+    let Some(before) = read(&link.name)?.filter(|before| before != "1") else { return Ok(()) };
+    let file = link.index.to_string();
+    let kept = Directory::create(Path::new(DIRECTORY)).and_then(|files| files.write(&file, before.as_bytes()));
     if let Err(error) = kept {
-        log::info!("if the table is flushed by hand, route_localnet of {link} will stay on: {error}");
+        log::info!("if the table is flushed by hand, route_localnet of {} will stay on: {error}", link.name);
     }
-    write(link, "1")
+    write(&link.name, "1")
 }
 
 /// Gives a link the value that it had before.
-pub fn close(link: &str, before: &str) -> Result<()> {
-    write(link, before)?;
-    match Directory::open(Path::new(DIRECTORY))? {
-        Some(files) => files.remove(link).map(drop),
+///
+/// Of a ruleset that somebody has restored after a reboot, the index is another link's: one of another name is left alone, if
+/// there is no file that says that it was opened since.
+pub fn close(link: &Link, before: &str) -> Result<()> {
+    let files = Directory::open(Path::new(DIRECTORY))?;
+    if let Some(name) = netns::ifname(link.index)? {
+        let is_kept = || files.as_ref().is_some_and(|files| remembered(files, link.index).is_some());
+        if name == link.name || is_kept() {
+            write(&name, before)?;
+        }
+    }
+    match files {
+        Some(files) => files.remove(&link.index.to_string()).map(drop),
         None => Ok(()),
     }
 }
 
 /// What a link goes back to: what is remembered of it from before the table was flushed, or else its value now.
-pub fn before(link: &str) -> Result<String> {
-    let remembered = Directory::open(Path::new(DIRECTORY))?.and_then(|files| remembered(&files, link));
-    Ok(remembered.or(read(link)?).unwrap_or_else(|| "0".into()))
+pub fn before(link: &Link) -> Result<String> {
+    let remembered = Directory::open(Path::new(DIRECTORY))?.and_then(|files| remembered(&files, link.index));
+    Ok(remembered.or(read(&link.name)?).unwrap_or_else(|| "0".into()))
 }
 
-fn remembered(files: &Directory, link: &str) -> Option<String> {
-    match files.read(link) {
+fn remembered(files: &Directory, index: u32) -> Option<String> {
+    match files.read(&index.to_string()) {
         Ok(Stored::Bytes(bytes)) => String::from_utf8(bytes).ok().filter(|value| matches!(&**value, "0" | "1")),
         _ => None,
     }
@@ -74,23 +95,26 @@ fn remembered(files: &Directory, link: &str) -> Option<String> {
 /// After the table was found gone: each link that was open and has no guard by now gets its value back.
 pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
     let Some(files) = Directory::open(Path::new(DIRECTORY))? else { return Ok(()) };
-    for link in files.names()? {
-        if is_guarded(socket, &link)? {
+    for file in files.names()? {
+        // What else is there is nobody's of ours.
+        let Ok(index) = file.parse() else { continue };
+        if is_guarded(socket, index)? {
             continue;
         }
-        if let Some(before) = remembered(&files, &link) {
-            log::warn!("route_localnet of {link} is {before} again: its guard was removed by somebody else");
-            settle(socket, &link, &before)?;
+        let name = netns::ifname(index)?.unwrap_or_default();
+        if let Some(before) = remembered(&files, index) {
+            log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
+            settle(socket, &Link { index, name }, &before)?;
         } else {
-            files.remove(&link)?;
+            files.remove(&file)?;
         }
     }
     Ok(())
 }
 
 /// Leaves a link open if it is guarded, closed if not, whatever others do meanwhile.
-pub fn settle(socket: &mut NftSocket, link: &str, before: &str) -> Result<()> {
-    let mut guarded = is_guarded(socket, link)?;
+pub fn settle(socket: &mut NftSocket, link: &Link, before: &str) -> Result<()> {
+    let mut guarded = is_guarded(socket, link.index)?;
     for _ in 0..TRIES {
         if guarded {
             open(link)?
@@ -98,7 +122,7 @@ pub fn settle(socket: &mut NftSocket, link: &str, before: &str) -> Result<()> {
             close(link, before)?
         }
         // Whoever has put a guard in since then writes 1 after this; whoever did before may have been overwritten.
-        let found = is_guarded(socket, link)?;
+        let found = is_guarded(socket, link.index)?;
         if found == guarded {
             break;
         }
@@ -107,6 +131,7 @@ pub fn settle(socket: &mut NftSocket, link: &str, before: &str) -> Result<()> {
     Ok(())
 }
 
-fn is_guarded(socket: &mut NftSocket, link: &str) -> Result<bool> {
-    Ok(socket.element(&TABLE, &rules::loopback_set(), &rules::loopback_element(link).key)?.is_some())
+/// Whether somebody counts as a user of the link: then the table is there, and the guard with it.
+fn is_guarded(socket: &mut NftSocket, index: u32) -> Result<bool> {
+    Ok(socket.chain(&TABLE, &rules::loopback_name(index))?.is_some())
 }

@@ -14,6 +14,7 @@ use rtnetlink::RouteMessageBuilder;
 
 use crate::config::{Config, Mark, Masquerade};
 use crate::liveness;
+use crate::localnet::Link;
 use crate::rules::Facts;
 
 /// The mark of kube-proxy's chain `KUBE-MARK-MASQ`, which its `--iptables-masquerade-bit` (14) sets.
@@ -37,7 +38,7 @@ pub fn facts(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
 
 /// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
 /// host's own.
-fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<String>> {
+fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
     let query = match address {
         IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
         IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
@@ -65,7 +66,7 @@ fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<String>> 
             _ => None,
         })
     });
-    Ok(name.filter(|n| n != "lo"))
+    Ok(name.filter(|name| name != "lo").map(|name| Link { index, name }))
 }
 
 /// The bits that a chain of iptables sets, as far as that can be seen: iptables-nft keeps it in nf_tables.

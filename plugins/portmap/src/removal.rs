@@ -8,11 +8,11 @@ use common::nft::{ChainInfo, Command, Element, NftSocket, RecordKey, RuleInfo, S
 use common::{Error, Result};
 
 use crate::heirs::{Rewrites, hand_over};
-use crate::localnet;
+use crate::localnet::{self, Link};
 use crate::record::{Record, Recorded};
 use crate::remains::has_others_ports;
 use crate::rules::{
-    self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, Place, TABLE, is_kind,
+    self, ATTACHMENTS, Claim, HOSTPORTS, LOOPBACK_PREFIX, MARK_PREFIX, MASQUERADE, Place, TABLE, is_kind,
 };
 use crate::transact::{came_too_late, transact};
 
@@ -79,7 +79,7 @@ pub struct Removal {
     /// What is sent.
     pub transaction: Transaction,
     /// Links whose route_localnet nobody needs any more, with the value of before.
-    loopback: Vec<(String, String)>,
+    loopback: Vec<(Link, String)>,
     /// Handles of rules that are removed.
     rules: BTreeSet<u64>,
     /// How many elements are removed from each set.
@@ -175,13 +175,7 @@ impl Removal {
         if is_kind(name) {
             self.transaction.push(Command::DeleteSet(TABLE, name.to_owned()));
         }
-        if let Some((link, before)) = loopback_of(&chain) {
-            let guard = rules::loopback_element(&link);
-            if socket.element(&TABLE, &rules::loopback_set(), &guard.key)?.is_some() {
-                self.transaction.delete_elements(&TABLE, LOOPBACK, vec![guard]);
-            }
-            self.loopback.push((link, before));
-        }
+        self.loopback.extend(loopback_of(&chain));
         Ok(())
     }
 
@@ -218,12 +212,9 @@ pub fn entrances(rules: Vec<RuleInfo>, name: &str) -> Vec<RuleInfo> {
     rules.into_iter().filter(|info| info.target() == Some(name)).collect()
 }
 
-fn loopback_of(chain: &ChainInfo) -> Option<(String, String)> {
-    if !chain.name.starts_with(LOOPBACK_PREFIX) {
-        return None;
-    }
-    let (before, link) = rules::read_loopback(chain.comment.as_deref()?)?;
-    Some((link.to_owned(), before.to_owned()))
+fn loopback_of(chain: &ChainInfo) -> Option<(Link, String)> {
+    let (before, link) = rules::read_loopback(&chain.name, chain.comment.as_deref()?)?;
+    Some((link, before))
 }
 
 /// What a record's owner has.

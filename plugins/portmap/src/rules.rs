@@ -4,11 +4,10 @@
 //!  from outside, from containers                                from this host's processes
 //!        │                                                            │
 //!  prerouting, raw (−300) ── loopback_guard                     output, −95 ── output
-//!        │  because route_localnet lets 127.0.0.0/8 in                │
-//!        │  from the links where it is on (CVE-2020-8558)             │
-//!  prerouting, −95 ── prerouting                                      │
 //!        │  because 127.0.0.1 on the wire is never this host:         │
-//!        │  what is led elsewhere escapes the kernel's own check      │
+//!        │  route_localnet lets it in where it is on (CVE-2020-8558), │
+//!        │  and what is led elsewhere escapes the kernel's check      │
+//!  prerouting, −95 ── prerouting                                      │
 //!        │  because a published port is one of this host's: fib daddr type local, on both ways
 //!        │                                                            │
 //!        └──────────────────────► hostports ◄────────────────────────┘
@@ -61,6 +60,7 @@ use common::{Attachment, Call, Error, Result};
 use ipnet::IpNet;
 
 use crate::config::{Config, HostIp, MARK_BIT, Mapping, Mark, Masquerade, Protocol};
+use crate::localnet::Link;
 use crate::origin::Origin;
 use crate::record::Record;
 
@@ -72,8 +72,6 @@ pub const HOSTPORTS: &str = "hostports";
 pub const MASQUERADE: &str = "masquerade_marked";
 /// The chain that every record's first line jumps to: its count of uses is the number of attachments.
 pub const ATTACHMENTS: &str = "attachments";
-/// The set of links where route_localnet is on for us.
-pub const LOOPBACK: &str = "loopback";
 /// What the name of the chain that counts a link's users of route_localnet begins with.
 pub const LOOPBACK_PREFIX: &str = "loopback-";
 /// What the name of the chain that counts a mark's users begins with.
@@ -83,7 +81,7 @@ pub const MARK_PREFIX: &str = "mark-";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The link behind which the container's IPv4 address is, as the routing tables say.
-    pub link: Option<String>,
+    pub link: Option<Link>,
     /// The bits that `externalSetMarkChain` sets, if they can be known.
     pub external_mark: Option<u32>,
     /// Since when, and how a later ADD can tell whether the container is still there.
@@ -254,11 +252,6 @@ pub fn self_set(version: IpVersion, specific: bool) -> Set {
     Set::of(name, types)
 }
 
-/// The set of links where route_localnet is on.
-pub fn loopback_set() -> Set {
-    Set::of(LOOPBACK, [DataType::Ifname])
-}
-
 /// The table without any attachment, its nat hooks at `priority`.
 pub fn skeleton(priority: i32) -> Skeleton {
     let local = || Rule::new([Statement::is(Selector::FibDaddrType, Value::LOCAL), Statement::jump(HOSTPORTS)]);
@@ -269,14 +262,15 @@ pub fn skeleton(priority: i32) -> Skeleton {
     Skeleton {
         table: TABLE,
         comment: Some("host ports led to containers, by the CNI plugin portmap of cni-chain".into()),
-        sets: sets.chain(selves).chain([loopback_set(), records::map()]).collect(),
+        sets: sets.chain(selves).chain([records::map()]).collect(),
         chains: [ATTACHMENTS, HOSTPORTS, MASQUERADE]
             .map(|name| Chain::regular(name, Vec::new()))
             .into_iter()
             .chain(both_versions().map(|(version, specific)| dnat_chain(version, specific)))
             .chain([
+                loopback_forged(),
                 loopback_guard(),
-                nat("prerouting", HookPoint::Prerouting, priority, vec![not_this_host(), local()]),
+                nat("prerouting", HookPoint::Prerouting, priority, vec![local()]),
                 nat("output", HookPoint::Output, priority, vec![local()]),
                 nat("masquerading", HookPoint::Postrouting, BEHIND_SRCNAT, vec![published]),
             ])
@@ -302,32 +296,38 @@ const BEHIND_SRCNAT: i32 = 105;
 const RAW: i32 = -300;
 const LOOPBACK_NET: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
 
-/// The kernel drops what comes from a link for 127.0.0.0/8 (`ip_route_input_slow`, net/ipv4/route.c), but only where it looks
-/// for a route, and that is behind this hook: what is led to a container before is for the container by then. So a port at
-/// 127.0.0.1 would be open to all neighbours. What this host itself sends there has been led in `output`, and doesn't pass
-/// here again.
-fn not_this_host() -> Rule {
-    let (net, len) = LOOPBACK_NET;
-    Rule::new([Statement::to_subnet(net, len), Statement::RETURN])
-}
+/// Where what claims to be 127.0.0.0/8 and comes by a link goes.
+const FORGED: &str = "loopback_forged";
 
-/// route_localnet makes the kernel take 127.0.0.0/8 for ordinary addresses on a link, in both directions: there its own check,
-/// on which [`not_this_host`] counts, is off. Answers to published ports never bear them on the wire, because they are
-/// masqueraded: whatever does is forged.
+/// The kernel drops 127.0.0.0/8 on the wire, in both directions, where route_localnet is off, but only where it looks for a
+/// route (`ip_route_input_slow`, net/ipv4/route.c): what `prerouting` leads to a container is for the container by then, so that
+/// a port at 127.0.0.1 would be open to all neighbours. This drops it on all links, whatever they are called by now, before
+/// anybody leads it anywhere. Answers to published ports never bear these addresses on the wire, because they are masqueraded:
+/// whatever does is forged. What this host itself sends there has been led in `output`, and comes by `lo`.
 fn loopback_guard() -> Chain {
     let (net, len) = LOOPBACK_NET;
-    let forged = |test| Rule::new([test, Statement::in_set([Selector::Iifname], LOOPBACK), Statement::DROP]);
+    let by_a_link = || Statement::is_not(Selector::Iifname, Value::Ifname("lo".into()));
+    let forged = |test| Rule::new([test, by_a_link(), Statement::goto(FORGED)]);
     let rules = vec![forged(Statement::to_subnet(net, len)), forged(Statement::from_subnet(net, len))];
     Chain::base("loopback_guard", HookKind::Filter, HookPoint::Prerouting, RAW, rules)
 }
 
-/// How packets come to a chain that attachments share.
+/// A VRF's device is the loopback of what runs within it (Documentation/networking/vrf.rst), and what comes from the wire
+/// has been here with its own link before it comes again with that device.
+fn loopback_forged() -> Chain {
+    let of_a_vrf = Statement::is(Selector::Iifkind, Value::Ifname("vrf".into()));
+    Chain::regular(FORGED, vec![Rule::new([of_a_vrf, Statement::RETURN]), Rule::new([Statement::DROP])])
+}
+
+/// How packets come to a chain that attachments share: by a rule in another chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entrance {
-    /// By a rule in this chain.
-    Rule(&'static str, Position, Rule),
-    /// By an element in this set of the skeleton.
-    Element(&'static str, Element),
+pub struct Entrance {
+    /// The other chain.
+    pub parent: &'static str,
+    /// Where in it.
+    pub position: Position,
+    /// The rule.
+    pub rule: Rule,
 }
 
 /// What several attachments have in common: there as long as one of them is.
@@ -337,8 +337,8 @@ pub struct Shared {
     pub chain: Chain,
     /// The set beside it, of the same name.
     pub set: Option<Set>,
-    /// How packets come there.
-    pub entrance: Entrance,
+    /// How packets come there; `None` if none do, and only users are counted.
+    pub entrance: Option<Entrance>,
 }
 
 /// One attachment's share of kernel state.
@@ -355,7 +355,7 @@ pub struct Share {
     /// The kinds of publication and the marks it uses.
     pub shared: Vec<Shared>,
     /// The link on which route_localnet is needed.
-    pub loopback: Option<String>,
+    pub loopback: Option<Link>,
     /// The table.
     pub skeleton: Skeleton,
 }
@@ -408,7 +408,7 @@ impl Share {
             key: RecordKey::of(&self.attachment),
             label: self.attachment.label(),
             origin: Some(self.origin.clone()),
-            jumps: counted.chain(self.loopback.iter().map(|link| loopback_name(link))).collect(),
+            jumps: counted.chain(self.loopback.iter().map(|link| loopback_name(link.index))).collect(),
             claims: self.claims.clone(),
             heirs: Vec::new(),
         }
@@ -506,7 +506,7 @@ impl Marking {
         Shared {
             chain: Chain::regular(format!("{MARK_PREFIX}0x{:x}", self.own), rules),
             set: None,
-            entrance: Entrance::Rule(MASQUERADE, Position::End, entrance_by_mark(self.own)),
+            entrance: Some(Entrance { parent: MASQUERADE, position: Position::End, rule: entrance_by_mark(self.own) }),
         }
     }
 }
@@ -555,10 +555,10 @@ fn kind(config: &Config, marking: &Marking, address: IpNet, specific: bool) -> S
     let prefix = format!("{}{}", kind_name(version, specific), if looks_for_itself { SELF } else { "" });
     let name = reference_hash_name(prefix.len() + 16, &prefix, &text);
     let chain = Chain::regular(name.clone(), rules);
-    let entrance = kind_entrance(&name).unwrap_or_default();
     let position = if specific { Position::Top } else { Position::End };
+    let entrance = kind_entrance(&name).map(|rule| Entrance { parent: HOSTPORTS, position, rule });
     let set = Some(kind_set(&name, version, specific));
-    Shared { chain, set, entrance: Entrance::Rule(HOSTPORTS, position, entrance) }
+    Shared { chain, set, entrance }
 }
 
 /// Those whom the container would answer past this host: its subnet, or itself alone.
@@ -572,29 +572,25 @@ fn neighbours(address: IpNet, specific: bool) -> Statement {
     Statement::from_subnet(address.network(), address.prefix_len())
 }
 
-/// The name of the chain that counts who needs route_localnet on this link.
-pub fn loopback_name(link: &str) -> String {
-    let plain = link.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
-    if plain { format!("{LOOPBACK_PREFIX}{link}") } else { reference_hash_name(25, LOOPBACK_PREFIX, link) }
+/// The name of the chain that counts who needs route_localnet on the link of this index, which is its own whatever it is
+/// called.
+pub fn loopback_name(index: u32) -> String {
+    format!("{LOOPBACK_PREFIX}{index}")
 }
 
 /// What the users of route_localnet on a link share. `before` is the sysctl's value before the first of them.
-pub fn loopback(link: &str, before: &str) -> Shared {
-    Shared {
-        chain: Chain::regular(loopback_name(link), Vec::new()).comment(format!("route_localnet {before} on {link}")),
-        set: None,
-        entrance: Entrance::Element(LOOPBACK, loopback_element(link)),
-    }
+pub fn loopback(link: &Link, before: &str) -> Shared {
+    // nft can't write a quotation mark so that it could read it again.
+    let comment = format!("route_localnet {before} on {}", link.name.replace('"', "?"));
+    let chain = Chain::regular(loopback_name(link.index), Vec::new()).comment(comment);
+    Shared { chain, set: None, entrance: None }
 }
 
-/// The element that guards a link.
-pub fn loopback_element(link: &str) -> Element {
-    Element::key([Value::Ifname(link.to_owned())])
-}
-
-/// The value of route_localnet before us, and the link, from the comment of the chain that counts.
-pub fn read_loopback(comment: &str) -> Option<(&str, &str)> {
-    comment.strip_prefix("route_localnet ")?.split_once(" on ")
+/// The value of route_localnet before us, and the link, from the name and the comment of the chain that counts.
+pub fn read_loopback(chain: &str, comment: &str) -> Option<(String, Link)> {
+    let index = chain.strip_prefix(LOOPBACK_PREFIX)?.parse().ok()?;
+    let (before, name) = comment.strip_prefix("route_localnet ")?.split_once(" on ")?;
+    Some((before.to_owned(), Link { index, name: name.to_owned() }))
 }
 
 impl fmt::Display for Share {
@@ -604,14 +600,13 @@ impl fmt::Display for Share {
                 write!(f, "{set}")?;
             }
             write!(f, "{}", shared.chain)?;
-            match &shared.entrance {
-                Entrance::Rule(chain, Position::Top, rule) => writeln!(f, "\tinsert rule {chain} {rule}")?,
-                Entrance::Rule(chain, _, rule) => writeln!(f, "\tadd rule {chain} {rule}")?,
-                Entrance::Element(set, element) => writeln!(f, "\tadd element {set} {{ {element} }}")?,
+            if let Some(Entrance { parent, position, rule }) = &shared.entrance {
+                let action = if *position == Position::Top { "insert" } else { "add" };
+                writeln!(f, "\t{action} rule {parent} {rule}")?;
             }
         }
         if let Some(link) = &self.loopback {
-            writeln!(f, "\troute_localnet on {link}, guarded")?;
+            writeln!(f, "\troute_localnet on {}, guarded", link.name)?;
         }
         let record = self.record();
         for (set, elements) in [(records::map(), record.lines())].into_iter().chain(record.elements()) {

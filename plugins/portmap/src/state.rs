@@ -12,6 +12,7 @@ use common::{Attachment, Call, Difference, Result, State};
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
 use crate::foreign::{self, Filled};
 use crate::heirs::{self, Heir, add_elements};
+use crate::localnet::Link;
 use crate::record::{Record, Recorded};
 use crate::removal::{self, Removal, entrances, undone};
 use crate::rules::{self, Claim, Entrance, Place, Share, Shared, TABLE, loopback_name};
@@ -33,7 +34,7 @@ impl State for Share {
         }
         let mut found = self.put_in(&mut socket)?;
         // On when ADD answers; its guard is in place before.
-        if let Err(error) = self.loopback.iter().try_for_each(|link| localnet::open(link)) {
+        if let Err(error) = self.loopback.iter().try_for_each(localnet::open) {
             return Err(undone(error, remove_own(&mut socket, &self.attachment).map(drop)));
         }
         match conflict::settle_overlaps(&mut socket, self, &found.specific) {
@@ -156,19 +157,19 @@ impl Share {
                     && foreign::hooks(socket, &self.skeleton)?.is_empty()))
     }
 
-    /// The static chains that are reached by jumps. is_in_place can't count their rules: attachments' jumps are users, too.
-    fn static_targets(&self) -> impl Iterator<Item = &Chain> {
-        self.skeleton.chains.iter().filter(|chain| chain.hook.is_none() && !chain.is_filled_by_attachments())
+    /// The chains whose rules are the table's own.
+    fn static_chains(&self) -> impl Iterator<Item = &Chain> {
+        self.skeleton.chains.iter().filter(|chain| !chain.is_filled_by_attachments())
     }
 
     /// Whether packets for its ports come to this chain on their way.
     fn needs(&self, chain: &str) -> bool {
-        self.shared.iter().map(|shared| &shared.chain).chain(self.static_targets()).any(|own| own.name == chain)
+        self.shared.iter().map(|shared| &shared.chain).chain(self.static_chains()).any(|own| own.name == chain)
     }
 
-    /// Whether nobody has emptied any of the static chains.
+    /// Whether nobody has changed any of the static chains.
     fn static_rules_are_in_place(&self, rules: &TableRules) -> bool {
-        self.static_targets().all(|chain| rules.look_like(chain))
+        self.static_chains().all(|chain| rules.look_like(chain))
     }
 
     /// Takes out what the attachment had, what is in the way, and what is not ours.
@@ -201,7 +202,7 @@ impl Share {
 
     fn shared_names(&self) -> impl Iterator<Item = String> {
         let names: Vec<String> = self.shared.iter().map(|s| s.chain.name.clone()).collect();
-        names.into_iter().chain(self.loopback.iter().map(|link| loopback_name(link)))
+        names.into_iter().chain(self.loopback.iter().map(|link| loopback_name(link.index)))
     }
 
     fn add(
@@ -272,19 +273,11 @@ fn add_shared(
             transaction.push(Command::AddRules(TABLE, shared.chain.clone()));
         }
     }
-    match &shared.entrance {
-        Entrance::Element(set, element) => {
-            if !is_there || mend {
-                transaction.add_elements(&TABLE, set, Presence::Shared, vec![element.clone()]);
-            }
-        }
-        Entrance::Rule(parent, position, rule) => {
-            let is_led_to = seen.filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
-            // Another call may just be putting it in: a second one would only be in the way.
-            if !is_led_to && (!is_there || !Filled::read(socket, parent)?.leads_to(name)) {
-                transaction.add_rule(&TABLE, parent, *position, rule.clone());
-            }
-        }
+    let Some(Entrance { parent, position, rule }) = &shared.entrance else { return Ok(()) };
+    let is_led_to = seen.filled.iter().any(|filled| filled.chain == *parent && filled.leads_to(name));
+    // Another call may just be putting it in: a second one would only be in the way.
+    if !is_led_to && (!is_there || !Filled::read(socket, parent)?.leads_to(name)) {
+        transaction.add_rule(&TABLE, parent, *position, rule.clone());
     }
     Ok(())
 }
@@ -352,7 +345,7 @@ fn element_differences(socket: &mut NftSocket, record: &Record) -> Result<Vec<Di
 
 /// Packets must come to the chain by exactly its rule.
 fn entrance_difference(socket: &mut NftSocket, shared: &Shared) -> Result<Option<Difference>> {
-    let Entrance::Rule(parent, _, wanted) = &shared.entrance else { return Ok(None) };
+    let Some(Entrance { parent, rule: wanted, .. }) = &shared.entrance else { return Ok(None) };
     let found = entrances(socket.rules(&TABLE, parent)?, &shared.chain.name);
     // One too many, and one of another form, is somebody else's.
     let is_there = found.iter().any(|info| info.is(wanted));
@@ -360,11 +353,9 @@ fn entrance_difference(socket: &mut NftSocket, shared: &Shared) -> Result<Option
     Ok((!is_there).then(missing))
 }
 
-fn loopback_differences(socket: &mut NftSocket, link: &str) -> Result<Vec<Difference>> {
-    let shared = rules::loopback(link, "0");
-    let mut differences = shared_chain_differences(socket, &shared)?;
-    let guard = [rules::loopback_element(link)];
-    differences.extend(socket.element_differences(&TABLE, &rules::loopback_set(), &guard)?);
+fn loopback_differences(socket: &mut NftSocket, link: &Link) -> Result<Vec<Difference>> {
+    let mut differences = shared_chain_differences(socket, &rules::loopback(link, "0"))?;
+    let Link { name: link, .. } = link;
     let value = localnet::read(link)?.unwrap_or_else(|| "no such link".into());
     if value != "1" {
         differences.push(Difference::other(format!("sysctl net.ipv4.conf.{link}.route_localnet"), "1", value));

@@ -11,6 +11,7 @@ use common::cni::env::{Args, Verb};
 use common::cni::network::Network;
 use common::{Attachment, Call, Result};
 use portmap::config::Config;
+use portmap::localnet::Link;
 use portmap::origin::{Origin, Trace};
 use portmap::rules::{Facts, plan};
 use serde::Deserialize;
@@ -37,7 +38,8 @@ fn planned(case: &Path) -> Result<String> {
     let facts: WrittenFacts =
         fs::read(case.join("facts.json")).map(|f| serde_json::from_slice(&f).unwrap()).unwrap_or_default();
     let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), trace: Trace::Link("veth1".into(), 7) };
-    let facts = Facts { link: facts.link, external_mark: facts.external_mark, origin };
+    let link = facts.link.map(|name| Link { index: 5, name });
+    let facts = Facts { link, external_mark: facts.external_mark, origin };
     plan(&config, &call, &net.prev_result.unwrap(), facts).map(|share| share.to_string())
 }
 

@@ -20,6 +20,7 @@ fn selector() -> impl Strategy<Value = Selector> {
         L4proto,
         Iifname,
         Oifname,
+        Iifkind,
         Mark,
         PktType,
         Skuid,

@@ -1,0 +1,85 @@
+//! 127.0.0.1 stays this host's own, whatever its links are called.
+
+use super::*;
+
+/// A lab with a server that listens on the host's 127.0.0.1 only, and a neighbour who asks for it on the wire.
+fn under_attack() -> (Lab, Container, Container, impl Drop) {
+    let lab = Lab::new();
+    let (container, attacker) = (lab.container(2), lab.container(3));
+    let at_loopback = ["127.0.0.1:7777".parse().unwrap()];
+    let server = netns_tests::traffic::serve_at(&lab.host, &at_loopback, &Proto::ALL, "secret");
+    sends_loopback_to_the_wire(&attacker.netns, "10.88.0.1", "10.88.0.3");
+    (lab, container, attacker, server)
+}
+
+fn route_localnet(lab: &Lab, link: &str) -> String {
+    lab.host.sysctl(&format!("net/ipv4/conf/{link}/route_localnet"))
+}
+
+#[test]
+fn another_name_of_a_link_opens_nothing_and_leaves_nothing_open() {
+    let (lab, container, attacker, _server) = under_attack();
+    let _inside = serve(&container.netns, 80, "inside");
+    add(&lab, &container, &port(8080, 80));
+    lab.host.run("ip link set cni0 name bridge0");
+    none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    check(&lab, &container, &port(8080, 80));
+    // Under its new name it is the same link, and one that the last to go gives its value back.
+    add(&lab, &attacker, &port(9090, 80));
+    del(&lab, &container, &port(8080, 80));
+    assert_eq!(route_localnet(&lab, "bridge0"), "1");
+    lab.host.run("ip link set bridge0 name bridge1");
+    del(&lab, &attacker, &port(9090, 80));
+    assert_eq!(route_localnet(&lab, "bridge1"), "0");
+    none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+    assert!(lab.host.try_run("ls /run/cni/portmap/*").is_err());
+}
+
+#[test]
+fn a_link_that_was_renamed_after_its_guard_was_flushed_is_closed_by_whoever_comes_next() {
+    let (lab, container, attacker, _server) = under_attack();
+    add(&lab, &container, &port(8080, 80));
+    lab.host.run("ip link set cni0 name bridge0");
+    lab.host.nft("flush ruleset");
+    assert_eq!(route_localnet(&lab, "bridge0"), "1");
+    del(&lab, &attacker, &json!({}));
+    assert_eq!(route_localnet(&lab, "bridge0"), "0");
+    none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+}
+
+/// After a reboot the indices of a ruleset that was saved are those of other links.
+#[test]
+fn a_restored_ruleset_changes_nothing_of_a_link_that_has_another_s_index_now() {
+    let (lab, container, ..) = under_attack();
+    add(&lab, &container, &port(8080, 80));
+    let index = |link: &str| lab.host.run(&format!("cat /sys/class/net/{link}/ifindex")).trim().to_owned();
+    let saved = rules(&lab).replace(&format!("loopback-{}", index("cni0")), &format!("loopback-{}", index("ext0")));
+    lab.host.nft("flush ruleset");
+    lab.host.nft(&saved);
+    lab.host.set_sysctl("net/ipv4/conf/ext0/route_localnet", "1");
+    del(&lab, &container, &json!({}));
+    assert_eq!(route_localnet(&lab, "ext0"), "1", "it was the administrator's");
+}
+
+#[test]
+fn a_bridge_may_be_called_anything_and_the_ruleset_be_saved() {
+    for bridge in ["b*", "b\"r", ".br", "veth*", "-"] {
+        let lab = Lab::new();
+        let container = lab.container(2);
+        let _inside = serve(&container.netns, 80, "inside");
+        lab.host.run(&format!("ip link set dev cni0 name {bridge}"));
+        let before = lab.host.snapshot();
+        add(&lab, &container, &port(8080, 80));
+        assert_eq!(route_localnet(&lab, bridge), "1");
+        check(&lab, &container, &port(8080, 80));
+        let saved = lab.host.run("nft list ruleset");
+        lab.host.nft(&format!("flush ruleset\n{saved}"));
+        all_reach(&lab.client, &FROM_OUTSIDE, "inside");
+        all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+        check(&lab, &container, &port(8080, 80));
+        lab.host.nft("flush ruleset");
+        del(&lab, &container, &json!({}));
+        lab.host.assert_same_as(&before);
+    }
+}
