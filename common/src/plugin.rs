@@ -124,7 +124,10 @@ pub fn answer<P: Plugin>(
     let command = lookup("CNI_COMMAND").unwrap_or_default().to_string_lossy().into_owned();
     let mut record = CallRecord::begin(P::NAME, &command);
     // It is read before anything is looked at, because an error names the version that stands in it, too.
-    let config = stdin().and_then(|bytes| Network::parse(&bytes));
+    let config = stdin().and_then(|bytes| match Verb::from_command(&command) {
+        Some(Verb::Del | Verb::Gc) => Network::parse_whatever_its_numbers(&bytes),
+        _ => Network::parse(&bytes),
+    });
     let named = config.as_ref().ok().and_then(network::named_version).map(str::to_owned);
     let version = named.as_deref().unwrap_or(Version::LATEST.as_str());
     let outcome = dispatch::<P>(&command, lookup, config, version, &mut record);
@@ -199,12 +202,16 @@ fn add<P: Plugin>(net: &Network, call: &Call) -> Result<String> {
     let mut result = net.prev_result.clone().ok_or(Error::MissingPrevResult)?;
     // A result that can't be written in this version must be found out before anything is changed.
     result.to_document(net.version)?;
-    if !P::is_idle(&config) {
-        let facts = P::observe(&config, call, &result)?;
-        let state = P::plan(&config, call, &result, facts)?;
-        state.apply(call)?;
-        state.amend(call, &mut result);
+    if P::is_idle(&config) {
+        return match net.prev_result_as_written() {
+            Some(json) => Ok(to_json(&json)),
+            None => Ok(to_json(&result.to_document(net.version)?)),
+        };
     }
+    let facts = P::observe(&config, call, &result)?;
+    let state = P::plan(&config, call, &result, facts)?;
+    state.apply(call)?;
+    state.amend(call, &mut result);
     Ok(to_json(&result.to_document(net.version)?))
 }
 

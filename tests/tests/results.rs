@@ -88,7 +88,7 @@ fn everything_comes_back(plugin: &str) {
     let target = container.target();
     for version in Version::ALL {
         let prev = in_version(&everything(&container), version);
-        // With fields of tomorrow, which the reference's types drop too.
+        // With fields of tomorrow, which the reference's types drop too. Whoever has nothing to do hands on what he was given.
         let mut given = prev.clone();
         given["x-tomorrow"] = json!({"any": 1});
         if let Some(interface) = given.pointer_mut("/interfaces/0") {
@@ -108,7 +108,8 @@ fn everything_comes_back(plugin: &str) {
                 let added = result["interfaces"].as_array_mut().unwrap().pop().unwrap();
                 assert!(added["name"].as_str().unwrap().starts_with("bwp"), "{added}");
             }
-            assert_eq!(result, due(&prev, version), "{plugin} {version} {keys}");
+            let due = if busy || plugin == "firewall" { due(&prev, version) } else { given.clone() };
+            assert_eq!(result, due, "{plugin} {version} {keys}");
             Plugin::ours(plugin).call(&lab.host, Verb::Del, &config, &target).succeeds();
         }
     }
@@ -127,7 +128,6 @@ fn what_the_reference_keeps_is_kept() {
     for route in everything["routes"].as_array_mut().unwrap() {
         route.as_object_mut().unwrap().retain(|key, _| ["dst", "gw"].contains(&key.as_str()));
     }
-    everything["x-tomorrow"] = json!(1);
     for version in Version::ALL.into_iter().filter(|v| *v < Version::V1_1_0) {
         let prev = in_version(&everything, version);
         let config = json!({"cniVersion": version.as_str(), "name": "net", "type": "tuning", "prevResult": prev});

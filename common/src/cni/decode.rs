@@ -79,6 +79,16 @@ impl Json {
         }
     }
 
+    /// Whether all of it was kept.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Json::Array(items) => items.iter().all(Json::is_whole),
+            Json::Object(pairs) => pairs.iter().all(|(_, value)| value.is_whole()),
+            Json::Excess(_) => false,
+            _ => true,
+        }
+    }
+
     /// Reads this value into `T`, matching the keys of structs in any letter case.
     ///
     /// Keys that no field takes but that look like one are reported to `misspelt`.

@@ -93,6 +93,31 @@ struct Dns {
     _options: Vec<Option<String>>,
 }
 
+fn object(read: serde_json::Result<Json>) -> Result<Json> {
+    match read.map_err(|e| Error::NotJson { reason: e.to_string() })? {
+        json @ Json::Object(_) => Ok(json),
+        Json::Excess(how) => Err(Error::NotJson { reason: format!("it has {how}") }),
+        other => Err(Error::NotJson { reason: format!("it must be an object, not {}", other.kind()) }),
+    }
+}
+
+/// The document with the greatest number in the place of the one that an error is about.
+fn limited(json: &[u8], error: &serde_json::Error) -> Vec<u8> {
+    let lines = json.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let at = lines.map(<[u8]>::len).sum::<usize>() + error.column();
+    let (before, behind) = json.split_at(at.min(json.len()));
+    let is_of_number = |byte: &&u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+    let head = before.len() - before.iter().rev().take_while(is_of_number).count();
+    let tail = behind.iter().take_while(is_of_number).count();
+    [before.get(..head).unwrap_or_default(), b"1e308", behind.get(tail..).unwrap_or_default()].concat()
+}
+
+/// serde_json's words for a number that it can't hold; it has no code for them.
+const OUT_OF_RANGE: &str = "number out of range";
+
+/// How many such numbers are looked for: each takes a reading of the whole.
+const NUMBERS_MAX: usize = 16;
+
 /// The keys without which nothing can go on, not even DEL and GC.
 const NEEDED: [&str; 4] = ["cniVersion", "name", "cni.dev/valid-attachments", "cni.dev/attachments"];
 
@@ -126,12 +151,35 @@ pub struct Network {
 impl Network {
     /// Parses the JSON of stdin.
     pub fn parse(stdin: &[u8]) -> Result<Json> {
-        let json: Json = serde_json::from_slice(stdin).map_err(|e| Error::NotJson { reason: e.to_string() })?;
-        match json {
-            Json::Object(_) => Ok(json),
-            Json::Excess(how) => Err(Error::NotJson { reason: format!("it has {how}") }),
-            other => Err(Error::NotJson { reason: format!("it must be an object, not {}", other.kind()) }),
+        object(serde_json::from_slice(stdin))
+    }
+
+    /// The same of a document in which numbers may be greater than any that can be read: they become the greatest, which no
+    /// key takes, so that those who must go on without the key (DEL, GC) can.
+    pub fn parse_whatever_its_numbers(stdin: &[u8]) -> Result<Json> {
+        let (mut read, mut bytes) = (serde_json::from_slice(stdin), Vec::new());
+        for _ in 0..NUMBERS_MAX {
+            match &read {
+                Err(error) if error.to_string().starts_with(OUT_OF_RANGE) => {
+                    bytes = limited(if bytes.is_empty() { stdin } else { &bytes }, error);
+                    read = serde_json::from_slice(&bytes);
+                }
+                _ => break,
+            }
         }
+        object(read)
+    }
+
+    /// The prevResult with everything that stands in it, of the configuration's version: what a plugin passes on that adds
+    /// nothing to it. `None` if something in it was too large to be kept.
+    pub fn prev_result_as_written(&self) -> Option<Json> {
+        let mut pairs = match self.json.get("prevResult").filter(|json| json.is_whole())? {
+            Json::Object(pairs) => pairs.clone(),
+            _ => return None,
+        };
+        pairs.retain(|(key, _)| !key.eq_ignore_ascii_case("cniVersion"));
+        pairs.insert(0, ("cniVersion".to_owned(), Json::String(self.version.as_str().to_owned())));
+        Some(Json::Object(pairs))
     }
 
     /// Validates what the protocol asks of every configuration, in the order of the reference: name, version, verb,
@@ -259,5 +307,26 @@ mod tests {
         let (_, misspelt) = net.own_keys::<Own>().unwrap();
         let meant: Vec<&str> = misspelt.iter().map(|m| m.meant).collect();
         assert_eq!(meant, ["capabilities", "prevResult", "ingressRate"]);
+    }
+    #[test]
+    fn numbers_beyond_all_bounds_are_read_where_a_call_must_go_on() {
+        let text = br#"{"name":"n",
+            "ingressRate":1e400,"a":[-1E+4000,2]}"#;
+        assert!(Network::parse(text).is_err());
+        let json = Network::parse_whatever_its_numbers(text).unwrap();
+        assert_eq!(json.get("ingressRate"), Network::parse(br#"{"a":1e308}"#).unwrap().get("a"));
+        let Some(Json::Array(items)) = json.get("a") else { panic!("{json:?}") };
+        assert_eq!(items.len(), 2);
+        for text in ["{\"a\":1e400", "1e400", "{\"a\":[1e400,]}", &format!("[{}1]", "1e400,".repeat(40))] {
+            assert!(Network::parse_whatever_its_numbers(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prev_result_is_passed_on_with_all_its_keys_and_the_configurations_version() {
+        let text = br#"{"cniVersion":"1.1.0","name":"n","prevResult":{"x":{"y":[1.5,null]},"cniversion":"1.0.0"}}"#;
+        let net = Network::read(Network::parse(text).unwrap(), Verb::Add).unwrap();
+        let written = serde_json::to_string(&net.prev_result_as_written().unwrap()).unwrap();
+        assert_eq!(written, r#"{"cniVersion":"1.1.0","x":{"y":[1.5,null]}}"#);
     }
 }
