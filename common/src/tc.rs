@@ -51,8 +51,46 @@ pub struct BucketSeen {
     pub limit: u32,
     /// Its maker's mark; 0 if it has none.
     pub mark: u32,
-    /// Whether its maker has said for which kind of link it counts, as tc(8) always does, and the reference never.
-    pub for_a_link_layer: bool,
+    /// How it counts a packet.
+    pub counting: Counting,
+}
+
+/// How a token bucket counts packets, beside their bytes (`struct tc_ratespec`, include/uapi/linux/pkt_sched.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counting {
+    /// The kind of link that its maker has named, as tc(8) always does, and the reference never; 0 if none.
+    pub link_layer: u8,
+    /// Bytes that are added to each packet.
+    pub overhead: u16,
+    /// Bytes that a packet counts at the least.
+    pub mpu: u16,
+    /// Bytes per second that no two packets may exceed (`peakrate`); 0 if there is no such rate.
+    pub peak_rate: u32,
+}
+
+impl Counting {
+    /// Of the buckets that are made here.
+    const OURS: Counting = Counting { link_layer: LINKLAYER_ETHERNET, overhead: 0, mpu: 0, peak_rate: 0 };
+
+    /// Whether each packet counts as its bytes on an Ethernet, as is meant where nothing is said.
+    pub fn is_plain(&self) -> bool {
+        Counting { link_layer: LINKLAYER_ETHERNET, ..*self } == Counting::OURS && self.link_layer <= LINKLAYER_ETHERNET
+    }
+}
+
+impl fmt::Display for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = [
+            (u64::from(self.overhead), "overhead"),
+            (u64::from(self.mpu), "mpu"),
+            (if self.link_layer > LINKLAYER_ETHERNET { self.link_layer.into() } else { 0 }, "linklayer"),
+        ];
+        said.iter().filter(|(value, _)| *value != 0).try_for_each(|(value, key)| write!(f, " {key} {value}"))?;
+        if self.peak_rate == 0 {
+            return Ok(());
+        }
+        write!(f, " peakrate {}", BitRate(u64::from(self.peak_rate).saturating_mul(8)))
+    }
 }
 
 impl BucketSeen {
@@ -61,7 +99,7 @@ impl BucketSeen {
         let ticks = transmission_time(bucket.rate, bucket.burst) / TICK_NS;
         // The kernel's field is that narrow: `opt.buffer = PSCHED_NS2TICKS(q->buffer)` in tbf_dump.
         let buffer = (ticks & u64::from(u32::MAX)) as u32;
-        BucketSeen { rate: bucket.rate, buffer, limit: bucket.limit, mark, for_a_link_layer: true }
+        BucketSeen { rate: bucket.rate, buffer, limit: bucket.limit, mark, counting: Counting::OURS }
     }
 
     /// Whether this is `bucket`, whosoever's.
@@ -72,7 +110,8 @@ impl BucketSeen {
         let expected = BucketSeen::of(bucket, 0);
         let apart = self.buffer.wrapping_sub(expected.buffer);
         let apart = apart.min(expected.buffer.wrapping_sub(self.buffer));
-        self.rate == expected.rate && self.limit == expected.limit && apart <= 16 + expected.buffer / 1_000_000
+        let is_near = apart <= 16 + expected.buffer / 1_000_000;
+        self.rate == expected.rate && self.limit == expected.limit && is_near && self.counting.is_plain()
     }
 
     /// Whether it is certain that the burst is no greater than this one, to a tick's worth. It is known modulo 275 s only,
@@ -99,14 +138,37 @@ pub struct Qdisc {
     pub major: u16,
     /// If it is a token bucket: which.
     pub bucket: Option<BucketSeen>,
+    /// What its packets wait in, if it has been looked at and is not the kernel's own.
+    pub queue: Option<Queue>,
+}
+
+/// What the packets of a token bucket wait in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// `bfifo`, …
+    pub kind: String,
+    /// Its handle's major number.
+    pub major: u16,
+    /// Bytes that may wait, of a `bfifo`.
+    pub limit: Option<u32>,
+}
+
+impl Qdisc {
+    /// The queue that somebody else has put there: one that is not as good as what the kernel puts there, which keeps bytes in
+    /// the order in which they came, up to the bucket's own limit.
+    pub fn odd_queue(&self) -> Option<&Queue> {
+        let is_odd = |queue: &&Queue| queue.kind != QUEUE || queue.limit != self.bucket.map(|seen| seen.limit);
+        self.queue.as_ref().filter(is_odd)
+    }
 }
 
 impl fmt::Display for Qdisc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.bucket {
-            Some(seen) => seen.bucket().fmt(f),
-            None => write!(f, "{} {:x}:", self.kind, self.major),
+            Some(seen) => write!(f, "{}{}", seen.bucket(), seen.counting)?,
+            None => write!(f, "{} {:x}:", self.kind, self.major)?,
         }
+        self.odd_queue().iter().try_for_each(|queue| write!(f, " above {} {:x}:", queue.kind, queue.major))
     }
 }
 
@@ -121,9 +183,13 @@ pub struct Shaped {
     pub mark: u32,
 }
 
-/// The handles under which token buckets are made: `6277:` ("bw" in ASCII), and `6278:`, which takes its place where it can't
-/// be changed as it is. Not `1:`, which is the reference's, and what people write who make one by hand.
+/// The handles under which token buckets are made: `6277:` ("bw" in ASCII), and `6278:`, where
+/// that is taken. Not `1:`, which is the reference's, and what people write who make one by hand.
 pub const BUCKET_MAJORS: [u16; 2] = [0x6277, 0x6278];
+
+/// The handles of the queues below them where the kernel's own has given way to an empty one: `6271:` ("bq") and `6272:`, in
+/// turn.
+pub const QUEUE_MAJORS: [u16; 2] = [0x6271, 0x6272];
 
 /// The handle under which the reference makes its token buckets.
 pub const REFERENCE_MAJOR: u16 = 1;
@@ -280,12 +346,43 @@ pub enum Verdict {
     Foreign(String),
 }
 
+/// By what a filter in a hook is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilterPlace {
+    /// A hook begins with chain 0; another is come to by a filter's `goto` only.
+    pub chain: u32,
+    /// Filters are asked in ascending order of this.
+    pub priority: u16,
+    /// The link-layer protocol of its packets (`ETH_P_*`).
+    pub protocol: u16,
+    /// Its number among those of its priority; 0 stands for all of them, whosoever's.
+    pub handle: u32,
+}
+
+impl FilterPlace {
+    /// All filters of a priority.
+    pub fn all_of(priority: u16) -> FilterPlace {
+        FilterPlace { priority, ..FilterPlace::default() }
+    }
+}
+
+impl fmt::Display for FilterPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.handle {
+            0 => write!(f, "filters {:#x}", self.priority)?,
+            handle => write!(f, "filter {:#x} handle {handle:#x}", self.priority)?,
+        }
+        if self.chain == 0 { Ok(()) } else { write!(f, " of chain {}", self.chain) }
+    }
+}
+
 /// A filter on a link's hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Filters are asked in ascending order of this.
-    pub priority: u16,
-    /// Which packets; `None` for a filter that can't be made here.
+    /// Where it is.
+    pub place: FilterPlace,
+    /// Which packets; `None` for a filter that can't be made here, or that no packet comes to: in another chain, or in a table
+    /// that is not its priority's first.
     pub matches: Option<Match>,
     /// What with them.
     pub verdict: Verdict,
@@ -334,11 +431,53 @@ impl RouteSocket {
         let object = format!("the {hook} filters of link {}", device.name);
         let request = RouteNetlinkMessage::GetTrafficFilter(query);
         match self.request(request, NLM_F_DUMP, "list", &object) {
-            Ok(answers) => Ok(answers.iter().filter_map(as_filter).collect()),
+            Ok(answers) => Ok(filters_of(&answers)),
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
+
+    /// What the packets of a token bucket wait in, if that is not the kernel's own, of which it tells nobody
+    /// (`TCQ_F_INVISIBLE`).
+    pub fn queue(&self, device: &Device, above: &Qdisc) -> Result<Option<Queue>> {
+        if above.bucket.is_none() {
+            return Ok(None);
+        }
+        let query = message(device, queue_of(above.major), TcHandle::UNSPEC);
+        let object = format!("the qdisc below {:x}: of link {}", above.major, device.name);
+        match self.request(RouteNetlinkMessage::GetQueueDiscipline(query), NLM_F_ECHO | NLM_F_ACK, "get", &object) {
+            Ok(answers) => Ok(answers.iter().find_map(as_queue)),
+            Err(Error::Kernel { errno: Errno::ENOENT | Errno::EINVAL | Errno::ENODEV, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn as_queue(answer: &RouteNetlinkMessage) -> Option<Queue> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+    let Qdisc { kind, major, .. } = as_qdisc(answer)?;
+    let limit = if kind == QUEUE { queue_limit(message) } else { None };
+    Some(Queue { kind, major, limit })
+}
+
+/// The kind of qdisc that a token bucket's packets wait in (`tbf_change`, net/sched/sch_tbf.c).
+const QUEUE: &str = "bfifo";
+
+/// The class of a token bucket, below which that is.
+fn queue_of(major: u16) -> TcHandle {
+    TcHandle { major, minor: 1 }
+}
+
+/// `struct tc_fifo_qopt` is the limit in bytes, and nothing else.
+fn queue_limit(message: &TcMessage) -> Option<u32> {
+    options_of(message).iter().find_map(|option| match option {
+        TcOption::Other(bare) => {
+            let mut value = vec![0; bare.value_len()];
+            bare.emit_value(&mut value);
+            value.try_into().ok().map(u32::from_ne_bytes)
+        }
+        _ => None,
+    })
 }
 
 impl Request {
@@ -352,8 +491,29 @@ impl Request {
         put_bucket(device, major, bucket, mark, NLM_F_REPLACE, "change")
     }
 
+    /// Gives the token bucket at the root of a link an empty queue of this handle and limit in bytes, in the place of the one that
+    /// it has, whose handle is another: what waits there is dropped, and nothing that comes meanwhile (`tbf_graft`,
+    /// net/sched/sch_tbf.c).
+    pub fn renew_queue(device: &Device, bucket_major: u16, major: u16, limit: u32) -> Request {
+        let mut request = message(device, queue_of(bucket_major), TcHandle { major, minor: 0 });
+        let options = TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, limit.to_ne_bytes().to_vec()));
+        request.attributes = vec![TcAttribute::Kind(QUEUE.into()), options];
+        let object = format!("the queue of the tbf of link {}", device.name);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        Request::new(RouteNetlinkMessage::NewQueueDiscipline(request), flags, "renew", object)
+    }
+
+    /// Takes from the token bucket at the root of a link the queue of this handle. What comes is dropped until the bucket is
+    /// changed: then the kernel gives it one of its own again (`tbf_change`).
+    pub fn delete_queue(device: &Device, bucket_major: u16, major: u16) -> Request {
+        let request = message(device, queue_of(bucket_major), TcHandle { major, minor: 0 });
+        let object = format!("the queue of the tbf of link {}", device.name);
+        Request::new(RouteNetlinkMessage::DelQueueDiscipline(request), 0, "delete", object)
+    }
+
     /// Puts a token bucket in the place of the one at the root of a link, which has another major number. What waited in
-    /// the old one is dropped; no packet passes between the two (`qdisc_graft`, net/sched/sch_api.c).
+    /// the old one is dropped, and what comes while the link has none, for some ms: the kernel waits between the two until its
+    /// processors have come past (`dev_deactivate`, called by `qdisc_graft` in net/sched/sch_api.c).
     pub fn exchange_bucket(device: &Device, major: u16, bucket: &TokenBucket, mark: u32) -> Request {
         put_bucket(device, major, bucket, mark, NLM_F_CREATE | NLM_F_REPLACE, "exchange")
     }
@@ -398,11 +558,17 @@ impl Request {
         Request::new(RouteNetlinkMessage::NewTrafficFilter(request), NLM_F_CREATE | NLM_F_EXCL, "add", object)
     }
 
-    /// Deletes all filters of one priority; none there is as good.
-    pub fn delete_filters(device: &Device, hook: Hook, priority: u16) -> Request {
-        let mut request = message(device, hook.parent(), TcHandle::UNSPEC);
-        request.header.info = u32::from(priority) << 16;
-        let object = format!("filter {priority} on {hook} of link {}", device.name);
+    /// Deletes a filter, or all of one priority; none there is as good.
+    pub fn delete_filters(device: &Device, hook: Hook, place: FilterPlace) -> Request {
+        let mut request = message(device, hook.parent(), TcHandle::from(place.handle));
+        request.header.info = u32::from(place.priority) << 16 | u32::from(place.protocol.to_be());
+        if place.handle != 0 {
+            request.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.into()));
+        }
+        if place.chain != 0 {
+            request.attributes.push(TcAttribute::Chain(place.chain));
+        }
+        let object = format!("{place} on {hook} of link {}", device.name);
         Request::new(RouteNetlinkMessage::DelTrafficFilter(request), 0, "delete", object).content_with(ABSENCE)
     }
 }
@@ -490,7 +656,7 @@ fn as_qdisc(answer: &RouteNetlinkMessage) -> Option<Qdisc> {
     // Handle 0 is the kernel's own default, which gives way to anything.
     let major = Some(message.header.handle.major).filter(|major| *major != 0)?;
     let bucket = if kind == "tbf" { options_of(message).iter().find_map(bucket_seen) } else { None };
-    Some(Qdisc { kind, major, bucket })
+    Some(Qdisc { kind, major, bucket, queue: None })
 }
 
 fn as_shaped(answer: &RouteNetlinkMessage) -> Option<Shaped> {
@@ -516,30 +682,72 @@ fn options_of(message: &TcMessage) -> &[TcOption] {
     options.unwrap_or_default()
 }
 
-fn as_filter(answer: &RouteNetlinkMessage) -> Option<Filter> {
+/// The filters of a list. Each priority has tables of filters, the newest first, of which packets come to the oldest only: from
+/// there another filter may lead to the others (`u32_init` and `u32_walk`, net/sched/cls_u32.c).
+fn filters_of(answers: &[RouteNetlinkMessage]) -> Vec<Filter> {
+    let mut tables: Vec<FilterPlace> = Vec::new();
+    let mut filters = Vec::new();
+    for answer in answers {
+        match as_filter(answer) {
+            Some(Entry::Filter(filter)) => filters.push(filter),
+            Some(Entry::Table(table)) => tables.push(table),
+            None => {}
+        }
+    }
+    for Filter { place, matches, .. } in &mut filters {
+        let of_same = |table: &&FilterPlace| (table.chain, table.priority) == (place.chain, place.priority);
+        let first = tables.iter().rev().find(of_same).map(|table| table.handle);
+        if place.chain != 0 || first.is_some_and(|first| first != place.handle & U32_TABLE) {
+            *matches = None;
+        }
+    }
+    filters
+}
+
+/// The bits of a u32 filter's handle that tell its table (`TC_U32_HTID`, include/uapi/linux/pkt_cls.h).
+const U32_TABLE: u32 = 0xfff0_0000;
+
+/// What stands in a list of filters.
+enum Entry {
+    Filter(Filter),
+    /// One of u32's tables of filters.
+    Table(FilterPlace),
+}
+
+fn as_filter(answer: &RouteNetlinkMessage) -> Option<Entry> {
     let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return None };
     let kind = kind_of(message)?;
-    let priority = u16::try_from(message.header.info >> 16).ok()?;
+    // Only a filter itself and a table have options, a priority's own entry has none.
+    let options = Some(options_of(message)).filter(|options| !options.is_empty())?;
+    let place = FilterPlace {
+        chain: message.attributes.iter().find_map(chain_of).unwrap_or_default(),
+        priority: u16::try_from(message.header.info >> 16).ok()?,
+        protocol: u16::from_be((message.header.info & 0xffff) as u16),
+        handle: u32::from(message.header.handle.major) << 16 | u32::from(message.header.handle.minor),
+    };
     if kind != TcFilterU32::KIND {
-        // Only a filter itself has options, its protocol's entry has none.
-        let real = !options_of(message).is_empty();
-        return real.then_some(Filter { priority, matches: None, verdict: Verdict::Foreign(kind), is_marked: false });
+        return Some(Entry::Filter(Filter { place, matches: None, verdict: Verdict::Foreign(kind), is_marked: false }));
     }
-    let protocol = u16::from_be((message.header.info & 0xffff) as u16);
     let (mut matches, mut verdict, mut real, mut is_marked) = (None, Verdict::Pass, false, false);
-    for option in options_of(message) {
+    for option in options {
         match option {
-            // Entries without a selector are u32's hash tables.
             TcOption::U32(TcFilterU32Option::Selector(selector)) => {
                 real = true;
-                matches = Match::of(protocol, &selector.keys);
+                matches = Match::of(place.protocol, &selector.keys);
             }
             TcOption::U32(TcFilterU32Option::Action(actions)) => verdict = verdict_of(actions),
             TcOption::U32(TcFilterU32Option::ClassId(class)) => is_marked = *class == FILTER_CLASS,
             _ => {}
         }
     }
-    real.then_some(Filter { priority, matches, verdict, is_marked })
+    Some(if real { Entry::Filter(Filter { place, matches, verdict, is_marked }) } else { Entry::Table(place) })
+}
+
+fn chain_of(attribute: &TcAttribute) -> Option<u32> {
+    match attribute {
+        TcAttribute::Chain(chain) => Some(*chain),
+        _ => None,
+    }
 }
 
 /// The first action decides: a redirected packet never reaches a second one.
@@ -571,6 +779,9 @@ fn redirect_target(option: &TcActionOption) -> Option<u32> {
     }
 }
 
+/// `TCA_OPTIONS` (include/uapi/linux/rtnetlink.h), for a qdisc whose options are a bare structure.
+const TCA_OPTIONS: u16 = 2;
+
 /// `TCA_TBF_PARMS`, `TCA_TBF_RATE64` and `TCA_TBF_BURST` (include/uapi/linux/pkt_sched.h).
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
@@ -580,6 +791,8 @@ const TCA_TBF_BURST: u16 = 6;
 /// peak rate, then limit, buffer and mtu.
 const QOPT_LEN: usize = 36;
 const QOPT_LINKLAYER: usize = 1;
+const QOPT_OVERHEAD: usize = 2;
+const QOPT_MPU: usize = 6;
 const QOPT_RATE: usize = 8;
 const QOPT_LIMIT: usize = 24;
 const QOPT_BUFFER: usize = 28;
@@ -619,9 +832,15 @@ fn bucket_seen(option: &TcOption) -> Option<BucketSeen> {
             TCA_TBF_PARMS if bytes.len() >= QOPT_LEN => {
                 let word = |at: usize| bytes.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_ne_bytes);
                 let (rate, buffer, limit) = (word(QOPT_RATE)?, word(QOPT_BUFFER)?, word(QOPT_LIMIT)?);
-                let mark = if word(QOPT_PEAK)? == 0 { word(QOPT_MTU)? } else { 0 };
-                let for_a_link_layer = bytes.get(QOPT_LINKLAYER).is_some_and(|byte| byte & TC_LINKLAYER_MASK != 0);
-                seen = Some(BucketSeen { rate: rate.into(), buffer, limit, mark, for_a_link_layer });
+                let half = |at: usize| bytes.get(at..at + 2).and_then(|h| h.try_into().ok()).map(u16::from_ne_bytes);
+                let counting = Counting {
+                    link_layer: bytes.get(QOPT_LINKLAYER)? & TC_LINKLAYER_MASK,
+                    overhead: half(QOPT_OVERHEAD)?,
+                    mpu: half(QOPT_MPU)?,
+                    peak_rate: word(QOPT_PEAK)?,
+                };
+                let mark = if counting.peak_rate == 0 { word(QOPT_MTU)? } else { 0 };
+                seen = Some(BucketSeen { rate: rate.into(), buffer, limit, mark, counting });
             }
             TCA_TBF_RATE64 => wide = bytes.try_into().ok().map(u64::from_ne_bytes),
             _ => {}
@@ -691,7 +910,7 @@ mod tests {
         let qdisc = as_qdisc(&RouteNetlinkMessage::NewQueueDiscipline(message)).unwrap();
         let seen = BucketSeen::of(&TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 }, 0);
         assert_eq!(seen.buffer, 156);
-        assert_eq!(qdisc, Qdisc { kind: "tbf".into(), major: 1, bucket: Some(seen) });
+        assert_eq!(qdisc, Qdisc { kind: "tbf".into(), major: 1, bucket: Some(seen), queue: None });
         assert!(seen.is(&TokenBucket { rate: 5_000_000_000, burst: 50_000, limit: 81_250 }));
     }
 
@@ -709,6 +928,16 @@ mod tests {
             assert!(!seen.is(&other), "{other}");
         }
         assert_eq!(seen.bucket().to_string(), bucket.to_string());
+        let odd = [
+            (Counting { overhead: 1, ..Counting::OURS }, " overhead 1"),
+            (Counting { mpu: 1000, ..Counting::OURS }, " mpu 1000"),
+            (Counting { peak_rate: 1_250_000, ..Counting::OURS }, " peakrate 10Mbit"),
+            (Counting { link_layer: 2, ..Counting::OURS }, " linklayer 2"),
+        ];
+        for (counting, said) in odd {
+            assert!(!BucketSeen { counting, ..seen }.is(&bucket) && counting.to_string() == said, "{counting}");
+        }
+        assert!(BucketSeen { counting: Counting::default(), ..seen }.is(&bucket), "the reference names no link layer");
     }
 
     #[test]

@@ -119,9 +119,8 @@ impl World {
         for (name, text) in glance.sections() {
             for line in text.lines() {
                 let elements = line.trim().trim_start_matches("elements = {").trim_end_matches('}').split("\", ");
-                lines.extend(
-                    elements.map(|line| format!("{name}: {}", without_what_passes(line.trim_matches([' ', ',', '"'])))),
-                );
+                let elements = elements.map(|line| without_what_passes(line.trim_matches([' ', ',', '"'])));
+                lines.extend(elements.filter(|line| !line.is_empty()).map(|line| format!("{name}: {line}")));
             }
         }
         lines
@@ -153,9 +152,9 @@ fn without_what_passes(line: &str) -> String {
     if words.first().is_some_and(|w| w.strip_suffix(':').is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))) {
         words.remove(0);
     }
-    // A bucket that is exchanged has another handle; what a sysctl was before depends on who flushed what.
-    if words.len() > 2 && words[..2] == ["qdisc", "tbf"] {
-        words.remove(2);
+    // A bucket whose queue was renewed has one that is seen; what a sysctl was before depends on who flushed what.
+    if words.starts_with(&["qdisc", "bfifo"]) {
+        words.clear();
     }
     if let Some(at) = words.iter().position(|word| word.ends_with("route_localnet")) {
         words.remove(at + 1);

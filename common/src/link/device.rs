@@ -153,11 +153,10 @@ impl RouteSocket {
 
 impl Request {
     /// Makes an intermediate functional block: down, without a queue of its own, and with the hardware address given here,
-    /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`). The index is given too, so
-    /// that a later request of the same datagram can mean this link and no other (EBUSY if it is taken). Since Linux 6.2 the
-    /// kernel answers with the link.
-    pub fn make_ifb(index: u32, name: &str, mac: [u8; 6], mtu: u32) -> Request {
-        let message = LinkIfb::new(name).index(index).address(mac.to_vec()).mtu(mtu).txqueuelen(0).build();
+    /// so that no daemon takes it for a random one and changes it (systemd's `MACAddressPolicy`). Since Linux 6.2 the kernel
+    /// answers with the link.
+    pub fn make_ifb(name: &str, mac: [u8; 6], mtu: u32) -> Request {
+        let message = LinkIfb::new(name).address(mac.to_vec()).mtu(mtu).txqueuelen(0).build();
         let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         Request::new(RouteNetlinkMessage::NewLink(message), flags, "add", format!("link {name} of kind ifb"))
     }
@@ -166,12 +165,6 @@ impl Request {
     pub fn set_alias(device: &Device, alias: &str) -> Request {
         let message = LinkUnspec::new_with_index(device.index).alias(alias).build();
         Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of link {}", device.name))
-    }
-
-    /// Gives the link of this index an alias: for one that is made by an earlier request of the same datagram.
-    pub fn set_alias_at(index: u32, alias: &str) -> Request {
-        let message = LinkUnspec::new_with_index(index).alias(alias).build();
-        Request::new(RouteNetlinkMessage::SetLink(message), 0, "set", format!("the alias of the link of index {index}"))
     }
 
     /// Sets a link up, with an alias and an MTU.

@@ -8,10 +8,12 @@ use std::fmt;
 use common::cni::{Error, Result};
 use common::link::device::Device;
 use common::link::{Request, RouteSocket};
-use common::tc::{BUCKET_MAJORS, BucketSeen, Cookie, Filter, Hook, Match, Qdisc, TokenBucket, Verdict};
+use common::tc::{
+    BUCKET_MAJORS, BucketSeen, Cookie, Filter, FilterPlace, Hook, Match, QUEUE_MAJORS, Qdisc, TokenBucket, Verdict,
+};
 use nix::errno::Errno;
 
-use crate::plan::{Lane, Mark, Rule, Shaping, Via, index_of, mac_text};
+use crate::plan::{Lane, Mark, Owner, Rule, Shaping, Via, mac_text};
 use crate::present::{Holder, Ifb, Present, bank_of, choose_bank, holder};
 
 /// A link that a change is about, by name: an ifb has no index yet when the changes are planned.
@@ -20,8 +22,35 @@ pub type Name = String;
 /// A token bucket and its owner's mark.
 pub type Owned = (TokenBucket, u32);
 
-/// The same, and the major number of its handle.
-pub type Held = (u16, Owned);
+/// A token bucket that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The major number of its handle.
+    major: u16,
+    /// The same of what its packets wait in; 0 for the kernel's own.
+    queue: u16,
+    /// Itself, and its mark.
+    owned: Owned,
+}
+
+impl Held {
+    /// The same place with another bucket.
+    fn holding(self, owned: Owned) -> Held {
+        Held { owned, ..self }
+    }
+
+    /// The same place with an empty queue.
+    fn renewed(self) -> Held {
+        let [first, second] = QUEUE_MAJORS;
+        Held { queue: if self.queue == first { second } else { first }, ..self }
+    }
+
+    /// The other place.
+    fn exchanged(self) -> Held {
+        let [first, second] = BUCKET_MAJORS;
+        Held { major: if self.major == first { second } else { first }, queue: 0, ..self }
+    }
+}
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +65,19 @@ pub enum Change {
     AddBucket(Name, Owned),
     /// Changes the bucket at the root of a link from the first to the second: what waits goes on waiting.
     ChangeBucket(Name, Held, Owned),
-    /// Puts the second bucket in the place of the first: what waits is dropped.
+    /// Changes it likewise and gives it an empty queue: what waits is dropped, and nothing else.
+    RenewBucket(Name, Held, Owned),
+    /// Changes it likewise, and leaves it with an empty queue of the kernel's own, as it had before: what waits and what comes
+    /// meanwhile is dropped.
+    RestoreBucket(Name, Held, Owned),
+    /// Puts the second bucket in the place of the first, which is not ours: what waits is dropped, and what comes meanwhile.
     ExchangeBucket(Name, Held, Owned),
     /// Gives the link its hooks.
     AddHooks,
     /// Adds a filter at a priority: through an ifb with a cookie, or passing.
     AddFilter(Hook, u16, Match, Option<(Name, Cookie)>),
-    /// Deletes all filters of a priority.
-    DropFilters(Hook, u16),
+    /// Deletes a filter, or all of a priority.
+    DropFilters(Hook, FilterPlace),
     /// Takes the bucket of this major number from the root of a link.
     DropBucket(Name, u16),
     /// Takes the hooks from the link.
@@ -57,20 +91,19 @@ pub enum Change {
 impl Change {
     /// What takes it back; `None` for what is not taken back: deletions come last and only of what is in nobody's way.
     ///
-    /// A bucket is always exchanged, because what came in the meantime may be larger than the former one.
+    /// A bucket always gets an empty queue, because what came in the meantime may be larger than the former one.
     fn inverse(&self) -> Option<Change> {
         match self {
             Change::MakeIfb(name, ..) => Some(Change::DropIfb(name.clone())),
             Change::Label(name, from, to) => Some(Change::Label(name.clone(), to.clone(), from.clone())),
             Change::AddBucket(name, _) => Some(Change::DropBucket(name.clone(), FIRST_MAJOR)),
-            Change::ChangeBucket(name, (major, from), to) => {
-                Some(Change::ExchangeBucket(name.clone(), (*major, *to), *from))
-            }
-            Change::ExchangeBucket(name, (major, from), to) => {
-                Some(Change::ExchangeBucket(name.clone(), (other_major(*major), *to), *from))
+            Change::ChangeBucket(name, held, to) => Some(back(name, *held, held.holding(*to))),
+            Change::RenewBucket(name, held, to) => Some(back(name, *held, held.renewed().holding(*to))),
+            Change::ExchangeBucket(name, held, to) => {
+                Some(Change::ExchangeBucket(name.clone(), held.exchanged().holding(*to), held.owned))
             }
             Change::AddHooks => Some(Change::DropHooks),
-            Change::AddFilter(hook, priority, ..) => Some(Change::DropFilters(*hook, *priority)),
+            Change::AddFilter(hook, priority, ..) => Some(Change::DropFilters(*hook, FilterPlace::all_of(*priority))),
             _ => None,
         }
     }
@@ -87,13 +120,14 @@ impl Change {
     }
 }
 
+/// From what there is now to what there was.
+fn back(name: &str, was: Held, now: Held) -> Change {
+    let to = if was.queue == 0 { Change::RestoreBucket } else { Change::RenewBucket };
+    to(name.to_owned(), now, was.owned)
+}
+
 /// Under which a bucket is put where there is none.
 const FIRST_MAJOR: u16 = BUCKET_MAJORS[0];
-
-/// Under which a bucket takes the place of one with this major number.
-fn other_major(major: u16) -> u16 {
-    BUCKET_MAJORS.into_iter().find(|other| *other != major).unwrap_or(FIRST_MAJOR)
-}
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,8 +136,18 @@ impl fmt::Display for Change {
             Change::RaiseIfb(name, label, mtu) => write!(f, "set {name} up, alias \"{label}\", mtu {mtu}"),
             Change::Label(name, _, to) => write!(f, "set the alias of {name} to \"{to}\""),
             Change::AddBucket(name, (bucket, _)) => write!(f, "add {bucket} to {name}"),
-            Change::ChangeBucket(name, (_, (from, _)), (to, _)) => write!(f, "change {from} of {name} to {to}"),
-            Change::ExchangeBucket(name, (_, (from, _)), (to, _)) => write!(f, "exchange {from} of {name} for {to}"),
+            Change::ChangeBucket(name, Held { owned: (from, _), .. }, (to, _)) => {
+                write!(f, "change {from} of {name} to {to}")
+            }
+            Change::RenewBucket(name, Held { owned: (from, _), .. }, (to, _)) => {
+                write!(f, "change {from} of {name}, emptied, to {to}")
+            }
+            Change::RestoreBucket(name, Held { owned: (from, _), .. }, (to, _)) => {
+                write!(f, "change {from} of {name} back to {to}")
+            }
+            Change::ExchangeBucket(name, Held { owned: (from, _), .. }, (to, _)) => {
+                write!(f, "exchange {from} of {name} for {to}")
+            }
             Change::AddHooks => f.write_str("add clsact"),
             Change::AddFilter(hook, priority, matches, Some((ifb, _))) => {
                 write!(f, "add {hook} filter {priority:#x} {matches} redirect to {ifb}")
@@ -111,7 +155,7 @@ impl fmt::Display for Change {
             Change::AddFilter(hook, priority, matches, None) => {
                 write!(f, "add {hook} filter {priority:#x} {matches} pass")
             }
-            Change::DropFilters(hook, priority) => write!(f, "delete {hook} filters {priority:#x}"),
+            Change::DropFilters(hook, place) => write!(f, "delete {hook} {place}"),
             Change::DropBucket(name, major) => write!(f, "delete the tbf {major:x}: of {name}"),
             Change::DropHooks => f.write_str("delete the hooks"),
             Change::DropIfb(name) => write!(f, "delete ifb {name}"),
@@ -122,7 +166,7 @@ impl fmt::Display for Change {
 
 /// What turns `present` into `shaping`.
 pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
-    if present.is_anothers(shaping.mark) {
+    if present.is_anothers(shaping.owner.mark) {
         return Err(anothers(&present.link));
     }
     let exchanged = exchanges_hooks(shaping, present);
@@ -131,16 +175,16 @@ pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
     let hooked = bare.as_ref().unwrap_or(present);
     let (mut changes, mut filtered, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let mut root = None;
-    let hooks_are_ours = hooked.hooks.is_none() || hooked.hooks_are_ours(shaping.mark);
+    let hooks_are_ours = hooked.hooks.is_none() || hooked.hooks_are_ours(shaping.owner.mark);
     for lane in &shaping.lanes {
         match &lane.via {
             Via::Root => root = root_bucket(shaping, lane.bucket, present.root.as_ref())?,
             Via::Ifb { name, mac, rules } => {
                 let there = present.ifb(name).filter(|ifb| is_usable(ifb, *mac, shaping));
-                let owned = (lane.bucket, shaping.mark.number(hooks_are_ours));
+                let owned = (lane.bucket, shaping.owner.mark.number(hooks_are_ours));
                 changes.extend(ifb(shaping, name, *mac, owned, present.ifb(name), there.is_some()));
                 require_hook(lane.hook, shaping, hooked)?;
-                let cookie = shaping.mark.cookie(hooks_are_ours);
+                let cookie = shaping.owner.mark.cookie(hooks_are_ours);
                 let (add, delete) = filters(shaping, lane.hook, rules, (name, cookie), there, hooked);
                 filtered.extend(add);
                 last.extend(delete);
@@ -148,7 +192,7 @@ pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
         }
     }
     if shaping.link.alias.is_empty() && !shaping.lanes.is_empty() {
-        changes.push(Change::Label(shaping.link.name.clone(), String::new(), shaping.label.clone()));
+        changes.push(Change::Label(shaping.link.name.clone(), String::new(), shaping.owner.label.clone()));
     }
     changes.extend(root);
     changes.extend(exchanged.then_some(Change::DropHooks));
@@ -166,25 +210,27 @@ fn anothers(link: &Device) -> Error {
 /// Whether the reference's `ingress`, which has no hook for what a link transmits, must give way to a `clsact`.
 fn exchanges_hooks(shaping: &Shaping, present: &Present) -> bool {
     let transmits = shaping.lanes.iter().any(|lane| lane.hook == Hook::Transmit && lane.via != Via::Root);
-    transmits && present.hooks.as_ref().is_some_and(|q| q.kind == "ingress") && hooks_may_go(present, shaping.mark)
+    transmits
+        && present.hooks.as_ref().is_some_and(|q| q.kind == "ingress")
+        && hooks_may_go(present, shaping.owner.mark)
 }
 
 /// Ours, even if somebody has taken its alias away, and without a qdisc that somebody else has put there.
 fn is_usable(ifb: &Ifb, mac: [u8; 6], shaping: &Shaping) -> bool {
     let device = &ifb.device;
-    let is_ours = device.alias == shaping.label || (device.alias.is_empty() && device.mac == Some(mac));
-    let is_bucket = |qdisc: &Qdisc| holder(qdisc, shaping.mark) != Holder::Foreign;
-    is_ours && ifb.root.as_ref().is_none_or(is_bucket)
+    let has_mac = !device.alias.is_empty() || device.mac == Some(mac);
+    let is_bucket = |qdisc: &Qdisc| holder(qdisc, shaping.owner.mark) != Holder::Foreign;
+    shaping.owner.has(device) && has_mac && ifb.root.as_ref().is_none_or(is_bucket)
 }
 
 fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> Result<Option<Change>> {
     let link = &shaping.link.name;
-    let wanted = (wanted, shaping.mark.number(false));
+    let wanted = (wanted, shaping.owner.mark.number(false));
     let Some(qdisc) = root else { return Ok(Some(Change::AddBucket(link.clone(), wanted))) };
-    match (holder(qdisc, shaping.mark), qdisc.bucket) {
-        (Holder::Ours, Some(seen)) if seen.is(&wanted.0) => Ok(None),
-        (Holder::Ours | Holder::Unmarked | Holder::Reference, Some(seen)) => {
-            Ok(Some(another_bucket(link, (qdisc.major, &seen), wanted, &shaping.link)))
+    match (holder(qdisc, shaping.owner.mark), qdisc.bucket) {
+        (Holder::Ours, Some(seen)) if seen.is(&wanted.0) && qdisc.odd_queue().is_none() => Ok(None),
+        (Holder::Ours | Holder::Unmarked | Holder::Reference, Some(_)) => {
+            Ok(another_bucket(link, qdisc, wanted, &shaping.link))
         }
         _ => Err(Error::Link {
             link: link.to_owned(),
@@ -203,20 +249,29 @@ const LARGEST_PACKET: u32 = (64 << 10) + 66 * ((64 << 10) / 48);
 /// The default of `IFLA_GSO_MAX_SIZE`; with more (BIG TCP) packets are larger still.
 const GSO_MAX: u32 = 64 << 10;
 
-/// From one bucket to another: in place, unless what waits may be larger than the new burst. Such a packet would never
-/// find enough tokens, and nothing behind it would ever leave: packets are cut to the burst when they come, not when they
-/// go (`tbf_enqueue`, net/sched/sch_tbf.c).
+fn held(qdisc: &Qdisc, seen: &BucketSeen) -> Held {
+    let queue = qdisc.queue.as_ref().map_or(0, |queue| queue.major);
+    Held { major: qdisc.major, queue, owned: (seen.bucket(), seen.mark) }
+}
+
+/// From one bucket to another: in place. What waits goes on waiting, unless it may be larger than the new burst, or somebody
+/// has put a queue of his own there. Such a packet would never find enough tokens, and nothing behind it would ever leave:
+/// packets are cut to the burst when they come, not when they go (`tbf_enqueue`, net/sched/sch_tbf.c).
 ///
 /// The reference's gives way in any case: it is in another place than ours.
-fn another_bucket(name: &str, (major, seen): (u16, &BucketSeen), wanted: Owned, link: &Device) -> Change {
+fn another_bucket(name: &str, qdisc: &Qdisc, wanted: Owned, link: &Device) -> Option<Change> {
+    let seen = qdisc.bucket?;
     let (TokenBucket { burst, .. }, _) = wanted;
     let holds_any = link.gso_max <= GSO_MAX && burst >= LARGEST_PACKET;
-    let held = (major, (seen.bucket(), seen.mark));
-    if BUCKET_MAJORS.contains(&major) && (holds_any || seen.burst_is_at_most(burst)) {
-        Change::ChangeBucket(name.to_owned(), held, wanted)
+    let no_smaller = seen.counting.is_plain() && seen.burst_is_at_most(burst);
+    let (name, held) = (name.to_owned(), held(qdisc, &seen));
+    Some(if !BUCKET_MAJORS.contains(&qdisc.major) {
+        Change::ExchangeBucket(name, held, wanted)
+    } else if qdisc.odd_queue().is_none() && (holds_any || no_smaller) {
+        Change::ChangeBucket(name, held, wanted)
     } else {
-        Change::ExchangeBucket(name.to_owned(), held, wanted)
-    }
+        Change::RenewBucket(name, held, wanted)
+    })
 }
 
 /// An ifb of the reference's has no alias: it is made anew, because its hardware address is not known to stay.
@@ -227,20 +282,22 @@ fn ifb(shaping: &Shaping, name: &str, mac: [u8; 6], wanted: Owned, there: Option
         let new = [
             Change::MakeIfb(name.to_owned(), mac, mtu),
             Change::AddBucket(name.to_owned(), wanted),
-            Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu),
+            Change::RaiseIfb(name.to_owned(), shaping.owner.label.clone(), mtu),
         ];
         return stale.into_iter().chain(new).collect();
     };
     let mut changes = Vec::new();
     match &there.root {
         None => changes.push(Change::AddBucket(name.to_owned(), wanted)),
-        Some(Qdisc { bucket: Some(seen), major, .. }) if !seen.is(&wanted.0) || seen.mark != wanted.1 => {
-            changes.push(another_bucket(name, (*major, seen), wanted, &shaping.link));
+        Some(qdisc) => {
+            let is_as_wanted = qdisc.bucket.is_some_and(|seen| seen.is(&wanted.0) && seen.mark == wanted.1);
+            if !is_as_wanted || qdisc.odd_queue().is_some() {
+                changes.extend(another_bucket(name, qdisc, wanted, &shaping.link));
+            }
         }
-        Some(_) => {}
     }
-    if !there.device.up || there.device.mtu != mtu || there.device.alias != shaping.label {
-        changes.push(Change::RaiseIfb(name.to_owned(), shaping.label.clone(), mtu));
+    if !there.device.up || there.device.mtu != mtu || there.device.alias != shaping.owner.label {
+        changes.push(Change::RaiseIfb(name.to_owned(), shaping.owner.label.clone(), mtu));
     }
     changes
 }
@@ -268,16 +325,17 @@ fn filters(
     ifb: Option<&Ifb>,
     present: &Present,
 ) -> (Vec<Change>, Vec<Change>) {
-    let old = present.our_priorities(hook, shaping.mark);
-    let ours = present.ours(shaping.mark).filter(|(at, _)| *at == hook).map(|(_, filter)| filter);
+    let old = present.our_filters(hook, shaping.owner.mark);
+    let ours = present.ours(shaping.owner.mark).filter(|(at, _)| *at == hook).map(|(_, filter)| filter);
     if ifb.is_some_and(|ifb| ours.map(|f| rule_of(f, ifb.device.index)).eq(in_order(rules).map(Some))) {
         return (Vec::new(), Vec::new());
     }
-    let used = present.filters.iter().filter(|(at, _)| *at == hook).map(|(_, filter)| filter.priority);
+    let used = present.filters.iter().filter(|(at, _)| *at == hook).map(|(_, filter)| filter.place.priority);
     let (bank, free) = choose_bank(hook, used);
-    // An ADD that was killed may have left both banks filled; then one must go before.
-    let (before, after): (Vec<u16>, Vec<u16>) = old.iter().partition(|at| !free && bank_of(hook, **at) == Some(bank));
-    let drop = |at: Vec<u16>| at.into_iter().map(|priority| Change::DropFilters(hook, priority)).collect();
+    // If all banks are filled, one must go before.
+    let in_the_way = |at: &&FilterPlace| !free && bank_of(hook, at.priority) == Some(bank);
+    let (before, after): (Vec<FilterPlace>, Vec<FilterPlace>) = old.iter().partition(in_the_way);
+    let drop = |at: Vec<FilterPlace>| at.into_iter().map(|place| Change::DropFilters(hook, place)).collect();
     let (mut add, delete): (Vec<Change>, Vec<Change>) = (drop(before), drop(after));
     let (name, cookie) = through;
     add.extend(in_order(rules).map(|rule| {
@@ -319,16 +377,16 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
     for hook in crate::present::HOOKS {
         let led = |lane: &Lane| lane.hook == hook && lane.via != Via::Root;
         if !shaping.lanes.iter().any(led) {
-            let stale = present.our_priorities(hook, shaping.mark);
-            last.extend(stale.into_iter().map(|priority| Change::DropFilters(hook, priority)));
+            let stale = present.our_filters(hook, shaping.owner.mark);
+            last.extend(stale.into_iter().map(|place| Change::DropFilters(hook, place)));
         }
     }
     let hooks_in_use = shaping.lanes.iter().any(|lane| lane.via != Via::Root);
-    if !hooks_in_use && hooks_may_go(present, shaping.mark) {
+    if !hooks_in_use && hooks_may_go(present, shaping.owner.mark) {
         last.push(Change::DropHooks);
     }
     let bucket_in_use = shaping.lanes.iter().any(|lane| lane.via == Via::Root);
-    let bucket_is_ours = match present.root_holder(shaping.mark) {
+    let bucket_is_ours = match present.root_holder(shaping.owner.mark) {
         Some(Holder::Ours | Holder::Unmarked) => true,
         Some(Holder::Reference) => present.has_references(),
         _ => false,
@@ -336,7 +394,7 @@ fn no_longer(shaping: &Shaping, present: &Present, changes: &[Change]) -> Vec<Ch
     if let Some(root) = present.root.as_ref().filter(|_| !bucket_in_use && bucket_is_ours) {
         last.push(Change::DropBucket(link.clone(), root.major));
     }
-    let owned = |ifb: &&Ifb| ifb.device.alias == shaping.label || present.is_references_ifb(ifb);
+    let owned = |ifb: &&Ifb| shaping.owner.has(&ifb.device) || present.is_references_ifb(ifb);
     let stale = present.ifbs.iter().filter(owned).filter(|ifb| !in_use(&ifb.device.name));
     last.extend(stale.map(|ifb| Change::DropIfb(ifb.device.name.clone())));
     // A filter's deletion may already stand in the changes before, or go with its hooks.
@@ -352,39 +410,51 @@ fn hooks_may_go(present: &Present, mark: Mark) -> bool {
     present.hooks.is_some() && present.hooks_are_ours(mark) && ours == present.filters.len()
 }
 
-/// What takes away everything of `label` and `mark` on a link, and, where no other link needs them, the ifbs; a bucket
-/// without a mark at its root only if that is known to be ours, because the link is, or because it carries a filter of ours.
-/// The alias goes last: by it the next DEL finds what this one may have left.
-pub fn to_nothing(label: &str, mark: Mark, present: &Present, link_is_ours: bool, with_ifbs: bool) -> Vec<Change> {
+/// How much may be taken from a link that says by no mark whose it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// A bucket in our place that has lost its mark.
+    pub unmarked: bool,
+    /// The reference's bucket.
+    pub references: bool,
+    /// The alias that is the owner's label, also where nothing else of his is.
+    pub label: bool,
+}
+
+/// What takes away everything of an owner on a link, and, where no other link needs them, the ifbs; what bears no mark, only as
+/// far as it is trusted to be his, or where the link carries a filter of his. The alias goes last: by it the next DEL finds
+/// what this one may have left.
+pub fn to_nothing(owner: &Owner, present: &Present, trust: Trust, with_ifbs: bool) -> Vec<Change> {
+    let mark = owner.mark;
     let mut changes = Vec::new();
     if hooks_may_go(present, mark) {
         changes.push(Change::DropHooks);
     } else {
         for hook in crate::present::HOOKS {
-            let ours = present.our_priorities(hook, mark);
-            changes.extend(ours.into_iter().map(|priority| Change::DropFilters(hook, priority)));
+            let ours = present.our_filters(hook, mark);
+            changes.extend(ours.into_iter().map(|place| Change::DropFilters(hook, place)));
         }
     }
     let name = &present.link.name;
     let root_is_ours = match present.root_holder(mark) {
         Some(Holder::Ours) => true,
-        Some(Holder::Unmarked | Holder::Reference) => link_is_ours || present.ours(mark).next().is_some(),
+        Some(Holder::Unmarked) => trust.unmarked || present.ours(mark).next().is_some(),
+        Some(Holder::Reference) => trust.references || present.ours(mark).next().is_some(),
         _ => false,
     };
     if let Some(root) = present.root.as_ref().filter(|_| root_is_ours) {
         changes.push(Change::DropBucket(name.clone(), root.major));
     }
+    let unlabel = present.link.alias == owner.label && (trust.label || !changes.is_empty());
     let ifbs: Vec<Name> = present.ifbs.iter().filter(|_| with_ifbs).map(|ifb| ifb.device.name.clone()).collect();
     changes.extend((!ifbs.is_empty()).then_some(Change::DropIfbs(ifbs)));
-    if present.link.alias == label {
-        changes.push(Change::Label(name.clone(), label.to_owned(), String::new()));
-    }
+    changes.extend(unlabel.then(|| Change::Label(name.clone(), owner.label.clone(), String::new())));
     changes
 }
 
 /// Makes the changes, or, if one fails, takes back those that were made.
 pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Result<()> {
-    let mut hands = Hands::new(socket, present, changes);
+    let mut hands = Hands::new(socket, present);
     let mut done = Vec::new();
     for together in together(changes) {
         let mut failed = None;
@@ -412,7 +482,7 @@ pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Resu
 
 /// Makes all the changes, whichever fail.
 pub fn make_all(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Vec<Error> {
-    let mut hands = Hands::new(socket, present, changes);
+    let mut hands = Hands::new(socket, present);
     hands.make(changes).into_iter().filter_map(Result::err).collect()
 }
 
@@ -429,19 +499,12 @@ struct Hands<'a> {
     socket: &'a RouteSocket,
     link: &'a Device,
     ifbs: Vec<Device>,
-    /// The aliases that the changes will give.
-    labels: Vec<(&'a Name, &'a str)>,
 }
 
 impl<'a> Hands<'a> {
-    fn new(socket: &'a RouteSocket, present: &'a Present, changes: &'a [Change]) -> Hands<'a> {
-        let label = |change: &'a Change| match change {
-            Change::RaiseIfb(name, label, _) => Some((name, label.as_str())),
-            _ => None,
-        };
-        let labels = changes.iter().filter_map(label).collect();
+    fn new(socket: &'a RouteSocket, present: &'a Present) -> Hands<'a> {
         let ifbs = present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
-        Hands { socket, link: &present.link, ifbs, labels }
+        Hands { socket, link: &present.link, ifbs }
     }
 
     fn device(&self, name: &str) -> Result<&Device> {
@@ -458,8 +521,7 @@ impl<'a> Hands<'a> {
             Err(error) => return vec![Err(error)],
         };
         let counts: Vec<usize> = of_each.iter().map(Vec::len).collect();
-        let mut requests: Vec<Request> = of_each.into_iter().flatten().collect();
-        requests.extend(together.iter().filter_map(|change| self.early_label(change)));
+        let requests: Vec<Request> = of_each.into_iter().flatten().collect();
         let mut outcomes = self.socket.change_all(&requests).into_iter();
         let whole = |(change, count): (&Change, usize)| {
             let outcome = outcomes.by_ref().take(count).reduce(|all, one| all.and(one)).unwrap_or(Ok(None));
@@ -468,28 +530,35 @@ impl<'a> Hands<'a> {
         together.iter().zip(counts).map(whole).collect()
     }
 
-    /// An ifb gets its alias with the datagram that makes it, or GC would not know whose it is if this process were killed
-    /// behind. Whether that succeeds doesn't matter: it is given again with the rest. It goes by the index, not by the name:
-    /// where another call made the ifb of this name first, the alias must not land on that.
-    fn early_label(&self, change: &Change) -> Option<Request> {
-        let Change::MakeIfb(made, mac, _) = change else { return None };
-        let (_, label) = self.labels.iter().find(|(name, _)| *name == made)?;
-        Some(Request::set_alias_at(index_of(*mac), label))
-    }
-
     fn requests(&self, change: &Change) -> Result<Vec<Request>> {
         let one = match change {
-            Change::MakeIfb(name, mac, mtu) => Request::make_ifb(index_of(*mac), name, *mac, *mtu),
+            Change::MakeIfb(name, mac, mtu) => Request::make_ifb(name, *mac, *mtu),
             Change::RaiseIfb(name, label, mtu) => Request::set_up(self.device(name)?, label, *mtu),
             Change::Label(name, _, alias) => Request::set_alias(self.device(name)?, alias),
             Change::AddBucket(name, (bucket, mark)) => {
                 Request::add_bucket(self.device(name)?, FIRST_MAJOR, bucket, *mark)
             }
-            Change::ChangeBucket(name, (major, _), (bucket, mark)) => {
-                Request::change_bucket(self.device(name)?, *major, bucket, *mark)
+            Change::ChangeBucket(name, held, (bucket, mark)) => {
+                Request::change_bucket(self.device(name)?, held.major, bucket, *mark)
             }
-            Change::ExchangeBucket(name, (major, _), (bucket, mark)) => {
-                Request::exchange_bucket(self.device(name)?, other_major(*major), bucket, *mark)
+            Change::RenewBucket(name, held, (bucket, mark)) => {
+                let device = self.device(name)?;
+                // The queue goes last: what has come before may be as large as the former burst.
+                return Ok(vec![
+                    Request::change_bucket(device, held.major, bucket, *mark),
+                    Request::renew_queue(device, held.major, held.renewed().queue, bucket.limit),
+                ]);
+            }
+            Change::RestoreBucket(name, held, (bucket, mark)) => {
+                let (device, queue) = (self.device(name)?, held.renewed().queue);
+                return Ok(vec![
+                    Request::renew_queue(device, held.major, queue, bucket.limit),
+                    Request::delete_queue(device, held.major, queue),
+                    Request::change_bucket(device, held.major, bucket, *mark),
+                ]);
+            }
+            Change::ExchangeBucket(name, held, (bucket, mark)) => {
+                Request::exchange_bucket(self.device(name)?, held.exchanged().major, bucket, *mark)
             }
             Change::AddHooks => Request::add_hooks(self.link),
             Change::AddFilter(hook, priority, matches, through) => {
@@ -499,7 +568,7 @@ impl<'a> Hands<'a> {
                 };
                 Request::add_filter(self.link, *hook, *priority, *matches, to)
             }
-            Change::DropFilters(hook, priority) => Request::delete_filters(self.link, *hook, *priority),
+            Change::DropFilters(hook, place) => Request::delete_filters(self.link, *hook, *place),
             Change::DropBucket(name, major) => Request::delete_bucket(self.device(name)?, *major),
             Change::DropHooks => Request::delete_hooks(self.link),
             Change::DropIfb(name) => return self.deletion(std::slice::from_ref(name)),
@@ -541,11 +610,10 @@ impl<'a> Hands<'a> {
     }
 }
 
-/// The name was free a moment ago: another interface of the container is being added at the same time. Or the index was:
-/// another call is adding the same one.
+/// The name was free a moment ago: another interface of the container is being added at the same time, or the same one.
 fn just_taken(error: Error, name: &str) -> Error {
     match error {
-        Error::Kernel { errno: Errno::EEXIST | Errno::EBUSY, .. } => {
+        Error::Kernel { errno: Errno::EEXIST, .. } => {
             Error::TryAgain { what: format!("link {name} is just being made by another call") }
         }
         error => error,
@@ -558,7 +626,7 @@ mod tests {
     use std::time::Duration;
 
     use common::Attachment;
-    use common::tc::BucketSeen;
+    use common::tc::Queue;
     use ipnet::IpNet;
     use proptest::prelude::*;
 
@@ -573,6 +641,8 @@ mod tests {
     struct Kernel {
         present: Present,
         next_index: u32,
+        /// How many filters there were.
+        made: u32,
     }
 
     impl Kernel {
@@ -585,11 +655,15 @@ mod tests {
                 header: 14,
                 ..Device::default()
             };
-            let hooks = hooks.map(|kind| Qdisc { kind: kind.into(), major: 0xffff, bucket: None });
-            let foreign =
-                Filter { priority: 7, matches: None, verdict: Verdict::Foreign("bpf".into()), is_marked: false };
+            let hooks = hooks.map(|kind| Qdisc { kind: kind.into(), major: 0xffff, bucket: None, queue: None });
+            let foreign = Filter {
+                place: FilterPlace::all_of(7),
+                matches: None,
+                verdict: Verdict::Foreign("bpf".into()),
+                is_marked: false,
+            };
             let filters = hooks.iter().map(|_| (Hook::Receive, foreign.clone())).collect();
-            Kernel { present: Present { link, hooks, filters, ..Present::default() }, next_index: 10 }
+            Kernel { present: Present { link, hooks, filters, ..Present::default() }, next_index: 10, made: 0 }
         }
 
         fn root(&mut self, name: &str) -> &mut Option<Qdisc> {
@@ -607,10 +681,6 @@ mod tests {
         }
 
         fn make(&mut self, change: &Change) {
-            let tbf = |major, (bucket, mark): &Owned| {
-                let seen = BucketSeen::of(bucket, *mark);
-                Some(Qdisc { kind: "tbf".into(), major, bucket: Some(seen) })
-            };
             match change {
                 Change::MakeIfb(name, mac, mtu) => {
                     assert!(self.present.ifb(name).is_none(), "EEXIST");
@@ -629,20 +699,14 @@ mod tests {
                     self.alias(name).clone_from(to);
                 }
                 Change::AddBucket(name, bucket) => {
-                    assert_eq!(self.root(name).replace(tbf(FIRST_MAJOR, bucket).unwrap()), None);
+                    assert_eq!(self.root(name).replace(tbf(FIRST_MAJOR, bucket)), None);
                 }
-                Change::ChangeBucket(name, (major, from), to) | Change::ExchangeBucket(name, (major, from), to) => {
-                    let stays = matches!(change, Change::ChangeBucket(..));
-                    let kept = if stays { *major } else { other_major(*major) };
-                    let before = std::mem::replace(self.root(name), tbf(kept, to)).unwrap();
-                    let ((from, _), (to, _)) = (from, to);
-                    assert!(before.bucket.unwrap().is(from) && before.major == *major, "{before} is not {from}");
-                    // What waits is no larger than the former burst, and must not be larger than the new one.
-                    let stalls = to.burst < from.burst.min(LARGEST_PACKET);
-                    assert!(!stays || !stalls, "{change} would stall");
-                }
+                Change::ChangeBucket(name, held, to)
+                | Change::RenewBucket(name, held, to)
+                | Change::RestoreBucket(name, held, to)
+                | Change::ExchangeBucket(name, held, to) => self.change_bucket(change, name, *held, to),
                 Change::AddHooks => {
-                    let clsact = Qdisc { kind: "clsact".into(), major: 0xffff, bucket: None };
+                    let clsact = Qdisc { kind: "clsact".into(), major: 0xffff, bucket: None, queue: None };
                     assert_eq!(self.present.hooks.replace(clsact), None);
                 }
                 Change::AddFilter(hook, priority, matches, through) => {
@@ -654,12 +718,18 @@ mod tests {
                             Verdict::Redirect { to, cookie: cookie.to_vec() }
                         }
                     };
-                    let filter = Filter { priority: *priority, matches: Some(*matches), verdict, is_marked: true };
+                    self.made += 1;
+                    let place = FilterPlace { handle: self.made, ..FilterPlace::all_of(*priority) };
+                    let filter = Filter { place, matches: Some(*matches), verdict, is_marked: true };
                     self.present.filters.push((*hook, filter));
-                    self.present.filters.sort_by_key(|(hook, filter)| (*hook, filter.priority));
+                    self.present.filters.sort_by_key(|(hook, filter)| (*hook, filter.place.priority));
                 }
-                Change::DropFilters(hook, priority) => {
-                    self.present.filters.retain(|(at, filter)| (*at, filter.priority) != (*hook, *priority));
+                Change::DropFilters(hook, which) => {
+                    let is_meant = |place: FilterPlace| {
+                        (place.chain, place.priority) == (which.chain, which.priority)
+                            && (which.handle == 0 || which.handle == place.handle)
+                    };
+                    self.present.filters.retain(|(at, filter)| at != hook || !is_meant(filter.place));
                 }
                 Change::DropBucket(name, major) => {
                     assert!(self.root(name).take().is_none_or(|qdisc| qdisc.major == *major));
@@ -671,6 +741,25 @@ mod tests {
                 Change::DropIfb(name) => self.present.ifbs.retain(|ifb| ifb.device.name != *name),
                 Change::DropIfbs(names) => self.present.ifbs.retain(|ifb| !names.contains(&ifb.device.name)),
             }
+        }
+
+        fn change_bucket(&mut self, change: &Change, name: &str, held: Held, to: &Owned) {
+            let place = match change {
+                Change::ChangeBucket(..) => held,
+                Change::RenewBucket(..) => held.renewed(),
+                Change::RestoreBucket(..) => Held { queue: 0, ..held },
+                _ => held.exchanged(),
+            };
+            let mut after = tbf(place.major, to);
+            let bfifo = |major| Queue { kind: "bfifo".into(), major, limit: Some(to.0.limit) };
+            after.queue = Some(place.queue).filter(|major| *major != 0).map(bfifo);
+            let before = self.root(name).replace(after).unwrap();
+            let ((from, _), (to, _)) = (held.owned, to);
+            assert!(before.bucket.unwrap().is(&from) && before.major == held.major, "{before} is not {from}");
+            assert_eq!(before.queue.map_or(0, |queue| queue.major), held.queue);
+            // What waits is no larger than the former burst, and must not be larger than the new one.
+            let stalls = to.burst < from.burst.min(LARGEST_PACKET);
+            assert!(!matches!(change, Change::ChangeBucket(..)) || !stalls, "{change} would stall");
         }
 
         /// The rate in bytes per second that a packet with this remote address gets; `None` for no limit.
@@ -702,8 +791,13 @@ mod tests {
         }
     }
 
-    fn mark() -> Mark {
-        Mark::of(&Attachment::new("net", "c1", "eth0"))
+    fn tbf(major: u16, (bucket, mark): &Owned) -> Qdisc {
+        Qdisc { kind: "tbf".into(), major, bucket: Some(BucketSeen::of(bucket, *mark)), queue: None }
+    }
+
+    fn removal(present: &Present) -> Vec<Change> {
+        let trust = Trust { unmarked: true, references: true, label: true };
+        to_nothing(&Owner::of(&Attachment::new("net", "c1", "eth0")), present, trust, true)
     }
 
     fn net(text: &str) -> IpNet {
@@ -713,7 +807,7 @@ mod tests {
     fn configs() -> impl Strategy<Value = Config> {
         let limit = || {
             prop_oneof![Just(None), Just(Some(1_000u64)), Just(Some(1_250_000)), Just(Some(12_500_000_000))]
-                .prop_map(|rate| rate.map(|rate| Limit { rate, burst: Burst::Chosen, key: String::new() }))
+                .prop_map(|rate| rate.map(|rate| Limit { rate, burst: Burst::Chosen, written: Default::default() }))
         };
         let nets = || {
             prop::sample::subsequence(
@@ -741,6 +835,7 @@ mod tests {
         let names: Vec<(u32, String)> =
             present.ifbs.iter().map(|ifb| (ifb.device.index, ifb.device.name.clone())).collect();
         for (_, filter) in &mut present.filters {
+            filter.place.handle = 0;
             if let Verdict::Redirect { to, .. } = &mut filter.verdict {
                 *to = names.iter().position(|(index, _)| index == to).unwrap() as u32;
             }
@@ -778,9 +873,7 @@ mod tests {
                 prop_assert_eq!(differences(&shaping, &kernel.present), Vec::new());
                 prop_assert_eq!(to_shape(&kernel.shape(&config), &kernel.present).unwrap(), Vec::new());
             }
-            let label = plan::label(&Attachment::new("net", "c1", "eth0"));
-            let removal = to_nothing(&label, mark(), &kernel.present, true, true);
-            removal.iter().for_each(|change| kernel.make(change));
+            removal(&kernel.present).iter().for_each(|change| kernel.make(change));
             prop_assert_eq!(kernel.present, start.present);
         }
 
@@ -817,7 +910,8 @@ mod tests {
             let seen = BucketSeen::of(&bucket(from), 7);
             let link = Device { gso_max, ..Device::default() };
             let wanted = (bucket(to), 7);
-            matches!(another_bucket("veth", (FIRST_MAJOR, &seen), wanted, &link), Change::ChangeBucket(..))
+            let qdisc = Qdisc { kind: "tbf".into(), major: FIRST_MAJOR, bucket: Some(seen), queue: None };
+            matches!(another_bucket("veth", &qdisc, wanted, &link), Some(Change::ChangeBucket(..)))
         };
         assert!(stays(1_250_000, 2_500_000, GSO_MAX) && stays(1_250_000, 1_250_000, GSO_MAX));
         assert!(!stays(125_000_000, 1_250_000, GSO_MAX) && !stays(2_500_000, 1_250_000, GSO_MAX));
@@ -828,7 +922,7 @@ mod tests {
     #[test]
     fn hooks_and_their_first_filter_go_together_and_what_limits_no_more_goes_last() {
         let mut kernel = Kernel::new(None);
-        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() });
+        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() });
         let config = |scope| Config {
             ingress: limit(),
             egress: limit(),
@@ -852,10 +946,9 @@ mod tests {
 
     #[test]
     fn hooks_go_with_their_maker_even_if_somebody_has_deleted_the_filters() {
-        let label = plan::label(&Attachment::new("net", "c1", "eth0"));
         let config = Config {
             ingress: None,
-            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() }),
             scope: Scope::All,
             latency: Duration::from_millis(25),
             in_container: false,
@@ -874,8 +967,7 @@ mod tests {
                 if repaired {
                     add(&mut kernel);
                 }
-                let removal = to_nothing(&label, mark(), &kernel.present, true, true);
-                removal.iter().for_each(|change| kernel.make(change));
+                removal(&kernel.present).iter().for_each(|change| kernel.make(change));
                 assert_eq!(kernel.present, start.present, "{somebodys:?} {repaired}");
             }
         }
@@ -886,7 +978,7 @@ mod tests {
         let mut kernel = Kernel::new(None);
         let config = Config {
             ingress: None,
-            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() }),
             scope: Scope::All,
             latency: Duration::from_millis(25),
             in_container: false,
@@ -917,15 +1009,15 @@ mod tests {
         };
         kernel.present.ifbs.push(Ifb { device, root: None });
         let references = Filter {
-            priority: 1,
+            place: FilterPlace::all_of(1),
             matches: Some(Match::All),
             verdict: Verdict::Redirect { to: 9, cookie: Vec::new() },
             is_marked: false,
         };
         kernel.present.filters.push((Hook::Receive, references));
         let config = Config {
-            ingress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
-            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() }),
+            ingress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() }),
+            egress: Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() }),
             scope: Scope::Except(vec![net("10.0.0.0/8")]),
             latency: Duration::from_millis(25),
             in_container: false,
@@ -941,7 +1033,7 @@ mod tests {
     #[test]
     fn an_interrupted_change_of_subnets_is_completed() {
         let mut kernel = Kernel::new(None);
-        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, key: String::new() });
+        let limit = || Some(Limit { rate: 1_000_000, burst: Burst::Chosen, written: Default::default() });
         let config = |scope| Config {
             ingress: limit(),
             egress: limit(),

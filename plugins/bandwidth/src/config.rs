@@ -104,8 +104,8 @@ pub struct Limit {
     pub rate: u64,
     /// How much may pass at once.
     pub burst: Burst,
-    /// The key that `burst` came from, for a message.
-    pub key: String,
+    /// The key that `burst` came from, and the value in bits that was written there, for a message.
+    pub written: (String, u64),
 }
 
 /// How much may pass at once.
@@ -267,8 +267,9 @@ fn limit(key: &str, (rate, burst): (u64, u64), policy: BurstPolicy) -> Result<Op
         BurstPolicy::Given => true,
         BurstPolicy::Chosen => false,
     };
+    let written = (burst_key, burst);
     let burst = if honoured { Burst::Bytes(bytes) } else { Burst::Chosen };
-    Ok(Some(Limit { rate: rate / 8, burst, key: burst_key }))
+    Ok(Some(Limit { rate: rate / 8, burst, written }))
 }
 
 fn scope(prefix: &str, shaped: Option<&[String]>, unshaped: Option<&[String]>) -> Result<Scope> {

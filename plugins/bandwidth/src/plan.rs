@@ -24,6 +24,7 @@ use common::units::bytes_in;
 use ipnet::IpNet;
 
 use crate::config::{Burst, Config, Limit, Scope};
+use crate::present::HOOKS;
 
 /// A direction as the container sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl fmt::Display for Direction {
 pub struct Facts {
     /// The link that will carry the limits.
     pub link: Device,
-    /// The links that already have one of the names in [`ifb_names`].
+    /// The links that already have one of the names in [`ifb_names`], and ifbs of this attachment's under other names.
     pub named: Vec<Device>,
     /// The indices of those among them that have no label and must be left all the same: they serve another link, or
     /// another call is just making them.
@@ -60,10 +61,8 @@ pub struct Facts {
 /// One attachment's limits as kernel objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shaping {
-    /// Who owns all this: the alias of its links.
-    pub label: String,
-    /// The same in the room that a filter's cookie has.
-    pub mark: Mark,
+    /// Who owns all this.
+    pub owner: Owner,
     /// The link that carries the limits.
     pub link: Device,
     /// One for each direction that is limited.
@@ -121,21 +120,21 @@ const CHOSEN_QUEUE: u64 = 4;
 
 /// What the kernel shall hold for `attachment`.
 pub fn plan(config: &Config, attachment: &Attachment, facts: Facts) -> Result<Shaping> {
-    let label = label(attachment);
+    let owner = Owner::of(attachment);
     let mut lanes = Vec::new();
     for hook in [Hook::Transmit, Hook::Receive] {
         let Some(limit) = config.limit_at(hook) else { continue };
         let inwards = (hook == Hook::Transmit) != config.in_container;
         let direction = if inwards { Direction::Ingress } else { Direction::Egress };
         let via = if config.needs_ifb(hook) {
-            let name = choose_name(attachment, hook, &label, &facts)?;
-            Via::Ifb { name, mac: mac(attachment, hook), rules: rules(&config.scope, direction) }
+            let name = choose_name(attachment, hook, &owner, &facts)?;
+            Via::Ifb { name, mac: owner.mac(hook), rules: rules(&config.scope, direction) }
         } else {
             Via::Root
         };
         lanes.push(Lane { direction, hook, bucket: bucket(limit, config, &facts.link)?, via });
     }
-    Ok(Shaping { label, mark: Mark::of(attachment), link: facts.link, lanes })
+    Ok(Shaping { owner, link: facts.link, lanes })
 }
 
 fn bucket(limit: &Limit, config: &Config, link: &Device) -> Result<TokenBucket> {
@@ -146,7 +145,8 @@ fn bucket(limit: &Limit, config: &Config, link: &Device) -> Result<TokenBucket> 
                 "it holds no full packet of {} (MTU {}), so none would ever pass; the smallest useful value is {least} bits",
                 link.name, link.mtu
             );
-            return Err(Error::invalid(&limit.key, format!("{} bits", u64::from(bytes) * 8), reason));
+            let (key, bits) = &limit.written;
+            return Err(Error::invalid(key, format!("{bits} bits"), reason));
         }
         Burst::Bytes(bytes) => bytes,
         Burst::Chosen => chosen_burst(limit.rate, link.frame()),
@@ -202,28 +202,79 @@ pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
     }
 }
 
-/// The index of the ifb that has this hardware address: the attachment's own, as the address is, and far above those that
-/// the kernel gives (it counts up from 1; the greatest is 2³¹−1).
-pub fn index_of(mac: [u8; 6]) -> u32 {
-    let [.., a, b, c, d] = mac;
-    1 << 30 | u32::from_be_bytes([a, b, c, d]) >> 2
-}
-
-/// A name that is ours already, else the first that is free or is held by an ifb that the reference made for this link.
-fn choose_name(attachment: &Attachment, hook: Hook, label: &str, facts: &Facts) -> Result<String> {
+/// A name that is ours already, else that of our ifb for this hook which somebody has renamed, else the first that is free or
+/// is held by an ifb that the reference made for this link.
+fn choose_name(attachment: &Attachment, hook: Hook, owner: &Owner, facts: &Facts) -> Result<String> {
     let names = ifb_names(attachment, hook);
     let holder = |name: &String| facts.named.iter().find(|device| device.name == *name);
-    let ours = names.iter().find(|name| holder(name).is_some_and(|h| h.kind == "ifb" && h.alias == label));
+    let labelled = |h: &Device| h.kind == "ifb" && h.alias == owner.label;
+    let ours = names.iter().find(|name| holder(name).is_some_and(labelled));
+    let renamed = || {
+        let is_for_hook = |h: &&Device| labelled(h) && h.mac == Some(owner.mac(hook));
+        facts.named.iter().find(is_for_hook).map(|device| &device.name)
+    };
     let gives_way = |h: &Device| h.kind == "ifb" && h.alias.is_empty() && !facts.busy.contains(&h.index);
     let free = || names.iter().find(|name| holder(name).is_none_or(gives_way));
-    if let Some(name) = ours.or_else(free) {
+    if let Some(name) = ours.or_else(renamed).or_else(free) {
         return Ok(name.clone());
     }
-    let holders: Vec<String> = names.iter().filter_map(holder).map(|h| format!("{} ({})", h.name, h.alias)).collect();
+    let whose = |h: &Device| if h.alias.is_empty() { h.name.clone() } else { format!("{} ({})", h.name, h.alias) };
+    let holders: Vec<String> = names.iter().filter_map(holder).map(whose).collect();
     Err(Error::Link {
         link: names.join(", "),
         reason: format!("the name for the ifb is taken by another: {}; delete that link", holders.join(", ")),
     })
+}
+
+/// By what the things of an attachment are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The alias of its links.
+    pub label: String,
+    /// The same in the room that a filter's cookie has, and a bucket's mark.
+    pub mark: Mark,
+    /// The hardware addresses of its ifbs, in the order of [`HOOKS`].
+    pub macs: [[u8; 6]; 2],
+}
+
+impl Owner {
+    /// By the attachment itself.
+    pub fn of(attachment: &Attachment) -> Owner {
+        Owner::of_key(label(attachment), &attachment.key())
+    }
+
+    /// By a link's alias, if that is a label as [`label`] makes it; others may write the like.
+    pub fn of_label(label: &str) -> Option<Owner> {
+        if let Some((_, key)) = label.split_once(' ') {
+            return Attachment::is_key(key).then(|| Owner::of_key(label.to_owned(), key));
+        }
+        let mut names = label.split('/');
+        let (network, container, ifname) = (names.next()?, names.next()?, names.next()?);
+        let is_whole = names.next().is_none();
+        is_whole.then(|| Owner::of_key(label.to_owned(), &Attachment::new(network, container, ifname).key()))
+    }
+
+    fn of_key(label: String, key: &str) -> Owner {
+        Owner { label, mark: Mark::of_key(key), macs: HOOKS.map(|hook| mac(key, hook)) }
+    }
+
+    /// The hardware address of its ifb for a hook.
+    pub fn mac(&self, hook: Hook) -> [u8; 6] {
+        let [receive, transmit] = self.macs;
+        if hook == Hook::Receive { receive } else { transmit }
+    }
+
+    /// Whether a link has the hardware address of one of its ifbs.
+    pub fn has_mac_of(&self, device: &Device) -> bool {
+        device.mac.is_some_and(|mac| self.macs.contains(&mac))
+    }
+
+    /// Whether a link is one of its ifbs, whatever its name: by its alias, or, where somebody has taken that away or an ADD was
+    /// cut off before, by its address.
+    pub fn has(&self, device: &Device) -> bool {
+        let is_known = if device.alias.is_empty() { self.has_mac_of(device) } else { device.alias == self.label };
+        device.kind == "ifb" && is_known
+    }
 }
 
 /// The label of an attachment's links: readable, and never the same for two attachments.
@@ -247,16 +298,6 @@ pub fn is_of_network(label: &str, network: &str) -> bool {
 pub struct Mark([u8; 13]);
 
 impl Mark {
-    /// The mark of the attachment that has this label, as far as [`label`] made it.
-    pub fn of_label(label: &str) -> Option<Mark> {
-        if let Some((_, key)) = label.split_once(' ') {
-            return Attachment::is_key(key).then(|| Mark::of_key(key));
-        }
-        let mut names = label.split('/');
-        let (network, container, ifname) = (names.next()?, names.next()?, names.next()?);
-        names.next().is_none().then(|| Mark::of(&Attachment::new(network, container, ifname)))
-    }
-
     /// The mark of an attachment.
     pub fn of(attachment: &Attachment) -> Mark {
         Mark::of_key(&attachment.key())
@@ -304,19 +345,27 @@ impl Mark {
 /// The bit of a bucket's mark that says so.
 const HOOKS_ARE_OURS: u32 = 1 << 31;
 
-/// A unicast address, locally administered (IEEE 802: bit 0 clear, bit 1 set in the first byte), made of the key.
-pub fn mac(attachment: &Attachment, hook: Hook) -> [u8; 6] {
-    let key = attachment.key();
-    let own = key.split_once('-').map(|(_, own)| own).unwrap_or_default();
-    let digits: Vec<u8> = own.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
-    let skipped = if hook == Hook::Receive { 0 } else { 12 };
-    let pairs = digits.chunks_exact(2).map(|pair| pair.iter().fold(0u8, |byte, digit| byte << 4 | digit));
-    let mut mac = [0; 6];
-    mac.iter_mut().zip(pairs.skip(skipped / 2)).for_each(|(place, byte)| *place = byte);
-    if let Some(first) = mac.first_mut() {
-        *first = *first & 0xfc | 0x02;
-    }
-    mac
+/// A unicast address, locally administered (IEEE 802: bit 0 clear, bit 1 set in the first byte), made of the key: three bytes
+/// of the network's half, three of the other.
+fn mac(key: &str, hook: Hook) -> [u8; 6] {
+    let (network, own) = key.split_once('-').unwrap_or_default();
+    let bytes = |digits: &str, skipped: usize| {
+        let digit = |at: usize| digits.as_bytes().get(at).and_then(|byte| char::from(*byte).to_digit(16)).unwrap_or(0);
+        [0, 2, 4].map(|at| (digit(skipped + at) << 4 | digit(skipped + at + 1)) as u8)
+    };
+    let [a, b, c] = bytes(network, 0);
+    let [d, e, f] = bytes(own, if hook == Hook::Receive { 0 } else { 6 });
+    [a & 0xfc | 0x02, b, c, d, e, f]
+}
+
+/// Whether an ifb is one that an ADD on this network was making when it was cut off: down, without its label, under a name and
+/// an address as they are given here.
+pub fn is_half_made(ifb: &Device, network: &str) -> bool {
+    let digits = ifb.name.strip_prefix("bwp").or_else(|| ifb.name.strip_prefix("bwt"));
+    let is_named = digits.is_some_and(|d| d.len() == 12 && d.bytes().all(|b| b.is_ascii_hexdigit()));
+    let [a, b, c, ..] = mac(&Attachment::new(network, "", "").key(), Hook::Receive);
+    let is_unfinished = ifb.kind == "ifb" && ifb.alias.is_empty() && !ifb.up;
+    is_unfinished && is_named && ifb.mac.is_some_and(|mac| mac.starts_with(&[a, b, c]))
 }
 
 /// A hardware address in its usual form.
@@ -326,7 +375,7 @@ pub fn mac_text(mac: [u8; 6]) -> String {
 
 impl fmt::Display for Shaping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "link {} index {} alias \"{}\"", self.link.name, self.link.index, self.label)?;
+        writeln!(f, "link {} index {} alias \"{}\"", self.link.name, self.link.index, self.owner.label)?;
         self.lanes.iter().try_for_each(|lane| lane.print(&self.link.name, f))
     }
 }
@@ -359,7 +408,7 @@ mod tests {
     use std::time::Duration;
 
     fn limited(rate: u64, burst: Burst, latency: Duration, mtu: u32) -> Result<TokenBucket> {
-        let limit = Limit { rate, burst, key: "ingressBurst".into() };
+        let limit = Limit { rate, burst, written: ("ingressBurst".into(), 0) };
         let config = Config { ingress: Some(limit), egress: None, scope: Scope::All, latency, in_container: false };
         let link = Device { mtu, header: 14, ..Device::default() };
         let facts = Facts { link, ..Facts::default() };
@@ -408,7 +457,7 @@ mod tests {
             prop_assert!(label.len() < 256);
             prop_assert!(is_of_network(&label, &network));
             prop_assert_eq!(is_of_network(&label, &other), other == network);
-            prop_assert_eq!(Mark::of_label(&label), Some(Mark::of(&attachment)));
+            prop_assert_eq!(Owner::of_label(&label), Some(Owner::of(&attachment)));
             prop_assert_ne!(Mark::of(&attachment), Mark::of(&Attachment::new(&*network, &*container, "eth1")));
         }
     }
@@ -431,12 +480,30 @@ mod tests {
         assert_eq!(Mark::of(&a).reads_number(0), None);
     }
 
-    proptest! {
-        /// What the kernel gives counts up from 1 and is a positive number of 32 bits.
-        #[test]
-        fn an_ifb_has_an_index_that_the_kernel_gives_to_nobody(mac: [u8; 6], other: [u8; 6]) {
-            prop_assert!((1 << 30..=i32::MAX as u32).contains(&index_of(mac)));
-            prop_assert!(mac[2..5] == other[2..5] || index_of(mac) != index_of(other));
+    #[test]
+    fn an_ifb_is_known_by_its_address_alone_and_so_is_its_network() {
+        let owner = |network: &str, container: &str| Owner::of(&Attachment::new(network, container, "eth0"));
+        let ours = owner("net", "c1");
+        let made = |hook: Hook| Device {
+            name: "bwp0123456789ab".into(),
+            kind: "ifb".into(),
+            mac: Some(ours.mac(hook)),
+            ..Device::default()
+        };
+        assert_ne!(ours.mac(Hook::Receive), ours.mac(Hook::Transmit));
+        for ifb in HOOKS.map(made) {
+            assert_eq!(ifb.mac.unwrap()[0] & 3, 2, "unicast, locally administered");
+            assert!(ours.has(&ifb) && !owner("net", "c2").has(&ifb) && !owner("net2", "c1").has(&ifb));
+            assert!(is_half_made(&ifb, "net") && !is_half_made(&ifb, "net2"));
+            let others = [
+                Device { up: true, ..ifb.clone() },
+                Device { alias: "net/c1/eth0".into(), ..ifb.clone() },
+                Device { name: "bwp0".into(), ..ifb.clone() },
+                Device { name: "bwx0123456789ab".into(), ..ifb.clone() },
+                Device { kind: "veth".into(), ..ifb.clone() },
+                Device { mac: Some([2, 0, 0, 1, 2, 3]), ..ifb },
+            ];
+            assert!(others.iter().all(|other| !is_half_made(other, "net")));
         }
     }
 
@@ -445,7 +512,7 @@ mod tests {
         for alias in ["", "uplink", "net", "a b", "/"] {
             assert!(!is_of_network(alias, "net"), "{alias}");
         }
-        assert_eq!(Mark::of_label("uplink"), None);
-        assert_eq!(Mark::of_label("a/b/c/d"), None);
+        assert_eq!(Owner::of_label("uplink"), None);
+        assert_eq!(Owner::of_label("a/b/c/d"), None);
     }
 }

@@ -12,10 +12,10 @@ use common::netns::Netns;
 use common::tc::{Hook, Qdisc, Shaped, Verdict};
 use common::{Attachment, Call, State};
 
-use crate::changes;
+use crate::changes::{self, Trust};
 use crate::config::Config;
-use crate::plan::{self, Facts, Lane, Mark, Shaping, Via, mac_text};
-use crate::present::{HOOKS, Present, is_dead_reference};
+use crate::plan::{self, Facts, Lane, Owner, Shaping, Via, mac_text};
+use crate::present::{HOOKS, Holder, Present, holder, is_dead_reference};
 
 /// What is kept from looking up to making.
 pub struct Door {
@@ -39,13 +39,31 @@ impl Share {
         Share { config, planned: RefCell::new((shaping, facts)), door }
     }
 
-    fn present(&self) -> Result<Present> {
-        let facts = &self.planned.borrow().1;
-        Present::read(&self.door.socket, facts.link.clone(), facts.named.clone())
+    /// Looks at what there is; and plans anew if an ifb of ours turns up that somebody has renamed.
+    fn present(&self, attachment: &Attachment) -> Result<Present> {
+        let socket = &self.door.socket;
+        let (shaping, mut facts) = self.planned.borrow().clone();
+        let mut present = Present::read(socket, facts.link.clone(), facts.named.clone(), &shaping.owner)?;
+        let more = |ifb: &&Device| facts.named.iter().all(|named| named.index != ifb.index);
+        let is_missing = |lane: &Lane| matches!(&lane.via, Via::Ifb { name, .. } if present.ifb(name).is_none());
+        let has_no_other = present.ifbs.iter().all(|ifb| !more(&&ifb.device));
+        // An earlier ADD was here, as the alias tells, and no filter leads to what it has made.
+        if !facts.link.alias.is_empty() && has_no_other && shaping.lanes.iter().any(is_missing) {
+            let marked = shaping.owner.marked(socket)?;
+            present.look_at(socket, marked.into_iter().filter(|ifb| shaping.owner.has(ifb) && more(&ifb)))?;
+        }
+        let renamed: Vec<Device> = present.ifbs.iter().map(|ifb| &ifb.device).filter(more).cloned().collect();
+        if !renamed.is_empty() {
+            facts.named.extend(renamed);
+            let shaping = plan::plan(&self.config, attachment, facts.clone())?;
+            self.planned.replace((shaping, facts));
+        }
+        present.look_into_queues(socket)?;
+        Ok(present)
     }
 
-    fn try_to_apply(&self) -> Result<()> {
-        let present = self.present()?;
+    fn try_to_apply(&self, attachment: &Attachment) -> Result<()> {
+        let present = self.present(attachment)?;
         let shaping = &self.planned.borrow().0;
         changes::make(&self.door.socket, &present, &changes::to_shape(shaping, &present)?)
     }
@@ -53,19 +71,24 @@ impl Share {
     /// Does it under a name that is still free.
     fn apply_here(&self, call: &Call) -> Result<()> {
         for _ in 1..NAME_TRIES {
-            match self.try_to_apply() {
+            match self.try_to_apply(&call.attachment) {
                 Err(Error::TryAgain { what }) => log::debug!("once more: {what}"),
                 outcome => return outcome,
             }
             self.plan_anew(&call.attachment)?;
         }
-        self.try_to_apply()
+        self.try_to_apply(&call.attachment)
     }
 
     /// Removes the attachment's limits at one end.
     fn remove_at(&self, socket: &RouteSocket, link: &Device, call: &Call) -> Result<()> {
         let carrier = Carrier { link: link.clone(), certain: true };
-        Error::gather(Owner::of(&call.attachment).remove_named(socket, &call.attachment, Some(carrier)))
+        Error::gather(Owner::of(&call.attachment).remove_named(
+            socket,
+            &call.attachment,
+            Some(carrier),
+            Some(Vec::new()),
+        ))
     }
 
     /// Looks again at who has which name.
@@ -86,7 +109,7 @@ const NAME_TRIES: u32 = 3;
 impl State for Share {
     fn apply(&self, call: &Call) -> Result<()> {
         let Some((socket, link)) = &self.door.left else { return self.apply_here(call) };
-        let is_new = !self.present()?.is_marked(self.planned.borrow().0.mark);
+        let is_new = !self.present(&call.attachment)?.is_marked(self.planned.borrow().0.owner.mark);
         self.apply_here(call)?;
         let left = self.remove_at(socket, link, call);
         if let (Err(error), true) = (&left, is_new) {
@@ -101,10 +124,11 @@ impl State for Share {
         left
     }
 
-    fn differences(&self, _: &Call) -> Result<Vec<Difference>> {
+    fn differences(&self, call: &Call) -> Result<Vec<Difference>> {
+        let present = self.present(&call.attachment)?;
         let shaping = &self.planned.borrow().0;
-        let mut found = differences(shaping, &self.present()?);
-        let left = self.door.left.iter().filter(|(_, link)| link.alias == shaping.label);
+        let mut found = differences(shaping, &present);
+        let left = self.door.left.iter().filter(|(_, link)| link.alias == shaping.owner.label);
         found.extend(left.map(|(_, link)| {
             let object = format!("link {} at the other end of {}", link.name, shaping.link.name);
             Difference::other(object, "no limits", format!("those of \"{}\"", link.alias))
@@ -176,10 +200,10 @@ fn holders(socket: &RouteSocket, config: &Config, attachment: &Attachment, link:
 /// that another interface's ADD is just making. That one has them down until they have their label, under its own address;
 /// the reference's are up from the beginning.
 fn busy(socket: &RouteSocket, attachment: &Attachment, named: &[Device], link: &Device) -> Vec<u32> {
-    let own = HOOKS.map(|hook| plan::mac(attachment, hook));
+    let owner = Owner::of(attachment);
     let is_busy = |ifb: &&Device| {
         let served = redirectors(socket, std::slice::from_ref(*ifb));
-        let in_the_making = !ifb.up && ifb.mac.is_none_or(|mac| !own.contains(&mac));
+        let in_the_making = !ifb.up && !owner.has_mac_of(ifb);
         served.iter().any(|other| other.index != link.index) || (served.is_empty() && in_the_making)
     };
     let unlabelled = named.iter().filter(|device| device.kind == "ifb" && device.alias.is_empty());
@@ -227,7 +251,7 @@ pub fn differences(shaping: &Shaping, present: &Present) -> Vec<Difference> {
     let mut found = Vec::new();
     for lane in &shaping.lanes {
         match &lane.via {
-            Via::Root => found.extend(root_difference(&shaping.link.name, lane, present.root.as_ref())),
+            Via::Root => found.extend(root_difference(&shaping.link.name, lane, shaping, present.root.as_ref())),
             Via::Ifb { name, mac, .. } => found.extend(ifb_differences((name, *mac), lane, shaping, present)),
         }
     }
@@ -237,22 +261,30 @@ pub fn differences(shaping: &Shaping, present: &Present) -> Vec<Difference> {
         Difference::other(object, "nothing that swallows packets", "a redirect of all to a link that has gone")
     }));
     // GC knows by it whose this is.
-    if present.link.alias.is_empty() && present.is_marked(shaping.mark) {
+    if present.link.alias.is_empty() && present.is_marked(shaping.owner.mark) {
         found.push(Difference::missing(
             format!("alias of link {}", shaping.link.name),
-            format!("\"{}\"", shaping.label),
+            format!("\"{}\"", shaping.owner.label),
         ));
     }
     found
 }
 
-fn root_difference(link: &str, lane: &Lane, root: Option<&Qdisc>) -> Option<Difference> {
+/// A bucket must be where and whose it is to be, or the next ADD would find a stranger's in its place.
+fn root_difference(link: &str, lane: &Lane, shaping: &Shaping, root: Option<&Qdisc>) -> Option<Difference> {
     let object = format!("root qdisc of link {link} ({})", lane.direction);
-    match root {
-        None => Some(Difference::missing(object, lane.bucket.to_string())),
-        Some(qdisc) if qdisc.bucket.is_some_and(|seen| seen.is(&lane.bucket)) => None,
-        Some(qdisc) => Some(Difference::other(object, lane.bucket.to_string(), qdisc.to_string())),
+    let expected = lane.bucket.to_string();
+    let Some(qdisc) = root else { return Some(Difference::missing(object, expected)) };
+    if !qdisc.bucket.is_some_and(|seen| seen.is(&lane.bucket)) || qdisc.odd_queue().is_some() {
+        return Some(Difference::other(object, expected, qdisc.to_string()));
     }
+    let whose = match holder(qdisc, shaping.owner.mark) {
+        Holder::Ours | Holder::Reference => return None,
+        Holder::Unmarked => "its owner's mark taken away",
+        Holder::Another => "another attachment's mark",
+        Holder::Foreign => "a handle that is not ours",
+    };
+    Some(Difference::other(object, expected, format!("the same with {whose} ({:x}:)", qdisc.major)))
 }
 
 fn ifb_differences((name, mac): (&str, [u8; 6]), lane: &Lane, shaping: &Shaping, present: &Present) -> Vec<Difference> {
@@ -260,17 +292,17 @@ fn ifb_differences((name, mac): (&str, [u8; 6]), lane: &Lane, shaping: &Shaping,
     let mut found = Vec::new();
     let ifb = present.ifb(name);
     match ifb {
-        None => found.push(Difference::missing(object, format!("an ifb of \"{}\"", shaping.label))),
+        None => found.push(Difference::missing(object, format!("an ifb of \"{}\"", shaping.owner.label))),
         Some(ifb) => {
             // The reference's has none, and another hardware address.
-            if ifb.device.alias != shaping.label && ifb.device.mac == Some(mac) {
-                let expected = format!("\"{}\"", shaping.label);
+            if ifb.device.alias != shaping.owner.label && ifb.device.mac == Some(mac) {
+                let expected = format!("\"{}\"", shaping.owner.label);
                 found.push(Difference::missing(format!("alias of link {name} ({})", lane.direction), expected));
             }
             if !ifb.device.up {
                 found.push(Difference::other(object, "up", "down"));
             }
-            found.extend(root_difference(name, lane, ifb.root.as_ref()));
+            found.extend(root_difference(name, lane, shaping, ifb.root.as_ref()));
         }
     }
     found.extend(filter_differences(name, ifb.map(|ifb| ifb.device.index), lane, shaping, present));
@@ -305,7 +337,7 @@ fn filter_differences(
             None => Difference::missing(&object, rule.print(name)),
         })
         .collect();
-    let extra = present.ours(shaping.mark).filter(|(at, _)| *at == lane.hook).filter_map(|(_, filter)| {
+    let extra = present.ours(shaping.owner.mark).filter(|(at, _)| *at == lane.hook).filter_map(|(_, filter)| {
         let rule = changes::rule_of(filter, index?)?;
         (!rules.contains(&rule)).then(|| Difference::other(&object, "nothing", rule.print(name)))
     });
@@ -343,18 +375,19 @@ pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) ->
         && (inner.alias == owner.label || is_inside)
     {
         let carrier = Carrier { link: inner.clone(), certain: true };
-        errors.extend(owner.remove_named(socket, &call.attachment, Some(carrier)));
+        errors.extend(owner.remove_named(socket, &call.attachment, Some(carrier), Some(Vec::new())));
     }
     let host = RouteSocket::open()?;
     let outer = match (&inside, &inner) {
         (Some((netns, _)), Some(inner)) => host.other_end(inner, netns).ok().flatten(),
         _ => None,
     };
-    let carrier = match outer {
-        Some(link) => Some(Carrier { link, certain: true }),
-        None => owner.link_by_hints(&host, config, prev).map(|link| Carrier { link, certain: false }),
+    let has_ifb = config.is_some_and(|config| HOOKS.into_iter().any(|hook| config.needs_ifb(hook)));
+    let (carrier, marked) = match outer {
+        Some(link) => (Some(Carrier { link, certain: true }), (!has_ifb).then(Vec::new)),
+        None => owner.link_by_hints(&host, config, prev),
     };
-    errors.extend(owner.remove_named(&host, &call.attachment, carrier));
+    errors.extend(owner.remove_named(&host, &call.attachment, carrier, marked));
     Error::gather(errors)
 }
 
@@ -368,81 +401,134 @@ fn unseen(error: Error, is_inside: bool) -> Option<Error> {
 }
 
 /// Removes what dead attachments of a network own on this host. What is in a container goes with its namespace.
+///
+/// An alias is a text that others may have written, too: what has it is taken only if it bears a mark as well.
 pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
     let host = RouteSocket::open()?;
-    let live: BTreeSet<String> = live.iter().map(plan::label).collect();
+    let live: Vec<Owner> = live.iter().map(Owner::of).collect();
+    let labels: BTreeSet<&String> = live.iter().map(|owner| &owner.label).collect();
     let devices = host.devices()?;
     let aliases: BTreeSet<&String> = devices.iter().map(|device| &device.alias).collect();
-    let dead = aliases.into_iter().filter(|alias| plan::is_of_network(alias, network) && !live.contains(*alias));
-    let (mut errors, mut unused) = (Vec::new(), Vec::new());
+    let dead = aliases.into_iter().filter(|alias| plan::is_of_network(alias, network) && !labels.contains(alias));
+    let is_being_made = |ifb: &&Device| live.iter().any(|owner| owner.has_mac_of(ifb));
+    let half_made = devices.iter().filter(|ifb| plan::is_half_made(ifb, network) && !is_being_made(ifb));
+    let (mut errors, mut unused) = (Vec::new(), half_made.cloned().collect::<Vec<Device>>());
     for label in dead {
-        let Some(mark) = Mark::of_label(label) else { continue };
-        let owned = devices.iter().filter(|device| device.alias == *label).cloned();
+        let Some(owner) = Owner::of_label(label) else { continue };
+        let owned = devices.iter().filter(|device| device.alias == *label || owner.has(device)).cloned();
         let (ifbs, links): (Vec<Device>, Vec<Device>) = owned.partition(|device| device.kind == "ifb");
-        let carrier = links.into_iter().next().map(|link| Carrier { link, certain: false });
-        let cleared = Owner { label: label.clone(), mark }.clear_all(&host, &ifbs, carrier, false);
+        let ifbs: Vec<Device> = ifbs.into_iter().filter(|ifb| owner.is_marked_on(&host, ifb)).collect();
+        let mut errors_here = Vec::new();
+        if links.is_empty() {
+            errors_here.extend(owner.clear_all(&host, &ifbs, None, Removal::Collected));
+        }
+        for link in links {
+            let carrier = Carrier { link, certain: false };
+            errors_here.extend(owner.clear_all(&host, &ifbs, Some(carrier), Removal::Collected));
+        }
         // A filter that leads to an ifb which has gone swallows every packet.
-        if cleared.is_empty() {
+        if errors_here.is_empty() {
             unused.extend(ifbs);
         }
-        errors.extend(cleared);
+        errors.extend(errors_here);
     }
     errors.extend(delete(&host, &unused));
     Error::gather(errors)
 }
 
-/// Whose things are to be removed.
-struct Owner {
-    label: String,
-    mark: Mark,
+/// Who removes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removal {
+    /// DEL, which knows the attachment: what has its label is its.
+    Asked,
+    /// GC, which knows labels only and deletes the ifbs of all attachments together.
+    Collected,
 }
 
 impl Owner {
-    fn of(attachment: &Attachment) -> Owner {
-        Owner { label: plan::label(attachment), mark: Mark::of(attachment) }
-    }
-
-    /// The link by what the prevResult names, else by the mark of its bucket, else by its alias.
+    /// The link by what the prevResult names, else by the mark of its bucket, else by its alias; and the ifbs by their marks, if
+    /// marks were looked at.
     ///
     /// All limited links are looked at only where limits were set and nothing else leads to the link: mostly it has gone
     /// with its namespace then. The kernel tells of all buckets in one answer.
-    fn link_by_hints(&self, host: &RouteSocket, config: Option<&Config>, prev: Option<&CniResult>) -> Option<Device> {
+    fn link_by_hints(
+        &self,
+        host: &RouteSocket,
+        config: Option<&Config>,
+        prev: Option<&CniResult>,
+    ) -> (Option<Carrier>, Option<Vec<Device>>) {
         let named = prev.map(|p| p.interfaces.as_slice()).unwrap_or_default();
         let on_host = named.iter().filter(|interface| interface.sandbox.is_empty());
-        let mut devices = on_host.filter_map(|interface| host.device(&interface.name).ok().flatten());
-        let is_ours = |device: &Device| device.kind != "ifb" && device.alias == self.label;
-        if let Some(device) = devices.find(is_ours) {
-            return Some(device);
+        let devices = on_host.filter_map(|i| Some((host.device(&i.name).ok().flatten()?, i.mac.as_str())));
+        let devices: Vec<(Device, &str)> = devices.filter(|(device, _)| device.kind != "ifb").collect();
+        if let Some((link, _)) = devices.iter().find(|(device, _)| device.alias == self.label) {
+            return (Some(Carrier { link: link.clone(), certain: false }), None);
         }
-        let shaped = host.shaped_links().ok()?;
+        let Ok(shaped) = host.shaped_links() else { return (None, None) };
         let at = |shaped: &Shaped| host.device_at(shaped.index).ok().flatten();
         // The buckets of our ifbs have the mark, too.
-        let mut marked = shaped.iter().filter(|shaped| self.mark.reads_number(shaped.mark).is_some()).filter_map(at);
-        if let Some(device) = marked.find(|device| device.kind != "ifb") {
-            return Some(device);
+        let marked = shaped.iter().filter(|shaped| self.mark.reads_number(shaped.mark).is_some()).filter_map(at);
+        let (ifbs, links): (Vec<Device>, Vec<Device>) = marked.partition(|device| device.kind == "ifb");
+        let uncertain = |link| Some(Carrier { link, certain: false });
+        if let Some(link) = links.into_iter().next() {
+            return (uncertain(link), Some(ifbs));
+        }
+        // A name may be another's by now; with the address of then it is not.
+        let is_same = |(device, mac): &&(Device, &str)| {
+            device.is_half_of_a_pair() && device.mac.is_some_and(|own| mac_text(own).eq_ignore_ascii_case(mac))
+        };
+        if let Some((link, _)) = devices.iter().find(is_same) {
+            return (Some(Carrier { link: link.clone(), certain: true }), Some(ifbs));
         }
         if config.is_some_and(Config::is_idle) {
-            return None;
+            return (None, Some(ifbs));
         }
-        shaped.iter().filter_map(at).find(is_ours)
+        let is_ours = |device: &Device| device.kind != "ifb" && device.alias == self.label;
+        (shaped.iter().filter_map(at).find(is_ours).and_then(uncertain), Some(ifbs))
     }
 
-    /// Removes everything from one namespace, finding the ifbs by their names.
-    fn remove_named(&self, socket: &RouteSocket, attachment: &Attachment, carrier: Option<Carrier>) -> Vec<Error> {
-        match named(socket, attachment) {
-            Ok(named) => {
-                let own = HOOKS.map(|hook| plan::mac(attachment, hook));
-                let owned = |ifb: &Device| self.owns(socket, ifb, &own, carrier.as_ref());
-                let ifbs: Vec<Device> = named.into_iter().filter(owned).collect();
-                self.clear_all(socket, &ifbs, carrier, true)
-            }
-            Err(error) => vec![error],
-        }
+    /// The links whose buckets bear the owner's mark.
+    fn marked(&self, socket: &RouteSocket) -> Result<Vec<Device>> {
+        let is_marked = |shaped: &&Shaped| self.mark.reads_number(shaped.mark).is_some();
+        let shaped = socket.shaped_links()?;
+        shaped.iter().filter(is_marked).filter_map(|s| socket.device_at(s.index).transpose()).collect()
+    }
+
+    /// Whether an ifb that has the owner's alias bears a mark of his as well.
+    fn is_marked_on(&self, socket: &RouteSocket, ifb: &Device) -> bool {
+        let by_bucket = || socket.root_qdisc(ifb).ok().flatten().map(|qdisc| holder(&qdisc, self.mark));
+        self.has_mac_of(ifb) || by_bucket() == Some(Holder::Ours)
+    }
+
+    /// Removes everything from one namespace: the ifbs that are found by their names, and those that were found by their marks;
+    /// `None` if it is still to be looked for these where none has its name.
+    fn remove_named(
+        &self,
+        socket: &RouteSocket,
+        attachment: &Attachment,
+        carrier: Option<Carrier>,
+        marked: Option<Vec<Device>>,
+    ) -> Vec<Error> {
+        let named = match named(socket, attachment) {
+            Ok(named) => named,
+            Err(error) => return vec![error],
+        };
+        let owned = |ifb: &Device| self.owns(socket, ifb, carrier.as_ref());
+        let mut ifbs: Vec<Device> = named.into_iter().filter(owned).collect();
+        let marked = match marked {
+            None if ifbs.is_empty() => self.marked(socket).unwrap_or_default(),
+            marked => marked.unwrap_or_default(),
+        };
+        let renamed =
+            marked.into_iter().filter(|ifb| self.has(ifb) && ifbs.iter().all(|known| known.index != ifb.index));
+        let renamed: Vec<Device> = renamed.collect();
+        ifbs.extend(renamed);
+        self.clear_all(socket, &ifbs, carrier, Removal::Asked)
     }
 
     /// Ours by its label. One without a label is ours by its hardware address, if an ADD was cut off that was making it; or
     /// it is the reference's, unless it serves another link than ours, or is just being made for another.
-    fn owns(&self, socket: &RouteSocket, ifb: &Device, own: &[[u8; 6]], carrier: Option<&Carrier>) -> bool {
+    fn owns(&self, socket: &RouteSocket, ifb: &Device, carrier: Option<&Carrier>) -> bool {
         if ifb.kind != "ifb" || !ifb.alias.is_empty() {
             return ifb.kind == "ifb" && ifb.alias == self.label;
         }
@@ -451,40 +537,56 @@ impl Owner {
             Some(carrier) => served.iter().all(|link| link.index == carrier.link.index),
             None => true,
         };
-        may_be_ours && (ifb.up || !served.is_empty() || ifb.mac.is_some_and(|mac| own.contains(&mac)))
+        may_be_ours && (ifb.up || !served.is_empty() || self.has_mac_of(ifb))
     }
 
-    /// Clears every link that leads to these ifbs; deletes them only `with_ifbs`.
+    /// Clears every link that leads to these ifbs; deletes them where the attachment is known.
     fn clear_all(
         &self,
         socket: &RouteSocket,
         ifbs: &[Device],
         carrier: Option<Carrier>,
-        with_ifbs: bool,
+        removal: Removal,
     ) -> Vec<Error> {
         // A filter that leads to an ifb which has gone swallows every packet, so none may be left.
         let others =
             |ifbs| redirectors(socket, ifbs).into_iter().map(|link| Carrier { link, certain: false }).collect();
         let mut carriers: Vec<Carrier> = carrier.map_or_else(|| others(ifbs), |carrier| vec![carrier]);
         let last = carriers.pop();
+        let with_ifbs = removal == Removal::Asked;
         let mut errors: Vec<Error> =
-            carriers.into_iter().flat_map(|carrier| self.clear(socket, carrier, ifbs, false)).collect();
+            carriers.into_iter().flat_map(|carrier| self.clear(socket, carrier, ifbs, removal, false)).collect();
         match last {
-            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, with_ifbs)),
+            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, removal, with_ifbs)),
             None if with_ifbs => errors.extend(delete(socket, ifbs)),
             None => {}
         }
         errors
     }
 
-    fn clear(&self, socket: &RouteSocket, carrier: Carrier, ifbs: &[Device], with_ifbs: bool) -> Vec<Error> {
-        let alias = &carrier.link.alias;
-        let is_anothers = *alias != self.label && Mark::of_label(alias).is_some();
-        let link_is_ours = *alias == self.label || (carrier.certain && !is_anothers);
-        match Present::read(socket, carrier.link, ifbs.to_vec()) {
+    fn clear(
+        &self,
+        socket: &RouteSocket,
+        carrier: Carrier,
+        ifbs: &[Device],
+        removal: Removal,
+        with_ifbs: bool,
+    ) -> Vec<Error> {
+        let Carrier { link, certain } = carrier;
+        let labelled = Owner::of_label(&link.alias);
+        match Present::read(socket, link, ifbs.to_vec(), self) {
             Ok(present) => {
-                let changes = changes::to_nothing(&self.label, self.mark, &present, link_is_ours, with_ifbs);
-                changes::make_all(socket, &present, &changes)
+                let by_label = present.link.alias == self.label;
+                // Others may have written an alias that looks like a label; one whose owner has nothing here is theirs.
+                let anothers = labelled.filter(|_| !by_label);
+                let may_be_anothers = anothers.as_ref().is_some_and(|owner| present.is_marked(owner.mark));
+                let asked = removal == Removal::Asked;
+                let trust = Trust {
+                    unmarked: by_label || (certain && anothers.is_none()),
+                    references: asked && (by_label || (certain && !may_be_anothers)),
+                    label: asked,
+                };
+                changes::make_all(socket, &present, &changes::to_nothing(self, &present, trust, with_ifbs))
             }
             // The link has gone meanwhile, and its filters with it.
             Err(error) if is_gone(&error) => delete(socket, if with_ifbs { ifbs } else { &[] }),

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod interrupted;
+mod meddled;
 mod owners;
 mod rates;
 
+use common::Attachment;
+use common::link::attributes::mac_text;
 use netns_tests::{
     Container, End, Lab, Measured, Netns, Outcome, Plugin, Proto, Snapshot, Target, Verb, connect, throughput,
 };
@@ -536,8 +539,7 @@ fn an_add_that_fails_halfway_leaves_nothing() {
     let case = Case::both(10_000_000, SENTINEL);
     // Another's filters sit where ours go, for another protocol: the kernel refuses ours, the last step but one.
     case.tc("qdisc add dev veth2 clsact");
-    for priority in ["0xf102", "0xf112"] {
-        let priority = u16::from_str_radix(&priority[2..], 16).unwrap();
+    for priority in (0..16).map(|bank| 0xf102 + bank * 0x10) {
         case.tc(&format!(
             "filter add dev veth2 ingress prio {priority} protocol arp u32 match u32 0 0 action mirred egress mirror dev ext0"
         ));
@@ -720,7 +722,8 @@ fn gc_removes_more_than_one_datagram_of_dead_ifbs_and_nobody_elses() {
     case.call(Verb::Add).succeeds();
     let before = host.snapshot();
     for number in 0..70 {
-        host.run(&format!("ip link add dead{number} type ifb"));
+        let [mac, _] = bandwidth::plan::Owner::of(&Attachment::new("net", format!("dead-{number}"), "eth0")).macs;
+        host.run(&format!("ip link add dead{number} address {} type ifb", mac_text(&mac)));
         host.run(&format!("ip link set dead{number} alias net/dead-{number}/eth0"));
     }
     case.gc(json!([{"containerID": "container-2", "ifname": "eth0"}]));
