@@ -328,5 +328,9 @@ mod tests {
         let net = Network::read(Network::parse(text).unwrap(), Verb::Add).unwrap();
         let written = serde_json::to_string(&net.prev_result_as_written().unwrap()).unwrap();
         assert_eq!(written, r#"{"cniVersion":"1.1.0","x":{"y":[1.5,null]}}"#);
+        let many =
+            format!(r#"{{"name":"n","prevResult":{{"x":[[{}0]]}}}}"#, "0,".repeat(super::super::decode::ENTRIES_MAX));
+        let net = Network::read(Network::parse(many.as_bytes()).unwrap(), Verb::Add).unwrap();
+        assert_eq!(net.prev_result_as_written(), None);
     }
 }
