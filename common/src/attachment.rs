@@ -28,6 +28,9 @@ const LABEL_DIGITS: usize = 16;
 /// Bytes of the network in a label that was cut.
 const LABEL_NETWORK: usize = 27;
 
+/// Bytes of the container in a label that was cut.
+const LABEL_CONTAINER: usize = 64;
+
 impl Attachment {
     /// An attachment by its three names.
     pub fn new(network: impl Into<String>, container: impl Into<String>, ifname: impl Into<String>) -> Self {
@@ -45,7 +48,7 @@ impl Attachment {
         }
         let digits = self.own_key(LABEL_DIGITS);
         let network = shorten(&self.network, LABEL_NETWORK);
-        format!("{network}~{digits}/{}/{}", shorten(&self.container, 64), self.ifname)
+        format!("{network}~{digits}/{}/{}", shorten(&self.container, LABEL_CONTAINER), self.ifname)
     }
 
     /// Whether a label is that of an attachment of the network; no of one that was cut where it can't be known.
@@ -53,6 +56,13 @@ impl Attachment {
         let Some(rest) = label.strip_prefix(network) else { return false };
         let is_cut = rest.strip_prefix('~').and_then(|rest| rest.as_bytes().get(LABEL_DIGITS)) == Some(&b'/');
         rest.starts_with('/') || is_cut && network.len() <= LABEL_NETWORK
+    }
+
+    /// Whether a label is that of an attachment of the container, or of another whose name is cut to the same.
+    pub fn is_label_of(label: &str, container: &str) -> bool {
+        let mut names = label.split('/');
+        let named = names.nth(1).filter(|_| names.count() == 1);
+        named.is_some_and(|named| named == container || named == shorten(container, LABEL_CONTAINER))
     }
 
     /// The key of the attachment within object names: 16 hex digits for the network, 24 for the attachment.
@@ -170,6 +180,17 @@ mod tests {
         let long = "n".repeat(100);
         let label = Attachment::new(&long, "c".repeat(100), "eth0").label();
         assert!(!Attachment::is_label_on(&label, &long) && !Attachment::is_label_on(&label, &"n".repeat(27)));
+    }
+
+    #[test]
+    fn a_label_says_its_container_whatever_was_cut() {
+        for (network, id) in
+            [("net", "c"), ("net", &*"0123456789abcdef".repeat(8)), (&*"n".repeat(100), &*"c".repeat(128))]
+        {
+            let label = Attachment::new(network, id, "eth0").label();
+            assert!(Attachment::is_label_of(&label, id) && !Attachment::is_label_of(&label, "other"), "{label}");
+        }
+        assert!(!Attachment::is_label_of("net/c", "c") && !Attachment::is_label_of("a/c/b/d", "c"));
     }
 
     #[test]

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use common::nft::{CommitError, Element, IpVersion, NftSocket, RecordKey, Set, Transaction};
+use common::nft::{CommitError, Element, IpVersion, NftSocket, RecordKey};
 use common::{Attachment, Error, Result};
 use nix::errno::Errno;
 
 use crate::liveness::why_dead;
 use crate::record::{Record, Recorded};
+use crate::remains::network_of;
 use crate::rules::{self, Claim, Place, Share, TABLE};
-use crate::{removal, stale};
+use crate::{remains, removal, stale};
 
 /// An owner that is certainly gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +34,8 @@ impl Dead {
 pub struct InTheWay {
     /// They go with all they own.
     pub dead: Vec<Dead>,
-    /// Elements that are in no record of the owner they name.
-    orphans: Vec<(Set, Element)>,
+    /// Ports that are in no record of the owner they name, or name none: as records without lines.
+    pub orphans: Vec<Recorded>,
     /// What other attachments of the same container have, and keep as long as they are there.
     pub kept: BTreeSet<Place>,
     /// These attachments.
@@ -42,11 +43,9 @@ pub struct InTheWay {
 }
 
 impl InTheWay {
-    /// Has the transaction remove the elements that are in no record.
-    pub fn remove_orphans(&self, transaction: &mut Transaction) {
-        for (map, orphan) in &self.orphans {
-            transaction.delete_elements(&TABLE, &map.name, vec![orphan.clone()]);
-        }
+    /// What goes.
+    pub fn leaving(&self) -> impl Iterator<Item = &Recorded> {
+        self.dead.iter().map(|dead| &dead.recorded).chain(&self.orphans)
     }
 
     /// Says in the log what was taken.
@@ -55,12 +54,9 @@ impl InTheWay {
         for keeper in self.keepers.iter().map(|keeper| &keeper.record.label).collect::<BTreeSet<_>>() {
             log::info!("ports stay {keeper}'s, of the same container, as long as that is there");
         }
-        if let Some((map, first)) = self.orphans.first() {
-            let count = self.orphans.len();
-            log::warn!(
-                "elements replaced because they are in nobody's record: {count}, first in map {}: {first}",
-                map.name
-            );
+        for orphan in self.orphans.iter().map(|orphan| &orphan.record) {
+            let named = if orphan.label.is_empty() { "nobody" } else { &orphan.label };
+            log::warn!("ports replaced because they are in nobody's record: {}, of {named}", orphan.claims.len());
         }
     }
 }
@@ -105,11 +101,12 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
                         found.keepers.push(owner.clone());
                     }
                 }
-                Owner::Nobody => found.orphans.push((map.clone(), element)),
+                Owner::Nobody => remains::gather(&mut found.orphans, &element),
                 Owner::Living(owner) => return Err(taken(claim, &owner.record)),
             }
         }
     }
+    remains::find_all_kinds(socket, &mut found.orphans)?;
     Ok(found)
 }
 
@@ -222,13 +219,10 @@ fn why_gone(share: &Share, targets: &BTreeSet<IpAddr>, record: &Record, theirs: 
 
 /// Whether the record is of this container. Where its name is cut in the label, the key tells, if the network's is whole.
 fn is_of_container(record: &Record, container: &str) -> bool {
-    match record.label.split('/').collect::<Vec<_>>().as_slice() {
-        [_, named, _] if *named == container => true,
-        [network, _, ifname] => {
-            let network = network.rsplit_once('~').map_or(*network, |(name, _)| name);
-            RecordKey::of(&Attachment::new(network, container, *ifname)) == record.key
-        }
-        _ => false,
+    match (record.label.split('/').collect::<Vec<_>>().as_slice(), network_of(&record.label)) {
+        ([_, named, _], _) if *named == container => true,
+        ([_, _, ifname], Some(network)) => RecordKey::of(&Attachment::new(network, container, *ifname)) == record.key,
+        _ => Attachment::is_label_of(&record.label, container),
     }
 }
 
@@ -290,7 +284,7 @@ fn take_from(socket: &mut NftSocket, owners: &Owners<'_>, gone: &BTreeMap<Record
     if gone.is_empty() {
         return Ok(Vec::new());
     }
-    let taken = removal::remove(socket, |socket| {
+    let removed = removal::remove(socket, |socket| {
         let mut dead = Vec::new();
         for key in gone.keys() {
             let Some(recorded) = Recorded::read_key(socket, *key)? else { continue };
@@ -304,8 +298,11 @@ fn take_from(socket: &mut NftSocket, owners: &Owners<'_>, gone: &BTreeMap<Record
         Ok(dead)
     })?;
     let of = |recorded: &Recorded| gone.get(&recorded.record.key);
-    taken.iter().filter_map(of).for_each(Dead::warn);
-    Ok(taken)
+    removed.records.iter().filter_map(of).for_each(Dead::warn);
+    if let Some(error) = removed.left_open {
+        log::warn!("{error}");
+    }
+    Ok(removed.records)
 }
 
 /// Says in the log whose a port stays at all the addresses at which it isn't the share's.

@@ -33,6 +33,7 @@ pub mod transact;
 
 use config::{Config, Written};
 use record::Recorded;
+use removal::Removed;
 use rules::{Facts, Share};
 
 /// The plugin.
@@ -65,7 +66,7 @@ impl Plugin for Portmap {
     fn remove(call: &Call, _config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::open()?;
         let removed = state::remove_own(&mut socket, &call.attachment);
-        let own = removed.map(|removed| stale::forget_after_del(&removed));
+        let own = removed.and_then(Removed::settle);
         let left = leftovers::remove(&mut socket, &call.attachment, prev);
         Error::gather([own, left].into_iter().filter_map(Result::err).collect())
     }
@@ -84,10 +85,12 @@ impl Plugin for Portmap {
             }
             let recorded = dead.iter().map(|recorded| recorded.record.label.clone());
             let known: BTreeSet<String> = labels.iter().cloned().chain(recorded).collect();
-            dead.extend(Recorded::orphans(socket, network, &known)?);
+            // What names no owner is nobody's, on whatever network. One whose name had to be cut may be another.
+            let is_due = |label: &str| remains::network_of(label) == Some(network) || !remains::names_owner(label);
+            dead.extend(Recorded::orphans(socket, |label| is_due(label) && !known.contains(label))?);
             Ok(dead)
         });
-        let own = removed.map(|removed| stale::forget_after_del(&removed));
+        let own = removed.and_then(Removed::settle);
         let left = leftovers::collect(&mut socket, network, live_attachments);
         Error::gather([own, left].into_iter().filter_map(Result::err).collect())
     }

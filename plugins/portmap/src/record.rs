@@ -11,10 +11,10 @@ use common::nft::{Data, Element, NftSocket, RecordKey, Set, Verdict};
 use common::{Attachment, Result};
 
 use crate::heirs::Heir;
-use crate::origin::Origin;
+use crate::origin::{Origin, Trace};
 use crate::publication;
 use crate::remains::is_of;
-use crate::rules::{self, ATTACHMENTS, Claim, Place, TABLE};
+use crate::rules::{self, ATTACHMENTS, Claim, LOOPBACK_PREFIX, Place, TABLE};
 
 /// What an attachment owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,20 @@ impl Record {
     pub fn without(&self, places: &BTreeSet<Place>) -> Record {
         let claims = self.claims.iter().filter(|claim| !places.contains(&claim.place()));
         Record { claims: claims.copied().collect(), ..self.clone() }
+    }
+
+    /// What remains of it until a link can be given its value back; `None` if it counts in none.
+    pub fn only_links(&self) -> Option<Record> {
+        let jumps: Vec<String> = self.jumps.iter().filter(|name| name.starts_with(LOOPBACK_PREFIX)).cloned().collect();
+        (!jumps.is_empty()).then(|| Record { jumps, claims: Vec::new(), heirs: Vec::new(), ..self.clone() })
+    }
+
+    /// The chain that counts the users of the link that is this container's own.
+    pub fn own_link(&self) -> Option<String> {
+        match self.origin.as_ref()?.trace {
+            Trace::Link(_, index) => Some(rules::loopback_name(index)),
+            Trace::Netns(_) | Trace::None => None,
+        }
     }
 
     /// All its elements but the lines, set by set.

@@ -19,11 +19,16 @@ impl Recorded {
         Ok(found.filter(|r| r.record.label == attachment.label()))
     }
 
-    /// The same where the first line is missing; nothing if all those lines are that a record has as a rule.
+    /// The same where the first line is missing; where nobody has a record any more, the ports that name the attachment. Nothing
+    /// if all those lines are missing that a record has as a rule, and only those of this one.
     pub fn headless(socket: &mut NftSocket, attachment: &Attachment) -> Result<Option<Recorded>> {
-        let is_there =
-            socket.chain(&TABLE, ATTACHMENTS)?.is_some() && socket.has_usual_line(&TABLE, RecordKey::of(attachment))?;
-        if is_there { Recorded::remains(socket, attachment) } else { Ok(None) }
+        let Some(attachments) = socket.chain(&TABLE, ATTACHMENTS)? else { return Ok(None) };
+        if attachments.uses == 0 {
+            let own = attachment.label();
+            return Ok(Recorded::orphans(socket, |label| label == own)?.pop());
+        }
+        let has_lines = socket.has_usual_line(&TABLE, RecordKey::of(attachment))?;
+        if has_lines { Recorded::remains(socket, attachment) } else { Ok(None) }
     }
 
     /// Whether no line of it is missing.
@@ -48,27 +53,41 @@ impl Recorded {
         Ok(Some(found))
     }
 
-    /// Ports of this network that are in nobody's record, as records without lines: of all owners but those of these
-    /// labels. A network whose name had to be cut in its ports' labels may be another.
-    pub fn orphans(socket: &mut NftSocket, network: &str, known: &BTreeSet<String>) -> Result<Vec<Recorded>> {
-        let mut orphans: Vec<Recorded> = Vec::new();
+    /// Ports whose labels are wanted, as records without lines. A port without a label has an empty one.
+    pub fn orphans(socket: &mut NftSocket, wanted: impl Fn(&str) -> bool) -> Result<Vec<Recorded>> {
+        let mut orphans = Vec::new();
         let chains = socket.chains(&TABLE)?;
-        for element in ports(socket, &chains)? {
-            let (Some(label), Some(claim)) = (&element.comment, Claim::of_element(&element)) else { continue };
-            if known.contains(label) || network_of(label) != Some(network) {
-                continue;
-            }
-            match orphans.iter_mut().find(|orphan| orphan.record.label == *label) {
-                Some(orphan) => orphan.record.claims.push(claim),
-                None => orphans.push(Recorded { record: Record::of_port(label, claim), lines: Vec::new() }),
-            }
+        for element in ports(socket, &chains)?.iter().filter(|element| wanted(label_of(element))) {
+            gather(&mut orphans, element);
         }
         for orphan in &mut orphans {
-            log::warn!("ports of {} are in nobody's record", orphan.record.label);
+            log::warn!("ports are in nobody's record: {}, of {}", orphan.record.claims.len(), orphan.record.label);
             find_kinds(socket, &chains, &mut orphan.record)?;
         }
         Ok(orphans)
     }
+}
+
+fn label_of(element: &Element) -> &str {
+    element.comment.as_deref().unwrap_or_default()
+}
+
+/// Puts a port to the others that bear its label.
+pub fn gather(orphans: &mut Vec<Recorded>, element: &Element) {
+    let (label, Some(claim)) = (label_of(element), Claim::of_element(element)) else { return };
+    match orphans.iter_mut().find(|orphan| orphan.record.label == label) {
+        Some(orphan) => orphan.record.claims.push(claim),
+        None => orphans.push(Recorded { record: Record::of_port(label, claim), lines: Vec::new() }),
+    }
+}
+
+/// Finds the kinds of publication that the ports are in.
+pub fn find_all_kinds(socket: &mut NftSocket, orphans: &mut [Recorded]) -> Result<()> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let chains = socket.chains(&TABLE)?;
+    orphans.iter_mut().try_for_each(|orphan| find_kinds(socket, &chains, &mut orphan.record))
 }
 
 impl Record {
@@ -94,10 +113,16 @@ fn ports(socket: &mut NftSocket, chains: &[ChainInfo]) -> Result<Vec<Element>> {
     Ok(all)
 }
 
-/// Whether any port is there whose owner has none of these labels.
+/// Whether any port is there whose owner has none of these labels. What names no owner is nobody's.
 pub fn has_others_ports(socket: &mut NftSocket, chains: &[ChainInfo], labels: &BTreeSet<&str>) -> Result<bool> {
-    let is_own = |element: &Element| element.comment.as_deref().is_some_and(|label| labels.contains(label));
-    Ok(!ports(socket, chains)?.iter().all(is_own))
+    let is_others = |label: &str| names_owner(label) && !labels.contains(label);
+    Ok(ports(socket, chains)?.iter().map(label_of).any(is_others))
+}
+
+/// Whether a label names a network, a container and an interface.
+pub fn names_owner(label: &str) -> bool {
+    let names: Vec<&str> = label.split('/').collect();
+    names.len() == 3 && names.iter().all(|name| !name.is_empty())
 }
 
 /// The kinds of publication that the record's ports are in, which its lines may not name any more.
@@ -135,7 +160,7 @@ pub fn is_of(label: &str, key: RecordKey) -> bool {
 }
 
 /// The network of a label, if its name is whole there.
-fn network_of(label: &str) -> Option<&str> {
+pub fn network_of(label: &str) -> Option<&str> {
     let (network, _) = label.split_once('/')?;
     let name = network.rsplit_once('~').map_or(network, |(name, _)| name);
     (!name.contains('~')).then_some(name)

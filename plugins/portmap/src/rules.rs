@@ -127,6 +127,11 @@ impl Claim {
         IpVersion::of(self.target)
     }
 
+    /// Whether this is the name of a kind of publication that it could be of.
+    pub fn is_of_kind(&self, chain: &str) -> bool {
+        is_kind_of(chain, self.version(), self.address.is_some())
+    }
+
     /// The map that leads it to the container.
     pub fn map(&self) -> Set {
         ports_map(self.version(), self.address.is_some())

@@ -8,14 +8,15 @@ use common::nft::{
     Chain, Command, IpVersion, NftSocket, Presence, RecordKey, RuleInfo, Table, TableRules, Transaction,
 };
 use common::{Attachment, Call, Difference, Result, State};
+use nix::errno::Errno;
 
 use crate::conflict::{InTheWay, is_conflict, who_is_in_the_way};
 use crate::foreign::{self, Filled};
 use crate::heirs::{self, Heir, add_elements};
 use crate::localnet::Link;
 use crate::record::{Record, Recorded};
-use crate::removal::{self, Removal, entrances, undone};
-use crate::rules::{self, Claim, Entrance, Place, Share, Shared, TABLE, loopback_name};
+use crate::removal::{self, Removal, Removed, entrances, undone};
+use crate::rules::{self, Claim, Entrance, HOSTPORTS, Place, Share, Shared, TABLE, loopback_name};
 use crate::transact::{came_too_late, transact};
 use crate::{conflict, listeners, localnet, stale};
 
@@ -29,13 +30,12 @@ impl State for Share {
                     self.attachment
                 );
             }
-            stale::forget_after_del(&remove_own(&mut socket, &self.attachment)?);
-            return Ok(());
+            return remove_own(&mut socket, &self.attachment)?.settle();
         }
         let mut found = self.put_in(&mut socket)?;
         // On when ADD answers; its guard is in place before.
         if let Err(error) = self.loopback.iter().try_for_each(localnet::open) {
-            return Err(undone(error, remove_own(&mut socket, &self.attachment).map(drop)));
+            return Err(undone(error, remove_own(&mut socket, &self.attachment).and_then(Removed::settle)));
         }
         match conflict::settle_overlaps(&mut socket, self, &found.specific) {
             Ok(taken) => found.gone.extend(taken),
@@ -61,8 +61,8 @@ impl State for Share {
     }
 }
 
-/// Removes what the attachment has; gives what that was.
-pub fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<Vec<Recorded>> {
+/// Removes what the attachment has.
+pub fn remove_own(socket: &mut NftSocket, own: &Attachment) -> Result<Removed> {
     removal::remove(socket, |socket| {
         let whole = Recorded::read(socket, own)?;
         let found = if whole.is_some() { whole } else { Recorded::headless(socket, own)? };
@@ -85,20 +85,20 @@ struct Found {
 
 impl Found {
     fn of(before: Option<Recorded>, in_the_way: InTheWay, filled: &[Filled]) -> Found {
-        let dead = in_the_way.dead.into_iter().map(|dead| dead.recorded);
+        let leaving: Vec<Recorded> = before.into_iter().chain(in_the_way.leaving().cloned()).collect();
         let has_specific = |version: &IpVersion| {
             let mut kinds = filled.iter().flat_map(|chain| &chain.own).filter_map(RuleInfo::target);
             kinds.any(|kind| rules::is_kind_of(kind, *version, true))
         };
         let specific = IpVersion::ALL.into_iter().filter(has_specific).collect();
-        Found { gone: before.into_iter().chain(dead).collect(), specific }
+        Found { gone: leaving, specific }
     }
 }
 
 impl Share {
     /// Puts the share in.
     fn put_in(&self, socket: &mut NftSocket) -> Result<Found> {
-        let (mut contested, mut unanswered) = (false, None);
+        let (mut contested, mut lacking, mut unanswered) = (false, false, None);
         transact(socket, |socket, generation| {
             let before = match contested {
                 true => Recorded::remains(socket, &self.attachment)?,
@@ -106,9 +106,9 @@ impl Share {
             };
             let in_place = self.is_table_in_place(socket, before.is_some())?;
             let (filled, rules) = Filled::all(socket, &|chain| self.needs(chain))?;
-            let in_place = in_place && self.static_rules_are_in_place(&rules);
+            let in_place = in_place && !lacking && self.static_rules_are_in_place(&rules);
             let is_clean = filled.iter().all(|chain| chain.foreign.is_empty());
-            if before.is_some() && in_place && is_clean && self.is_as_planned(socket, before.as_ref())? {
+            if before.is_some() && in_place && is_clean && self.is_as_planned(socket, before.as_ref(), &filled)? {
                 let found = Found::of(before, InTheWay::default(), &filled);
                 return Ok(ControlFlow::Break(unanswered.take().unwrap_or(found)));
             }
@@ -137,12 +137,13 @@ impl Share {
                 return Ok(ControlFlow::Continue(()));
             }
             removal.settle_loopback(socket)?;
-            if !came_too_late(&error) {
-                // Whoever was in the way of this very generation has been asked for already: it is something else.
-                if contested || !is_conflict(&error) {
-                    return Err(error.into());
-                }
-                contested = true;
+            match error.errno() {
+                _ if came_too_late(&error) => {}
+                // Somebody has taken a set away, which is put in with all else that is static.
+                Some(Errno::ENOENT) if !lacking => lacking = true,
+                // Whoever was in the way of this very generation has been asked for already: then it is something else.
+                _ if is_conflict(&error) && !contested => contested = true,
+                _ => return Err(error.into()),
             }
             Ok(ControlFlow::Continue(()))
         })
@@ -184,12 +185,13 @@ impl Share {
         for Filled { chain, foreign, .. } in filled {
             foreign.iter().for_each(|info| removal.rule(chain, info.handle));
         }
-        in_the_way.remove_orphans(&mut removal.transaction);
-        let dead = in_the_way.dead.iter().map(|dead| &dead.recorded);
-        let leaving: Vec<Recorded> = before.into_iter().chain(dead).cloned().collect();
+        let leaving: Vec<Recorded> = before.into_iter().chain(in_the_way.leaving()).cloned().collect();
         let keep: Vec<String> = self.shared_names().collect();
         let taken = self.claims.iter().map(Claim::place).collect();
         removal.records(socket, &leaving, &keep, &taken)?;
+        if !leaving.is_empty() {
+            removal.strays(socket, kinds(filled), &self.record().without(&in_the_way.kept))?;
+        }
         for keeper in &in_the_way.keepers {
             removal.rewrites.change(keeper, |heirs| {
                 if heirs.iter().all(|heir| heir.key != RecordKey::of(&self.attachment)) {
@@ -289,17 +291,18 @@ fn shared_chain_differences(socket: &mut NftSocket, shared: &Shared) -> Result<V
 
 impl Share {
     /// Whether nothing of [`Share::own_differences`] is there. The ports are looked up only if the record has the same.
-    fn is_as_planned(&self, socket: &mut NftSocket, recorded: Option<&Recorded>) -> Result<bool> {
+    fn is_as_planned(&self, socket: &mut NftSocket, recorded: Option<&Recorded>, filled: &[Filled]) -> Result<bool> {
         let record = self.record_since(recorded);
         Ok(self.record_differences(socket, &record, recorded)?.is_empty()
-            && self.port_differences(socket, &record)?.is_empty())
+            && self.port_differences(socket, &record, filled)?.is_empty())
     }
 
     /// Where the attachment's own share, and what it shares with others, isn't as planned.
     fn own_differences(&self, socket: &mut NftSocket, recorded: Option<&Recorded>) -> Result<Vec<Difference>> {
         let record = self.record_since(recorded);
         let mut differences = self.record_differences(socket, &record, recorded)?;
-        differences.extend(self.port_differences(socket, &record)?);
+        let filled = [Filled::read(socket, HOSTPORTS)?];
+        differences.extend(self.port_differences(socket, &record, &filled)?);
         Ok(differences)
     }
 
@@ -328,11 +331,25 @@ impl Share {
     }
 
     /// The part of the ports, without those that it waits for.
-    fn port_differences(&self, socket: &mut NftSocket, record: &Record) -> Result<Vec<Difference>> {
-        let elements = element_differences(socket, record)?;
-        let waiting = if elements.is_empty() { BTreeSet::new() } else { heirs::waiting(socket, self)? };
-        if waiting.is_empty() { Ok(elements) } else { element_differences(socket, &record.without(&waiting)) }
+    fn port_differences(&self, socket: &mut NftSocket, record: &Record, filled: &[Filled]) -> Result<Vec<Difference>> {
+        let mut differences = element_differences(socket, record)?;
+        let waiting = if differences.is_empty() { BTreeSet::new() } else { heirs::waiting(socket, self)? };
+        let without_those = (!waiting.is_empty()).then(|| record.without(&waiting));
+        if let Some(record) = &without_those {
+            differences = element_differences(socket, record)?;
+        }
+        let record = without_those.as_ref().unwrap_or(record);
+        for (set, stray) in removal::strays(socket, kinds(filled), record)? {
+            let object = format!("element of set {} of table {TABLE}", set.name);
+            differences.push(Difference::other(object, "no port of another kind", stray.to_string()));
+        }
+        Ok(differences)
     }
+}
+
+/// The kinds of publication that packets come to.
+fn kinds(filled: &[Filled]) -> impl Iterator<Item = &str> {
+    filled.iter().filter(|chain| chain.chain == HOSTPORTS).flat_map(|chain| &chain.own).filter_map(RuleInfo::target)
 }
 
 fn element_differences(socket: &mut NftSocket, record: &Record) -> Result<Vec<Difference>> {

@@ -164,3 +164,27 @@ fn what_is_from_before_the_last_boot_is_gone_whatever_has_its_interface_s_number
         }
     }
 }
+
+/// The longest names that there are: neither the network's nor the container's is whole in a label.
+#[test]
+fn a_container_whose_names_are_cut_is_the_same_on_its_second_network() {
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (mut container, other) = (lab.container(2), lab.container(3));
+    container.id = "0123456789abcdef".repeat(8);
+    let _server = serve(&container.netns, 80, "inside");
+    let keys = port(8080, 80);
+    let (mut second, target) = second_network(&lab, &container, 1, &keys);
+    let mut first = config(&container, &keys);
+    for (config, n) in [(&mut first, "A"), (&mut second, "B")] {
+        config["name"] = format!("very-long-project-name-in-{n}-compose-file-number-one-default-network-x").into();
+    }
+    let plugin = Plugin::ours("portmap");
+    for verb in [Verb::Add, Verb::Check] {
+        plugin.call(&lab.host, verb, &first, &container.target()).succeeds();
+        plugin.call(&lab.host, verb, &second, &target).succeeds();
+    }
+    call(&lab, Verb::Add, &other, &keys).fails_with(100);
+    plugin.call(&lab.host, Verb::Del, &first, &container.target()).succeeds();
+    plugin.call(&lab.host, Verb::Check, &second, &target).succeeds();
+}

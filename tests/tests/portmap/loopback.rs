@@ -83,3 +83,29 @@ fn a_bridge_may_be_called_anything_and_the_ruleset_be_saved() {
         lab.host.assert_same_as(&before);
     }
 }
+
+/// As in a container whose manager protects the kernel's settings.
+#[test]
+fn del_closes_the_ports_where_the_link_can_t_be_closed_and_the_next_del_does_the_rest() {
+    let one_at_an_address = json!([{"hostPort": 9000, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]);
+    for beside in [None, Some(ports(one_at_an_address))] {
+        let (lab, container, attacker, _server) = under_attack();
+        let _inside = serve(&container.netns, 80, "inside");
+        if let Some(keys) = &beside {
+            add(&lab, &attacker, keys);
+        }
+        let before = lab.host.snapshot();
+        add(&lab, &container, &port(8080, 80));
+        let script = "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; exec \"$0\" \"$@\"";
+        let wrapper = ["unshare", "-m", "sh", "-c", script];
+        let config = config(&container, &json!({}));
+        let plugin = Plugin::ours("portmap");
+        let error = plugin.call_under(&wrapper, &lab.host, Verb::Del, &config, &container.target()).fails_with(102);
+        assert!(error.msg.contains("route_localnet"), "{error:?}");
+        none_reach(&lab.client, &FROM_OUTSIDE);
+        none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+        del(&lab, &container, &json!({}));
+        assert_eq!(route_localnet(&lab, "cni0"), "0");
+        lab.host.assert_same_as(&before);
+    }
+}
