@@ -127,48 +127,131 @@ fn tuning_serves_fifty_at_once() {
     fifty_at_once_each_get_their_own("tuning");
 }
 
-/// The old container's DEL comes while its address, and its port, are given to a new one.
-fn a_late_del_takes_nothing_from_the_new_owner_of_the_address(plugin: &str) {
-    let lab = Lab::new();
-    let old = lab.container(2);
-    call(&lab, plugin, Verb::Add, 0, &old).succeeds();
-    call(&lab, plugin, Verb::Del, 0, &old).succeeds();
-    let before = lab.host.snapshot();
-    let (mut conflicts, rounds) = (0, 30);
-    for round in 0..rounds {
-        let new = Target { container: format!("new-{round}"), ..old.target() };
-        let config = config(plugin, 0, &old);
-        let plugin = Plugin::ours(plugin);
-        plugin.call(&lab.host, Verb::Add, &config, &old.target()).succeeds();
-        let added = scope(|scope| {
-            let added = scope.spawn(|| plugin.call(&lab.host, Verb::Add, &config, &new));
-            let deleted = scope.spawn(|| plugin.call(&lab.host, Verb::Del, &config, &old.target()));
-            deleted.join().unwrap().succeeds();
-            added.join().unwrap()
-        });
-        if added.exit != 0 {
-            // It came first: the port was taken indeed.
-            added.fails_with(100);
-            conflicts += 1;
-            plugin.call(&lab.host, Verb::Add, &config, &new).succeeds();
-        }
-        plugin.call(&lab.host, Verb::Check, &config, &new).succeeds();
-        plugin.call(&lab.host, Verb::Del, &config, &old.target()).succeeds();
-        plugin.call(&lab.host, Verb::Check, &config, &new).succeeds();
-        plugin.call(&lab.host, Verb::Del, &config, &new).succeeds();
+/// One call is held at each of its changes, before and behind it, while another runs from its beginning to its end (registers have the
+/// names of x86-64).
+#[cfg(target_arch = "x86_64")]
+mod held {
+    use netns_tests::faults::{Run, Side, changes, held};
+    use netns_tests::scene::{Clean, Play, Scene};
+    use netns_tests::{Outcome, Target, Verb};
+
+    /// A scene, its container's owner and the next one, who gets the same address and ports.
+    struct Stage<'a> {
+        scene: &'a Scene,
+        clean: Clean<'a>,
+        old: Target,
+        new: Target,
     }
-    lab.host.assert_same_as(&before);
-    println!("{}: {conflicts} conflicts in {rounds} rounds", plugin);
-}
 
-#[test]
-fn portmaps_late_del_takes_nothing_from_the_new_owner_of_the_address() {
-    a_late_del_takes_nothing_from_the_new_owner_of_the_address("portmap");
-}
+    impl<'a> Stage<'a> {
+        fn of(scene: &'a Scene) -> Stage<'a> {
+            let old = scene.target.clone();
+            let new = Target { container: "new".into(), ..old.clone() };
+            Stage { scene, clean: Clean::of(scene), old, new }
+        }
 
-#[test]
-fn firewalls_late_del_takes_nothing_from_the_new_owner_of_the_address() {
-    a_late_del_takes_nothing_from_the_new_owner_of_the_address("firewall");
+        fn run<'b>(&'b self, verb: Verb, target: &'b Target) -> Run<'b> {
+            Run { target, ..self.scene.run(verb) }
+        }
+
+        fn call(&self, verb: Verb, target: &Target) -> Outcome {
+            self.scene.plugin.call(&self.scene.lab.host, verb, &self.scene.config, target)
+        }
+
+        /// Holds one call at each of its changes while the other is made; `before` comes before each round. What `alive` has is then
+        /// as it should be, and goes with its DEL.
+        #[track_caller]
+        fn holds(&self, one: (Verb, &Target), other: (Verb, &Target), before: impl Fn(), alive: &Target) {
+            before();
+            let (all, outcome) = changes(&self.run(one.0, one.1));
+            outcome.succeeds();
+            let mut times_held = 0;
+            for (n, side) in (0..all.len()).flat_map(|n| [(n, Side::Before), (n, Side::Behind)]) {
+                for owner in [&self.old, &self.new] {
+                    self.call(Verb::Del, owner).succeeds();
+                }
+                self.scene.reset();
+                before();
+                let mut meanwhile = None;
+                let (met, outcome) = held(&self.run(one.0, one.1), n, side, &mut || {
+                    meanwhile = Some(self.call(other.0, other.1));
+                });
+                // A call that found less to do ended before.
+                let (Some(met), Some(meanwhile)) = (met, meanwhile) else { continue };
+                times_held += 1;
+                let story = format!("{:?} held {side:?} {n} ({met}) during {:?}", one.0, other.0);
+                for outcome in [meanwhile, outcome, self.call(Verb::Check, alive)] {
+                    assert_eq!(outcome.exit, 0, "{story}: {}", outcome.call());
+                }
+                // A runtime may repeat it.
+                if *alive != self.old {
+                    self.call(Verb::Del, &self.old).succeeds();
+                    let check = self.call(Verb::Check, alive);
+                    assert_eq!(check.exit, 0, "{story}, after another DEL: {}", check.call());
+                }
+                self.call(Verb::Del, alive).succeeds();
+                self.clean.assert(&story);
+            }
+            println!("{:?}: {:?} held {times_held} times during {:?}", self.scene.play, one.0, other.0);
+            assert!(times_held > all.len(), "{:?} was held only {times_held} times", one.0);
+        }
+    }
+
+    /// The old container's DEL comes while its address, and its ports, are given to a new one.
+    fn a_late_del_takes_nothing_from_the_new_owner_of_the_address(play: Play) {
+        let scene = Scene::set(play);
+        let stage = Stage::of(&scene);
+        let (old, new) = (&stage.old, &stage.new);
+        let before = || drop(stage.call(Verb::Add, old).succeeds());
+        stage.holds((Verb::Add, new), (Verb::Del, old), before, new);
+        stage.holds((Verb::Del, old), (Verb::Add, new), before, new);
+    }
+
+    #[test]
+    fn portmaps_late_del_takes_nothing_from_the_new_owner_of_the_address() {
+        a_late_del_takes_nothing_from_the_new_owner_of_the_address(Play::Portmap);
+    }
+
+    #[test]
+    fn firewalls_late_del_takes_nothing_from_the_new_owner_of_the_address() {
+        a_late_del_takes_nothing_from_the_new_owner_of_the_address(Play::Firewall);
+    }
+
+    #[test]
+    fn firewalls_late_del_takes_nothing_in_the_hosts_chains_from_the_new_owner_of_the_address() {
+        a_late_del_takes_nothing_from_the_new_owner_of_the_address(Play::FirewallOfChains);
+    }
+
+    /// No runtime should, but one that lost count may.
+    fn the_same_add_twice_at_once_is_one(play: Play) {
+        let scene = Scene::set(play);
+        let stage = Stage::of(&scene);
+        stage.holds((Verb::Add, &stage.old), (Verb::Add, &stage.old), || {}, &stage.old);
+    }
+
+    #[test]
+    fn the_same_add_of_portmap_twice_at_once_is_one() {
+        the_same_add_twice_at_once_is_one(Play::Portmap);
+    }
+
+    #[test]
+    fn the_same_add_of_bandwidth_twice_at_once_is_one() {
+        for play in [Play::Bandwidth, Play::BandwidthOfSubnets, Play::BandwidthInside] {
+            the_same_add_twice_at_once_is_one(play);
+        }
+    }
+
+    #[test]
+    fn the_same_add_of_firewall_twice_at_once_is_one() {
+        for play in [Play::Firewall, Play::FirewallOfChains] {
+            the_same_add_twice_at_once_is_one(play);
+        }
+    }
+
+    #[test]
+    fn the_same_add_of_tuning_twice_at_once_is_one() {
+        the_same_add_twice_at_once_is_one(Play::Tuning);
+    }
 }
 
 /// GC of a network, again and again, while its living come, and another network's come and go.

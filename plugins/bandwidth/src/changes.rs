@@ -452,8 +452,26 @@ pub fn to_nothing(owner: &Owner, present: &Present, trust: Trust, with_ifbs: boo
     changes
 }
 
-/// Makes the changes, or, if one fails, takes back those that were made.
-pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Result<()> {
+/// What an ADD that has come to an end before its time has made.
+#[derive(Debug, Default)]
+pub struct Made {
+    changes: Vec<Change>,
+    ifbs: Vec<Device>,
+}
+
+impl Made {
+    /// Takes it back, the last first.
+    pub fn take_back(self, socket: &RouteSocket, link: &Device, error: &Error) {
+        let undo: Vec<Change> = self.changes.iter().rev().filter_map(Change::inverse).collect();
+        let mut hands = Hands { socket, link, ifbs: self.ifbs };
+        for second in hands.make(&undo).into_iter().filter_map(Result::err) {
+            log::warn!("{second}, while taking back what was done before: {error}");
+        }
+    }
+}
+
+/// Makes the changes. If one fails, those that were made stay in `made`: whoever is only overtaken by another call goes on from there.
+pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change], made: &mut Made) -> Result<()> {
     let mut hands = Hands::new(socket, present);
     let mut done = Vec::new();
     for together in together(changes) {
@@ -471,10 +489,8 @@ pub fn make(socket: &RouteSocket, present: &Present, changes: &[Change]) -> Resu
             }
         }
         let Some(error) = failed else { continue };
-        let undo: Vec<Change> = done.into_iter().rev().filter_map(Change::inverse).collect();
-        for second in hands.make(&undo).into_iter().filter_map(Result::err) {
-            log::warn!("{second}, while taking back what was done before: {error}");
-        }
+        made.changes.extend(done.into_iter().cloned());
+        made.ifbs = hands.ifbs;
         return Err(error);
     }
     Ok(())
@@ -604,6 +620,7 @@ impl<'a> Hands<'a> {
                 outcome?;
                 self.ifbs.retain(|device| device.name != *name);
             }
+            Change::AddBucket(..) | Change::AddHooks | Change::AddFilter(..) => drop(outcome.map_err(overtaken)?),
             _ => drop(outcome?),
         }
         Ok(())
@@ -616,6 +633,15 @@ fn just_taken(error: Error, name: &str) -> Error {
         Error::Kernel { errno: Errno::EEXIST, .. } => {
             Error::TryAgain { what: format!("link {name} is just being made by another call") }
         }
+        error => error,
+    }
+}
+
+/// Nothing was there a moment ago: another ADD of the same attachment has gone on with what this one has begun. To take that
+/// away would take it from the other.
+fn overtaken(error: Error) -> Error {
+    match error {
+        Error::Kernel { errno: Errno::EEXIST, .. } => Error::TryAgain { what: error.to_string() },
         error => error,
     }
 }

@@ -12,7 +12,7 @@ use common::netns::Netns;
 use common::tc::{Hook, Qdisc, Shaped, Verdict};
 use common::{Attachment, Call, State};
 
-use crate::changes::{self, Trust};
+use crate::changes::{self, Made, Trust};
 use crate::config::Config;
 use crate::plan::{self, Facts, Lane, Owner, Shaping, Via, mac_text};
 use crate::present::{HOOKS, Holder, Present, holder, is_dead_reference};
@@ -62,22 +62,22 @@ impl Share {
         Ok(present)
     }
 
-    fn try_to_apply(&self, attachment: &Attachment) -> Result<()> {
+    fn try_to_apply(&self, attachment: &Attachment, made: &mut Made) -> Result<()> {
         let present = self.present(attachment)?;
         let shaping = &self.planned.borrow().0;
-        changes::make(&self.door.socket, &present, &changes::to_shape(shaping, &present)?)
+        changes::make(&self.door.socket, &present, &changes::to_shape(shaping, &present)?, made)
     }
 
-    /// Does it under a name that is still free.
+    /// Does it under a name that is still free, or with what another call for the same attachment has made meanwhile.
     fn apply_here(&self, call: &Call) -> Result<()> {
-        for _ in 1..NAME_TRIES {
-            match self.try_to_apply(&call.attachment) {
-                Err(Error::TryAgain { what }) => log::debug!("once more: {what}"),
-                outcome => return outcome,
-            }
-            self.plan_anew(&call.attachment)?;
+        let (attachment, mut made) = (&call.attachment, Made::default());
+        let mut outcome = self.try_to_apply(attachment, &mut made);
+        for _ in 1..TRIES {
+            let Err(Error::TryAgain { what }) = &outcome else { break };
+            log::debug!("once more: {what}");
+            outcome = self.plan_anew(attachment).and_then(|()| self.try_to_apply(attachment, &mut made));
         }
-        self.try_to_apply(&call.attachment)
+        outcome.inspect_err(|error| made.take_back(&self.door.socket, &self.planned.borrow().1.link, error))
     }
 
     /// Removes the attachment's limits at one end.
@@ -103,8 +103,8 @@ impl Share {
     }
 }
 
-/// How often an ADD goes on with another name because another has just taken the one it wanted.
-const NAME_TRIES: u32 = 3;
+/// How often an ADD goes on because another has just taken the name it wanted, or done what it was about to do.
+const TRIES: u32 = 3;
 
 impl State for Share {
     fn apply(&self, call: &Call) -> Result<()> {
