@@ -8,7 +8,7 @@ use common::nft::{Family, NftSocket, Statement, Table};
 use common::{Call, Error, Result};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
@@ -36,27 +36,30 @@ pub fn facts(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
     Ok(Facts { link, external_mark, origin: liveness::origin(&route, call, prev)? })
 }
 
-/// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
-/// host's own.
-fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
+/// The route that the routing tables have for `address`; `None` if it can't be reached.
+pub fn route_to(route: &RouteSocket, address: IpAddr) -> Result<Option<RouteMessage>> {
     let query = match address {
         IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
         IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
     };
-    let answers = match route.request(RouteNetlinkMessage::GetRoute(query), 0, "get", &format!("route to {address}")) {
-        Ok(answers) => answers,
+    match route.request(RouteNetlinkMessage::GetRoute(query), 0, "get", &format!("route to {address}")) {
+        Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        })),
         Err(Error::Kernel {
             errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL, ..
-        }) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let index = answers.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        }),
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
+/// host's own.
+fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
+    let found = route_to(route, address)?;
+    let index = found.iter().flat_map(|found| &found.attributes).find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
     let Some(index) = index else { return Ok(None) };

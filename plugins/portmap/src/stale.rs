@@ -10,10 +10,10 @@ use common::Result;
 use common::conntrack::{self, Flow, Interest};
 use common::link::RouteSocket;
 use common::nft::{IpVersion, NftSocket};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::RouteType;
 
 use crate::config::Protocol;
+use crate::observe::route_to;
 use crate::record::Recorded;
 use crate::rules::{Claim, TABLE};
 
@@ -35,7 +35,7 @@ pub fn forget_after_add(socket: &mut NftSocket, claims: &[Claim], gone: &[Record
     let kept: BTreeSet<&Claim> = claims.iter().collect();
     let gone = udp(gone.iter().flat_map(|r| &r.record.claims).filter(|c| !kept.contains(c)));
     let now = udp(claims);
-    let mut locals = None;
+    let mut locals = Locals::default();
     let interesting = gone.keys().chain(now.keys());
     let is_stale = &mut |flow: &Flow| Ok(leads_to(&gone, flow) || bypasses(socket, &now, &mut locals, flow)?);
     tell(forget(interesting, is_stale), "bypass a new host port");
@@ -89,7 +89,7 @@ fn leads_to(claims: &BTreeMap<Key, Vec<Claim>>, flow: &Flow) -> bool {
 fn bypasses(
     socket: &mut NftSocket,
     claims: &BTreeMap<Key, Vec<Claim>>,
-    locals: &mut Option<BTreeSet<IpAddr>>,
+    locals: &mut Locals,
     flow: &Flow,
 ) -> Result<bool> {
     let [specific, wildcard] = at(claims, flow).map(|found| found.first());
@@ -107,42 +107,30 @@ fn bypasses(
     if there.and_then(|element| Claim::of_element(&element)).is_some_and(|there| is_target(&there, flow)) {
         return Ok(false);
     }
-    if dst.is_loopback() {
-        return Ok(true);
-    }
-    let locals = match locals {
-        Some(locals) => locals,
-        None => locals.insert(local_addresses()?),
-    };
     // What merely passes through this host isn't for it.
-    Ok(locals.contains(&dst))
+    locals.has(dst)
 }
 
-fn local_addresses() -> Result<BTreeSet<IpAddr>> {
-    let query = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let dump = netlink_packet_core::NLM_F_DUMP;
-    let answers = RouteSocket::open()?.request(query, dump, "list", "this host's addresses")?;
-    let of = |message: AddressMessage| {
-        message.attributes.into_iter().find_map(|attribute| match attribute {
-            // On a point-to-point link IFA_ADDRESS is the other end's (include/uapi/linux/if_addr.h).
-            AddressAttribute::Local(address) => Some(address),
-            _ => None,
-        })
-    };
-    let plain = |message: &AddressMessage| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    };
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) => {
-                let address = plain(&message);
-                of(message).or(address)
-            }
-            _ => None,
-        })
-        .collect())
+/// Which addresses are this host's own, asked once each: configured ones, and those that a route makes local
+/// (`ip route add local 203.0.113.0/24 dev lo`).
+#[derive(Default)]
+struct Locals {
+    route: Option<RouteSocket>,
+    known: BTreeMap<IpAddr, bool>,
+}
+
+impl Locals {
+    fn has(&mut self, address: IpAddr) -> Result<bool> {
+        if let Some(known) = self.known.get(&address) {
+            return Ok(*known);
+        }
+        let route = match &self.route {
+            Some(route) => route,
+            None => self.route.insert(RouteSocket::open()?),
+        };
+        let found = route_to(route, address)?;
+        let is_local = found.is_some_and(|found| found.header.kind == RouteType::Local);
+        self.known.insert(address, is_local);
+        Ok(is_local)
+    }
 }

@@ -1488,6 +1488,33 @@ fn a_udp_client_that_was_there_before_reaches_the_container_and_then_the_next() 
 }
 
 /// Few flows are read as text, many from a dump, of one port or of all.
+/// AnyIP: no link has the address, and the host answers for it all the same.
+#[test]
+fn a_udp_client_of_an_address_that_is_the_hosts_by_a_route_reaches_the_container() {
+    let lab = Lab::new();
+    lab.host.keep_conntrack();
+    let container = lab.container(2);
+    lab.host.run("ip route add local 203.0.113.0/24 dev lo");
+    lab.host.run("ip -6 route add local 2001:db8:113::/64 dev lo");
+    // What IPv4 binds to without being asked.
+    lab.host.set_sysctl("net/ipv6/ip_nonlocal_bind", "1");
+    let at = ["203.0.113.7:5353", "[2001:db8:113::7]:5353"];
+    let addresses = at.map(|address| address.parse().unwrap());
+    let _servers = [
+        serve(&container.netns, 53, "inside"),
+        netns_tests::traffic::serve_at(&lab.host, &addresses, &Proto::ALL, "host"),
+    ];
+    let sources = ["192.0.2.2:4444", "[2001:db8:2::2]:4444"];
+    let all_get = |token: &str| {
+        for (address, source) in at.iter().zip(sources) {
+            Fetch::new(Proto::Udp, address).source(source).expect(&lab.client, token);
+        }
+    };
+    all_get("host");
+    add(&lab, &container, &ports(json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}])));
+    all_get("inside");
+}
+
 #[test]
 fn flows_to_a_container_that_is_gone_are_forgotten_among_few_and_among_many() {
     for (count, others) in [(1, 0), (2, 0), (1, 6000), (200, 6000)] {
