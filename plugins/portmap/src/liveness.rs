@@ -1,7 +1,7 @@
 //! Whether the owner of a record is still there, and how a later call will be able to tell.
 
-use std::fs::symlink_metadata;
-use std::io::ErrorKind;
+use std::fs::{File, symlink_metadata};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,7 +21,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The first digits of this boot's id; empty where there is none.
 fn boot() -> String {
-    std::fs::read_to_string(BOOT_ID).unwrap_or_default().chars().take(8).collect()
+    let mut digits = [0; 8];
+    let read = File::open(BOOT_ID).and_then(|mut id| id.read_exact(&mut digits));
+    read.ok().and_then(|()| String::from_utf8(digits.to_vec()).ok()).unwrap_or_default()
 }
 
 /// The origin of an attachment that is added now.

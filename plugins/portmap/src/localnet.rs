@@ -52,13 +52,14 @@ pub fn write(link: &str, value: &str) -> Result<()> {
 
 /// Opens a link: its guard is in place. What it was is kept in a file, unless it was open.
 pub fn open(link: &Link) -> Result<()> {
+    let Some(sysctl) = name(&link.name) else { return Ok(()) };
     let Some(before) = read(&link.name)?.filter(|before| before != "1") else { return Ok(()) };
     let file = link.index.to_string();
     let kept = Directory::create(Path::new(DIRECTORY)).and_then(|files| files.write(&file, before.as_bytes()));
     if let Err(error) = kept {
         log::info!("if the table is flushed by hand, route_localnet of {} will stay on: {error}", link.name);
     }
-    write(&link.name, "1")
+    sysctl::write(&sysctl, "1")
 }
 
 /// Gives a link the value that it had before.
