@@ -897,6 +897,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(differences(&shaping, &kernel.present), Vec::new());
+                let needed = shaping.lanes.iter().filter(|lane| lane.via != Via::Root).count();
+                prop_assert_eq!(kernel.present.ifbs.len(), needed, "an ifb that nobody needs: {:?}", changes);
                 prop_assert_eq!(to_shape(&kernel.shape(&config), &kernel.present).unwrap(), Vec::new());
             }
             removal(&kernel.present).iter().for_each(|change| kernel.make(change));

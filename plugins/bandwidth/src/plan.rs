@@ -463,6 +463,24 @@ mod tests {
     }
 
     #[test]
+    fn refusals_say_what_was_written_and_what_is_there() {
+        let attachment = Attachment::new("n", "c", "e");
+        let limit = Limit { rate: 1_000_000, burst: Burst::Bytes(0), written: ("egressBurst".into(), 7) };
+        let latency = Duration::from_millis(25);
+        let config = Config { ingress: None, egress: Some(limit), scope: Scope::All, latency, in_container: false };
+        let refused = |named: Vec<Device>| {
+            let link = Device { mtu: 1500, header: 14, ..Device::default() };
+            plan(&config, &attachment, Facts { link, named, ..Facts::default() }).unwrap_err().to_string()
+        };
+        assert!(refused(Vec::new()).contains("egressBurst = 7 bits"), "{}", refused(Vec::new()));
+        let [first, second] = ifb_names(&attachment, Hook::Receive).try_into().unwrap();
+        let holder =
+            |name: &String, alias: &str| Device { name: name.clone(), alias: alias.into(), ..Device::default() };
+        let taken = refused(vec![holder(&first, ""), holder(&second, "uplink")]);
+        assert!(taken.contains(&format!("is taken by another: {first}, {second} (uplink);")), "{taken}");
+    }
+
+    #[test]
     fn a_cookie_is_read_by_its_owner_only() {
         let (a, b) = (Attachment::new("n", "c", "eth0"), Attachment::new("n", "c", "eth1"));
         for ours in [false, true] {

@@ -87,7 +87,7 @@ impl Share {
             socket,
             &call.attachment,
             Some(carrier),
-            Some(Vec::new()),
+            Marked::Unsought { due: 0 },
         ))
     }
 
@@ -375,17 +375,20 @@ pub fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) ->
         && (inner.alias == owner.label || is_inside)
     {
         let carrier = Carrier { link: inner.clone(), certain: true };
-        errors.extend(owner.remove_named(socket, &call.attachment, Some(carrier), Some(Vec::new())));
+        errors.extend(owner.remove_named(socket, &call.attachment, Some(carrier), Marked::Unsought { due: 0 }));
     }
     let host = RouteSocket::open()?;
     let outer = match (&inside, &inner) {
         (Some((netns, _)), Some(inner)) => host.other_end(inner, netns).ok().flatten(),
         _ => None,
     };
-    let has_ifb = config.is_some_and(|config| HOOKS.into_iter().any(|hook| config.needs_ifb(hook)));
+    let due = config.map_or(0, |config| HOOKS.into_iter().filter(|hook| config.needs_ifb(*hook)).count());
     let (carrier, marked) = match outer {
-        Some(link) => (Some(Carrier { link, certain: true }), (!has_ifb).then(Vec::new)),
-        None => owner.link_by_hints(&host, config, prev),
+        Some(link) => (Some(Carrier { link, certain: true }), Marked::Unsought { due }),
+        None => {
+            let (carrier, marked) = owner.link_by_hints(&host, config, prev);
+            (carrier, marked.map_or(Marked::Unsought { due }, Marked::Found))
+        }
     };
     errors.extend(owner.remove_named(&host, &call.attachment, carrier, marked));
     Error::gather(errors)
@@ -415,16 +418,18 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
     let (mut errors, mut unused) = (Vec::new(), half_made.cloned().collect::<Vec<Device>>());
     for label in dead {
         let Some(owner) = Owner::of_label(label) else { continue };
-        let owned = devices.iter().filter(|device| device.alias == *label || owner.has(device)).cloned();
-        let (ifbs, links): (Vec<Device>, Vec<Device>) = owned.partition(|device| device.kind == "ifb");
-        let ifbs: Vec<Device> = ifbs.into_iter().filter(|ifb| owner.is_marked_on(&host, ifb)).collect();
+        // Nobody can change an ifb's address.
+        let ifbs = devices.iter().filter(|device| owner.has(device) && owner.has_mac_of(device));
+        let ifbs: Vec<Device> = ifbs.cloned().collect();
+        let links = devices.iter().filter(|device| device.alias == *label && device.kind != "ifb");
         let mut errors_here = Vec::new();
-        if links.is_empty() {
-            errors_here.extend(owner.clear_all(&host, &ifbs, None, Removal::Collected));
+        let mut carriers: Vec<Option<Carrier>> =
+            links.map(|link| Some(Carrier { link: link.clone(), certain: false })).collect();
+        if carriers.is_empty() {
+            carriers.push(None);
         }
-        for link in links {
-            let carrier = Carrier { link, certain: false };
-            errors_here.extend(owner.clear_all(&host, &ifbs, Some(carrier), Removal::Collected));
+        for carrier in carriers {
+            errors_here.extend(owner.clear_all(&host, &ifbs, carrier, Removal::Collected));
         }
         // A filter that leads to an ifb which has gone swallows every packet.
         if errors_here.is_empty() {
@@ -434,6 +439,14 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
     }
     errors.extend(delete(&host, &unused));
     Error::gather(errors)
+}
+
+/// The ifbs that bear the owner's mark, whatever their names.
+enum Marked {
+    /// All of them.
+    Found(Vec<Device>),
+    /// They are looked for where fewer than so many have their names.
+    Unsought { due: usize },
 }
 
 /// Who removes.
@@ -494,20 +507,13 @@ impl Owner {
         shaped.iter().filter(is_marked).filter_map(|s| socket.device_at(s.index).transpose()).collect()
     }
 
-    /// Whether an ifb that has the owner's alias bears a mark of his as well.
-    fn is_marked_on(&self, socket: &RouteSocket, ifb: &Device) -> bool {
-        let by_bucket = || socket.root_qdisc(ifb).ok().flatten().map(|qdisc| holder(&qdisc, self.mark));
-        self.has_mac_of(ifb) || by_bucket() == Some(Holder::Ours)
-    }
-
-    /// Removes everything from one namespace: the ifbs that are found by their names, and those that were found by their marks;
-    /// `None` if it is still to be looked for these where none has its name.
+    /// Removes everything from one namespace: the ifbs that are found by their names, and by their marks.
     fn remove_named(
         &self,
         socket: &RouteSocket,
         attachment: &Attachment,
         carrier: Option<Carrier>,
-        marked: Option<Vec<Device>>,
+        marked: Marked,
     ) -> Vec<Error> {
         let named = match named(socket, attachment) {
             Ok(named) => named,
@@ -516,8 +522,9 @@ impl Owner {
         let owned = |ifb: &Device| self.owns(socket, ifb, carrier.as_ref());
         let mut ifbs: Vec<Device> = named.into_iter().filter(owned).collect();
         let marked = match marked {
-            None if ifbs.is_empty() => self.marked(socket).unwrap_or_default(),
-            marked => marked.unwrap_or_default(),
+            Marked::Unsought { due } if ifbs.len() < due => self.marked(socket).unwrap_or_default(),
+            Marked::Unsought { .. } => Vec::new(),
+            Marked::Found(marked) => marked,
         };
         let renamed =
             marked.into_iter().filter(|ifb| self.has(ifb) && ifbs.iter().all(|known| known.index != ifb.index));

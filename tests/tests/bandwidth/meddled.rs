@@ -61,16 +61,16 @@ fn a_renamed_ifb_goes_by_del_with_and_without_netns_and_by_gc() {
             ("GC", &|| case.gc(json!([]))),
         ];
         for (way, remove) in ways {
-            for unfiltered in [false, true] {
+            for (unfiltered, renamed) in [(false, 2), (true, 2), (false, 1), (true, 1)] {
                 case.call(Verb::Add).succeeds();
                 let shown = case.lab.host.run("ip -o link show type ifb");
                 let names = shown.lines().filter_map(|line| line.split(": ").nth(1));
-                names.enumerate().for_each(|(number, ifb)| case.rename(ifb, &format!("theirs{number}")));
+                names.enumerate().take(renamed).for_each(|(number, ifb)| case.rename(ifb, &format!("theirs{number}")));
                 if unfiltered {
                     case.tc("filter delete dev veth2 ingress");
                 }
                 remove();
-                assert_eq!(case.lab.host.run("ip -o link show type ifb"), "", "{way}, {unfiltered}");
+                assert_eq!(case.lab.host.run("ip -o link show type ifb"), "", "{way}, {unfiltered}, {renamed}");
                 case.lab.host.assert_same_as(&before);
             }
         }
@@ -290,4 +290,76 @@ fn del_goes_on_where_a_limit_is_a_number_that_nothing_can_hold() {
     plugin.call_raw(&case.lab.host, "CHECK", text.as_bytes(), &case.container.target()).fails_with(6);
     plugin.call_raw(&case.lab.host, "DEL", text.as_bytes(), &case.container.target()).succeeds();
     case.lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn gc_keeps_every_one_of_several_living() {
+    let case = Case::both(10_000_000, SENTINEL);
+    let second = case.lab.container(3);
+    let second_config = config("1.1.0", &case.keys, Some(second.prev_result("1.1.0")));
+    case.call(Verb::Add).succeeds();
+    case.call_with(Verb::Add, &second_config, &second.target()).succeeds();
+    let before = case.lab.host.snapshot();
+    case.gc(
+        json!([{"containerID": "container-2", "ifname": "eth0"}, {"containerID": "container-3", "ifname": "eth0"}]),
+    );
+    case.lab.host.assert_same_as(&before);
+}
+
+/// Nobody can change its address (`ifb_netdev_ops`, drivers/net/ifb.c).
+#[test]
+fn gc_knows_an_ifb_that_has_lost_its_alias() {
+    let case = Case::both(10_000_000, SENTINEL);
+    let before = case.lab.host.snapshot();
+    let ifb = ifb(&case.call(Verb::Add).succeeds());
+    case.lab.host.command("ip").args(["link", "set", &ifb, "alias", ""]).status().unwrap();
+    case.gc(json!([]));
+    case.lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn a_bucket_without_a_mark_stays_with_whom_the_alias_names() {
+    let case = Case::new(json!({"ingressRate": 10_000_000, "ingressBurst": 400_000}));
+    let before = case.lab.host.snapshot();
+    case.call(Verb::Add).succeeds();
+    let another = Target { container: "another".into(), ..case.container.target() };
+    let error = case.call_with(Verb::Check, &case.config(), &another).fails_with(101);
+    assert!(error.details.contains("another attachment's mark (6277:)"), "{error:?}");
+    case.tc("qdisc change dev veth2 root handle 6277: tbf rate 10mbit burst 50000 limit 81250");
+    let unmarked = case.lab.host.snapshot();
+    case.call_with(Verb::Del, &case.config(), &another).succeeds();
+    case.lab.host.assert_same_as(&unmarked);
+    case.del_leaves(&before);
+}
+
+#[test]
+fn what_the_reference_made_goes_with_nobody_but_whose_filters_are_beside_it() {
+    let case = Case::new(json!({"ingressRate": 10_000_000, "ingressBurst": 400_000}));
+    let before = case.lab.host.snapshot();
+    case.add_by_the_reference();
+    let case = case.keyed(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    case.call(Verb::Add).succeeds();
+    let with_limits = case.lab.host.snapshot();
+    let another = Target { container: "another".into(), ..case.container.target() };
+    case.call_with(Verb::Del, &case.config(), &another).succeeds();
+    case.lab.host.assert_same_as(&with_limits);
+    case.del_leaves(&before);
+}
+
+#[test]
+fn an_ifb_has_the_mtu_of_its_link_after_the_next_add_and_goes_when_no_limit_needs_it() {
+    let subnets = with(limits(10_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24"]));
+    let case = Case::new(subnets);
+    let ifbs = |case: &Case| case.lab.host.run("ip -o link show type ifb");
+    case.call(Verb::Add).succeeds();
+    assert_eq!(ifbs(&case).matches("mtu 1500").count(), 2);
+    case.lab.host.run("ip link set veth2 mtu 1400");
+    case.call(Verb::Add).succeeds();
+    assert_eq!(ifbs(&case).matches("mtu 1400").count(), 2, "{}", ifbs(&case));
+    let case = case.keyed(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    case.call(Verb::Add).succeeds();
+    assert_eq!(ifbs(&case).lines().count(), 1, "{}", ifbs(&case));
+    let case = case.keyed(json!({"ingressRate": 10_000_000, "ingressBurst": 400_000}));
+    case.call(Verb::Add).succeeds();
+    assert_eq!(ifbs(&case), "");
 }
