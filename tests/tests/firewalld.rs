@@ -328,6 +328,44 @@ mod disturbed {
         assert!(told > 4, "firewalld was never told");
     }
 
+    /// An ADD that gives a container another address, and is killed: the old one, the new one and both may be in the zone.
+    #[test]
+    fn whatever_a_killed_change_of_address_has_told_firewalld_is_taken_back() {
+        let guarded = Guarded::new();
+        let (host, container) = (&guarded.lab.host, guarded.lab.container(2));
+        let (before, target, plugin) = (config(&container, json!({})), container.target(), Plugin::ours("firewall"));
+        let mut changed = before.clone();
+        changed["prevResult"]["ips"][0]["address"] = json!("10.88.0.77/24");
+        let mut again = before.clone();
+        again["prevResult"]["ips"][0]["address"] = json!("10.88.0.78/24");
+        let nobody = json!({"cniVersion": "1.1.0", "name": "net", "type": "firewall", "cni.dev/valid-attachments": []});
+        let without = json!({"cniVersion": "1.0.0", "name": "net", "type": "firewall"});
+        guarded.call(Verb::Add, &before, &target).succeeds();
+        let steps = guarded.steps(&plugin, Verb::Add, &changed, &target);
+        guarded.call(Verb::Del, &changed, &target).succeeds();
+        let mut told = 0;
+        let endings = [Verb::Gc, Verb::Del, Verb::Add].into_iter().cycle();
+        for ((n, side), ending) in steps.into_iter().zip(endings) {
+            guarded.call(Verb::Add, &before, &target).succeeds();
+            let run = Run { plugin: &plugin, host, verb: Verb::Add, config: &changed, target: &target };
+            let met = killed(&run, n, side);
+            if ending == Verb::Add {
+                // A third address: what the killed one has told is forgotten.
+                guarded.call(Verb::Add, &again, &target).succeeds();
+            }
+            let zone = guarded.sources("trusted").join(" ");
+            told += usize::from(zone.contains("10.88.0.77"));
+            assert!(
+                ending != Verb::Add || zone.contains("10.88.0.78") && !zone.contains("10.88.0.77"),
+                "{met:?}: {zone}"
+            );
+            let (verb, config) = if ending == Verb::Gc { (Verb::Gc, &nobody) } else { (Verb::Del, &without) };
+            guarded.call(verb, config, &target.without_netns()).succeeds();
+            assert_eq!(guarded.sources("trusted"), [""; 0], "ADD killed {side:?} {n} ({met:?}), then {ending:?}");
+        }
+        assert!(told > 4, "firewalld was never told");
+    }
+
     /// The old owner of an address goes while the new one comes: at each step of either.
     #[test]
     fn whoever_gets_an_address_while_its_old_owner_goes_is_in_its_zone() {

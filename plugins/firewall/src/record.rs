@@ -17,7 +17,7 @@ use common::{Attachment, Result};
 
 use crate::plan::{Notes, Share};
 use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, PortGuard, TABLE};
-use crate::stored::Shelf;
+use crate::stored::{Shelf, Source};
 
 /// An attachment's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +184,12 @@ impl Record {
         self.notes.shared |= word == SHARED;
     }
 
+    /// What firewalld was told of it.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        let zone = self.zone.iter();
+        zone.flat_map(|zone| self.addresses.iter().map(move |address| (zone.clone(), *address)))
+    }
+
     /// The elements it has had; they are the attachment's own as long as they bear its label.
     pub fn elements(&self) -> Vec<Placed> {
         let address = |address: &IpAddr| rules::address_element(*address);
@@ -229,8 +235,8 @@ pub fn have_told(socket: &mut NftSocket, zone: &str, address: IpAddr) -> Result<
         return Ok(true);
     }
     // `nft flush ruleset` takes the records, and leaves firewalld's sources.
-    let shares = Shelf::open()?.map_or(Ok(Vec::new()), |shelf| shelf.all())?;
-    Ok(shares.iter().any(|share| told(&Record::of(share))))
+    let Some(shelf) = Shelf::open()? else { return Ok(false) };
+    Ok(shelf.all()?.iter().any(|share| told(&Record::of(share))) || shelf.is_telling(&(zone.to_owned(), address))?)
 }
 
 /// Whether some attachment of ours has this address.

@@ -16,7 +16,7 @@ use crate::plan::Share;
 use crate::record::{Holder, Placed, Record, place_name};
 use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
-use crate::stored::Shelf;
+use crate::stored::{Shelf, Source};
 
 /// What is to go, by its owner; `None` where nothing is known of it but that it may have a file.
 type Leaving = BTreeMap<RecordKey, Option<Record>>;
@@ -127,7 +127,10 @@ fn remove_all(
                 None => own.forget_sources(zone, &firewalld),
                 Some(addresses) => own.remember_sources(addresses, zone, &firewalld),
             };
-            if let Err(error) = outcome {
+            // Whose record says nothing of firewalld has told it nothing: the file needn't be read.
+            let more = if record.zone.is_some() { telling(record.key, shelf.as_ref()) } else { BTreeSet::new() };
+            let more = more.into_iter().filter(|source| record.sources().all(|own| own != *source)).collect();
+            if let Err(error) = outcome.and_then(|()| forget(socket, record, more, &firewalld)) {
                 errors.insert(record.key, error);
                 continue;
             }
@@ -254,23 +257,34 @@ impl<'a> Own<'a> {
     }
 }
 
-/// What the attachment had at its former ADD. The file is read only where firewalld is told.
-pub fn former(key: RecordKey, found: Option<&Record>, share: &Share) -> Option<Record> {
+/// Takes out of firewalld what an attachment had told it at its former ADDs and tells it no longer. The file is read only where
+/// firewalld is told.
+pub fn forget_stale_sources(socket: &mut NftSocket, share: &Share, found: Option<&Record>) -> Result<()> {
+    let key = RecordKey::of(&share.attachment);
     let shelf = if share.zone.is_some() { Shelf::open().ok().flatten() } else { None };
-    known_record(key, found.cloned(), shelf.as_ref())
+    let Some(former) = known_record(key, found.cloned(), shelf.as_ref()) else { return Ok(()) };
+    let told: BTreeSet<Source> = Record::of(share).sources().collect();
+    let stale = former.sources().chain(telling(key, shelf.as_ref())).filter(|source| !told.contains(source)).collect();
+    forget(socket, &former, stale, &Sought::default())
 }
 
-/// Takes out of firewalld what an attachment had told it at its former ADD and tells it no longer.
-pub fn forget_stale_sources(socket: &mut NftSocket, share: &Share, record: &Record) -> Result<()> {
-    let Some(zone) = record.zone.as_ref() else { return Ok(()) };
-    let is_told = |address: &IpAddr| share.zone.as_ref() == Some(zone) && share.addresses.contains(address);
-    let addresses: Vec<IpAddr> = record.addresses.iter().copied().filter(|address| !is_told(address)).collect();
-    if addresses.is_empty() {
-        return Ok(());
+/// What an ADD that did not come to its end may have told firewalld: only its file says it.
+fn telling(key: RecordKey, shelf: Option<&Shelf>) -> BTreeSet<Source> {
+    shelf.and_then(|shelf| shelf.read_telling(key)).map(|(_, telling)| telling).unwrap_or_default()
+}
+
+/// Takes sources out of firewalld that were an attachment's, but for those that are another's now.
+fn forget(socket: &mut NftSocket, owner: &Record, sources: BTreeSet<Source>, firewalld: &Sought) -> Result<()> {
+    let mut by_zone: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for (zone, address) in sources {
+        by_zone.entry(zone).or_default().push(address);
     }
-    let former = Record { addresses, guards: Vec::new(), ..record.clone() };
-    let heirs = Heirs::of(socket, std::iter::once(&former))?;
-    Own::read(socket, &former, &heirs)?.forget_sources(Some(zone), &Sought::default())
+    for (zone, addresses) in by_zone {
+        let told = Record { addresses, zone: Some(zone), guards: Vec::new(), ..owner.clone() };
+        let heirs = Heirs::of(socket, std::iter::once(&told))?;
+        Own::read(socket, &told, &heirs)?.forget_sources(told.zone.as_deref(), firewalld)?;
+    }
+    Ok(())
 }
 
 /// What goes, and what is released by it.

@@ -1,5 +1,6 @@
 //! The share in the kernel and in firewalld: put in, compared.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::plan::{HostPart, Notes, Share};
 use crate::record::{self, Holder, Placed as Place, Record};
 use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
-use crate::stored::Shelf;
+use crate::stored::{Shelf, Source};
 use crate::strays;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
@@ -109,12 +110,22 @@ impl Placed {
             return Noted::Nothing;
         }
         let key = RecordKey::of(&self.share.attachment);
-        // A file that is there says what the former ADD has told, which may be more.
-        if Shelf::open().is_ok_and(|shelf| shelf.is_some_and(|shelf| shelf.read(key).is_some())) {
-            return Noted::Nothing;
-        }
-        match Shelf::put(&self.share) {
-            Ok(()) => Noted::File(key),
+        let sources: BTreeSet<Source> = self.sources().map(|(_, zone, address)| (zone.to_owned(), address)).collect();
+        let former = Shelf::open().ok().flatten().and_then(|shelf| shelf.read_telling(key));
+        let noted = match former {
+            // A file that is there says what the former ADD has told, and goes on saying it.
+            Some((share, telling)) => {
+                let known: BTreeSet<Source> = Record::of(&share).sources().chain(telling.iter().cloned()).collect();
+                if sources.is_subset(&known) {
+                    return Noted::Nothing;
+                }
+                let more = telling.union(&sources).cloned().collect();
+                Shelf::put_telling(&share, more).map(|()| Noted::Over(Box::new(share), telling))
+            }
+            None => Shelf::put_telling(&self.share, sources).map(|()| Noted::File(key)),
+        };
+        match noted {
+            Ok(noted) => noted,
             Err(error) => {
                 log::warn!("{error}; if this call is killed, firewalld keeps the container's addresses");
                 Noted::Nothing
@@ -164,13 +175,18 @@ enum Noted {
     Nothing,
     /// It was written.
     File(RecordKey),
+    /// It was there, and was written over: what it said.
+    Over(Box<Share>, BTreeSet<Source>),
 }
 
 impl Noted {
     fn take_back(&self) {
-        let Noted::File(key) = self else { return };
-        let removed = Shelf::open().and_then(|shelf| shelf.map_or(Ok(()), |shelf| shelf.remove(*key)));
-        if let Err(error) = removed {
+        let undone = match self {
+            Noted::Nothing => Ok(()),
+            Noted::File(key) => Shelf::open().and_then(|shelf| shelf.map_or(Ok(()), |shelf| shelf.remove(*key))),
+            Noted::Over(share, telling) => Shelf::put_telling(share, telling.clone()),
+        };
+        if let Err(error) = undone {
             log::warn!("undoing: {error}");
         }
     }
@@ -255,10 +271,8 @@ fn install_with(
         let key = RecordKey::of(&share.attachment);
         let record = if scattered { Record::scattered(socket, key)? } else { Record::read(socket, key)? };
         installed = share.clone();
-        if let Some(former) = removal::former(key, record.as_ref(), share) {
-            // First, because without the record nobody would know what firewalld must forget.
-            removal::forget_stale_sources(socket, share, &former)?;
-        }
+        // First, because without the record nobody would know what firewalld must forget.
+        removal::forget_stale_sources(socket, share, record.as_ref())?;
         let changes = changes(socket, &mut installed, record.as_ref(), host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);

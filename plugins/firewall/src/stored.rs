@@ -41,7 +41,13 @@ struct Written {
     make: bool,
     admin_chain: String,
     host_chains: Vec<String>,
+    /// What an ADD that has not come to its end is about to tell firewalld.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    telling: BTreeSet<Source>,
 }
+
+/// An address that firewalld has in a zone.
+pub type Source = (String, IpAddr);
 
 impl From<&Share> for Written {
     fn from(share: &Share) -> Written {
@@ -62,6 +68,7 @@ impl From<&Share> for Written {
             make: host.make,
             admin_chain: host.admin_chain.clone(),
             host_chains: host.chains.iter().map(HostChain::to_string).collect(),
+            telling: BTreeSet::new(),
         }
     }
 }
@@ -110,14 +117,24 @@ impl Shelf {
 
     /// Puts a share there.
     pub fn put(share: &Share) -> Result<()> {
-        let bytes = serde_json::to_vec(&Written::from(share)).unwrap_or_default();
+        Shelf::put_telling(share, BTreeSet::new())
+    }
+
+    /// The same while firewalld is told of these sources.
+    pub fn put_telling(share: &Share, telling: BTreeSet<Source>) -> Result<()> {
+        let bytes = serde_json::to_vec(&Written { telling, ..Written::from(share) }).unwrap_or_default();
         Directory::create(Path::new(DIRECTORY))?.write(&RecordKey::of(&share.attachment).to_string(), &bytes)
     }
 
     /// The share of the attachment with this key. One that can't be read is none.
     pub fn read(&self, key: RecordKey) -> Option<Share> {
+        self.read_telling(key).map(|(share, _)| share)
+    }
+
+    /// The same with the sources that an ADD which has not come to its end may have told firewalld.
+    pub fn read_telling(&self, key: RecordKey) -> Option<(Share, BTreeSet<Source>)> {
         let name = key.to_string();
-        let spoilt = |reason: String| {
+        let spoilt = |reason: String| -> Option<(Share, BTreeSet<Source>)> {
             log::warn!("{}: {reason}; it is passed over", self.directory.path_of(&name).display());
             None
         };
@@ -127,13 +144,21 @@ impl Shelf {
             Ok(Stored::Spoilt(reason)) => return spoilt(reason),
             Err(error) => return spoilt(error.to_string()),
         };
-        let share = match serde_json::from_slice::<Written>(&bytes) {
-            Ok(written) => written.read(),
+        let mut written = match serde_json::from_slice::<Written>(&bytes) {
+            Ok(written) => written,
             Err(error) => return spoilt(error.to_string()),
         };
-        share
-            .filter(|share| RecordKey::of(&share.attachment) == key)
-            .or_else(|| spoilt("it is not of this attachment".into()))
+        let telling = std::mem::take(&mut written.telling);
+        match written.read().filter(|share| RecordKey::of(&share.attachment) == key) {
+            Some(share) => Some((share, telling)),
+            None => spoilt("it is not of this attachment".into()),
+        }
+    }
+
+    /// Whether an ADD which has not come to its end may have told firewalld of this source.
+    pub fn is_telling(&self, source: &Source) -> Result<bool> {
+        let told = |key| self.read_telling(key).is_some_and(|(_, telling)| telling.contains(source));
+        Ok(self.keys()?.into_iter().any(told))
     }
 
     /// Takes it away.
