@@ -461,3 +461,34 @@ fn a_closed_stdout_is_given_to_no_socket() {
         assert!(given.is_empty(), "{plugin}: {given:?}");
     }
 }
+
+/// `portmap` remembers what links were before it opened them: what stands there opens none, and what can't be removed stops nobody.
+#[test]
+fn what_lies_in_portmaps_directory_opens_no_link_and_stops_nobody() {
+    let scene = Scene::set(Play::Portmap);
+    let clean = Clean::of(&scene);
+    let host = &scene.lab.host;
+    let links = host.run("ip -o link");
+    let indices: Vec<&str> = links.lines().filter_map(|line| line.split(':').next()).collect();
+    let each = |plant: &str| indices.iter().map(|index| plant.replace("LINK", index)).collect::<Vec<_>>().join("; ");
+    let plants = [
+        each("printf 1 > LINK"),
+        each("printf 1 > LINK; chown 65534 LINK"),
+        each("printf 1 > LINK; chmod 777 ."),
+        each("mkdir -p LINK/x"),
+        each("mkfifo LINK"),
+        "printf 1 > all; mkdir -p sub/directory; printf 1 > 99999; mkdir -p 99998/x".to_owned(),
+        format!("printf 1 > {}", "9".repeat(250)),
+    ];
+    for plant in plants {
+        let script = format!("set -e; mkdir -p -m 700 /run/cni/portmap; cd /run/cni/portmap; {plant}");
+        host.pipe("sh", &script).unwrap();
+        for verb in [Verb::Add, Verb::Check, Verb::Del, Verb::Add, Verb::Del, Verb::Gc, Verb::Gc] {
+            let outcome = scene.call(verb);
+            assert_eq!(outcome.exit, 0, "{verb:?} with {plant:.60}: {}", outcome.call());
+        }
+        host.run("rm -rf /run/cni/portmap");
+        // Its sysctls are among what is looked at.
+        clean.assert(&plant);
+    }
+}

@@ -74,9 +74,17 @@ pub fn close(link: &Link, before: &str) -> Result<()> {
             write(&name, before)?;
         }
     }
-    match files {
-        Some(files) => files.remove(&link.index.to_string()).map(drop),
-        None => Ok(()),
+    files.map_or(Ok(()), |files| forget(&files, &link.index.to_string()))
+}
+
+/// Removes a file. What isn't one of ours and can't be removed is passed over: nobody believes it.
+fn forget(files: &Directory, file: &str) -> Result<()> {
+    match files.remove(file) {
+        Err(error) if matches!(files.read(file), Ok(Stored::Spoilt(_))) => {
+            log::warn!("{error}; it is passed over");
+            Ok(())
+        }
+        outcome => outcome.map(drop),
     }
 }
 
@@ -86,9 +94,10 @@ pub fn before(link: &Link) -> Result<String> {
     Ok(remembered.or(read(&link.name)?).unwrap_or_else(|| "0".into()))
 }
 
+/// Only of a link that was not open there is a file: one that says else is not ours, and opens nothing, whoever could put it there.
 fn remembered(files: &Directory, index: u32) -> Option<String> {
     match files.read(&index.to_string()) {
-        Ok(Stored::Bytes(bytes)) => String::from_utf8(bytes).ok().filter(|value| matches!(&**value, "0" | "1")),
+        Ok(Stored::Bytes(bytes)) if bytes == b"0" => Some("0".into()),
         _ => None,
     }
 }
@@ -107,7 +116,7 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
             log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
             settle(socket, &Link { index, name }, &before)?;
         } else {
-            files.remove(&file)?;
+            forget(&files, &file)?;
         }
     }
     Ok(())
