@@ -64,8 +64,9 @@ fn a_renamed_ifb_goes_by_del_with_and_without_netns_and_by_gc() {
             for (unfiltered, renamed) in [(false, 2), (true, 2), (false, 1), (true, 1)] {
                 case.call(Verb::Add).succeeds();
                 let shown = case.lab.host.run("ip -o link show type ifb");
-                let names = shown.lines().filter_map(|line| line.split(": ").nth(1));
-                names.enumerate().take(renamed).for_each(|(number, ifb)| case.rename(ifb, &format!("theirs{number}")));
+                let names: Vec<&str> = shown.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+                let which = names.iter().rev().take(renamed).enumerate();
+                which.for_each(|(number, ifb)| case.rename(ifb, &format!("theirs{number}")));
                 if unfiltered {
                     case.tc("filter delete dev veth2 ingress");
                 }
@@ -75,6 +76,11 @@ fn a_renamed_ifb_goes_by_del_with_and_without_netns_and_by_gc() {
             }
         }
     }
+    // By its filter alone: a configuration without limits lets nobody look for marks.
+    let case = Case::both(10_000_000, SENTINEL);
+    case.rename(&ifb(&case.call(Verb::Add).succeeds()), "theirs");
+    case.call_with(Verb::Del, &config("1.1.0", &json!({}), None), &case.container.target()).succeeds();
+    assert!(!case.lab.host.has_link("theirs"));
     let case = Case::both(10_000_000, SENTINEL);
     case.rename(&ifb(&case.call(Verb::Add).succeeds()), "theirs");
     case.lab.host.run("ip link delete veth2");
