@@ -40,15 +40,16 @@ impl Attachment {
     /// The readable label `network/container/ifname`.
     ///
     /// Where it has to be short, the longer names are cut in their middles, and digits of [`Attachment::key`] behind the
-    /// network's tell it from all others that are cut to the same: whoever has the label is the owner.
+    /// network's tell it from all others that are cut to the same: whoever has the label is the owner. So they do where an
+    /// interface's name has a quotation mark, which nft could not read again from what it lists: no other name can have one.
     pub fn label(&self) -> String {
         let whole = format!("{}/{}/{}", self.network, self.container, self.ifname);
-        if whole.len() <= LABEL_MAX {
+        if whole.len() <= LABEL_MAX && !whole.contains('"') {
             return whole;
         }
         let digits = self.own_key(LABEL_DIGITS);
-        let network = shorten(&self.network, LABEL_NETWORK);
-        format!("{network}~{digits}/{}/{}", shorten(&self.container, LABEL_CONTAINER), self.ifname)
+        let (network, container) = (shorten(&self.network, LABEL_NETWORK), shorten(&self.container, LABEL_CONTAINER));
+        format!("{network}~{digits}/{container}/{}", self.ifname.replace('"', "?"))
     }
 
     /// Whether a label is that of an attachment of the network; no of one that was cut where it can't be known.
@@ -180,6 +181,13 @@ mod tests {
         let long = "n".repeat(100);
         let label = Attachment::new(&long, "c".repeat(100), "eth0").label();
         assert!(!Attachment::is_label_on(&label, &long) && !Attachment::is_label_on(&label, &"n".repeat(27)));
+    }
+
+    #[test]
+    fn a_label_can_stand_in_quotation_marks() {
+        let (a, b) = (Attachment::new("net", "c", "e\"h0"), Attachment::new("net", "c", "e?h0"));
+        assert!(!a.label().contains('"') && a.label() != b.label(), "{}", a.label());
+        assert!(Attachment::is_label_on(&a.label(), "net") && Attachment::is_label_of(&a.label(), "c"));
     }
 
     #[test]

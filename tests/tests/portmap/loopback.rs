@@ -63,12 +63,15 @@ fn a_restored_ruleset_changes_nothing_of_a_link_that_has_another_s_index_now() {
 }
 
 #[test]
-fn a_bridge_may_be_called_anything_and_the_ruleset_be_saved() {
-    for bridge in ["b*", "b\"r", ".br", "veth*", "-"] {
+fn links_may_be_called_anything_and_the_ruleset_be_saved() {
+    for (bridge, ifname) in [("b*", "eth0"), ("b\"r", "e\"h0"), (".br", "eth0"), ("veth*", "e*"), ("-", "-")] {
         let lab = Lab::new();
-        let container = lab.container(2);
+        let mut container = lab.container(2);
         let _inside = serve(&container.netns, 80, "inside");
+        container.ifname = ifname.into();
         lab.host.run(&format!("ip link set dev cni0 name {bridge}"));
+        lab.host.run(&format!("ip link set dev {} name v{bridge}", container.host_ifname));
+        container.host_ifname = format!("v{bridge}");
         let before = lab.host.snapshot();
         add(&lab, &container, &port(8080, 80));
         assert_eq!(route_localnet(&lab, bridge), "1");
@@ -78,6 +81,10 @@ fn a_bridge_may_be_called_anything_and_the_ruleset_be_saved() {
         all_reach(&lab.client, &FROM_OUTSIDE, "inside");
         all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
         check(&lab, &container, &port(8080, 80));
+        add(&lab, &container, &port(9090, 80));
+        gc(&lab, "net", json!([{"containerID": container.id, "ifname": ifname}])).succeeds();
+        all_reach(&lab.client, &["192.0.2.1:9090"], "inside");
+        none_reach(&lab.client, &FROM_OUTSIDE);
         lab.host.nft("flush ruleset");
         del(&lab, &container, &json!({}));
         lab.host.assert_same_as(&before);
