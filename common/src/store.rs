@@ -289,11 +289,13 @@ impl Directory {
     /// Takes a file out of its group.
     pub fn forget(&self, group: &str, name: &str) -> Result<()> {
         let (directory, name) = (group_name(group)?, checked(name)?);
-        // What somebody else has put there holds nothing of ours.
-        let handle = self.open_group(&directory).unwrap_or_else(|error| {
-            log::debug!("{error}");
-            None
-        });
+        let handle = match self.open_group(&directory) {
+            Err(error) if self.is_anothers(&directory) => {
+                log::debug!("{error}");
+                None
+            }
+            outcome => outcome?,
+        };
         let Some(handle) = handle else { return Ok(()) };
         match unlink(&handle, name) {
             Ok(()) | Err(Errno::ENOENT) => self.remove_empty(group),
@@ -330,6 +332,14 @@ impl Directory {
             None => Ok(Some(handle)),
             Some(reason) => Err(unusable(&self.path_of(group), format!("the directory {reason}; remove it"))),
         }
+    }
+
+    /// Whether somebody else has put this where a group's directory should be: then it holds nothing of ours. That it can't be found
+    /// out says nothing.
+    fn is_anothers(&self, group: &str) -> bool {
+        let found = fstatat(&self.handle, group, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let kind = |mode| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;
+        found.is_ok_and(|stat| kind(stat.st_mode) != SFlag::S_IFDIR || exposure_of(stat.st_uid, stat.st_mode).is_some())
     }
 
     /// The names of the files of whose change something was left by a program that was killed.
