@@ -15,6 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{getpid, gettid};
 
 use crate::cni::error::{Error, Result};
+use crate::link::RouteSocket;
 
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -204,12 +205,10 @@ pub fn ifindex(ifname: &str) -> Result<Option<u32>> {
 }
 
 /// The name of the calling thread's namespace's interface of this index; `None` if there is none.
+///
+/// if_indextoname(3) has no errno for what keeps it from asking, and nix takes all that fails there for an empty name.
 pub fn ifname(index: u32) -> Result<Option<String>> {
-    match nix::net::if_::if_indextoname(index) {
-        Ok(name) => Ok(name.into_string().ok()),
-        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
-        Err(errno) => Err(Error::kernel("look up", format!("interface {index}"), errno)),
-    }
+    Ok(RouteSocket::open()?.device_at(index)?.map(|device| device.name))
 }
 
 /// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for
@@ -232,6 +231,8 @@ mod tests {
         for nobody in ["no-such", "a name that is longer than the kernel takes", ""] {
             assert_eq!(ifindex(nobody).unwrap(), None, "{nobody:?}");
         }
+        assert_eq!(ifname(1).unwrap().as_deref(), Some("lo"));
+        assert_eq!(ifname(u32::MAX >> 1).unwrap(), None);
     }
 
     #[test]

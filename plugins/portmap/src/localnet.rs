@@ -69,8 +69,11 @@ pub fn open(link: &Link) -> Result<()> {
 pub fn close(link: &Link, before: &str) -> Result<()> {
     let files = Directory::open(Path::new(DIRECTORY))?;
     if let Some(name) = netns::ifname(link.index)? {
-        let is_kept = || files.as_ref().is_some_and(|files| remembered(files, link.index).is_some());
-        if name == link.name || is_kept() {
+        let is_kept = match &files {
+            Some(files) if name != link.name => remembered(files, link.index)?.is_some(),
+            _ => false,
+        };
+        if name == link.name || is_kept {
             write(&name, before)?;
         }
     }
@@ -90,16 +93,17 @@ fn forget(files: &Directory, file: &str) -> Result<()> {
 
 /// What a link goes back to: what is remembered of it from before the table was flushed, or else its value now.
 pub fn before(link: &Link) -> Result<String> {
-    let remembered = Directory::open(Path::new(DIRECTORY))?.and_then(|files| remembered(&files, link.index));
+    let files = Directory::open(Path::new(DIRECTORY))?;
+    let remembered = files.map_or(Ok(None), |files| remembered(&files, link.index))?;
     Ok(remembered.or(read(&link.name)?).unwrap_or_else(|| "0".into()))
 }
 
 /// Only of a link that was not open there is a file: one that says else is not ours, and opens nothing, whoever could put it there.
-fn remembered(files: &Directory, index: u32) -> Option<String> {
-    match files.read(&index.to_string()) {
-        Ok(Stored::Bytes(bytes)) if bytes == b"0" => Some("0".into()),
+fn remembered(files: &Directory, index: u32) -> Result<Option<String>> {
+    Ok(match files.read(&index.to_string())? {
+        Stored::Bytes(bytes) if bytes == b"0" => Some("0".into()),
         _ => None,
-    }
+    })
 }
 
 /// After the table was found gone: each link that was open and has no guard by now gets its value back.
@@ -112,7 +116,7 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
             continue;
         }
         let name = netns::ifname(index)?.unwrap_or_default();
-        if let Some(before) = remembered(&files, index) {
+        if let Some(before) = remembered(&files, index)? {
             log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
             settle(socket, &Link { index, name }, &before)?;
         } else {
