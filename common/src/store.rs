@@ -10,6 +10,7 @@
 //! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
 //! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -57,24 +58,21 @@ pub enum Stored {
 pub struct Directory {
     handle: OwnedFd,
     path: PathBuf,
+    /// Whether it is known, or was told, who else can exchange what is in it.
+    is_looked_at: Cell<bool>,
 }
 
 impl Directory {
-    /// Opens a directory; `None` if there is none. One in which somebody else can exchange files is opened with a warning: what
-    /// has to be removed may be there.
+    /// Opens a directory; `None` if there is none. Of one in which somebody else can exchange files it is warned when something
+    /// is found in it: what has to be removed may be there.
     pub fn open(path: &Path) -> Result<Option<Directory>> {
-        let Some(directory) = Directory::open_any(path)? else { return Ok(None) };
-        if let Some(reason) = exposure(path) {
-            log::warn!("{}: {reason}", path.display());
-        }
-        Ok(Some(directory))
-    }
-
-    fn open_any(path: &Path) -> Result<Option<Directory>> {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC);
         match options.open(path) {
-            Ok(file) => Ok(Some(Directory { handle: file.into(), path: path.to_owned() })),
+            Ok(file) => {
+                let is_looked_at = Cell::new(false);
+                Ok(Some(Directory { handle: file.into(), path: path.to_owned(), is_looked_at }))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unusable(path, format!("the directory can't be opened: {error}"))),
         }
@@ -83,7 +81,8 @@ impl Directory {
     /// Opens a directory for new files, and makes it with its parents if there is none.
     pub fn create(path: &Path) -> Result<Directory> {
         refuse_exposed(path)?;
-        if let Some(directory) = Directory::open_any(path)? {
+        if let Some(directory) = Directory::open(path)? {
+            directory.is_looked_at.set(true);
             return Ok(directory);
         }
         DirBuilder::new()
@@ -93,7 +92,17 @@ impl Directory {
             .map_err(|error| unusable(path, format!("the directory can't be made: {error}")))?;
         // Where anybody may make files, somebody else may have been faster.
         refuse_exposed(path)?;
-        Directory::open_any(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
+        Directory::open(path)?.ok_or_else(|| unusable(path, "the directory vanished".into()))
+    }
+
+    /// Warns, once, if somebody else can exchange what is in it.
+    fn look_at(&self) {
+        if self.is_looked_at.replace(true) {
+            return;
+        }
+        if let Some(reason) = exposure(&self.path) {
+            log::warn!("{}: {reason}", self.path.display());
+        }
     }
 
     /// Fails if no file could be made in a directory of this path, or the directory itself could not be made. Leaves nothing
@@ -106,7 +115,7 @@ impl Directory {
             path.ancestors().find(|p| !matches!(p.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound));
         let nearest = nearest.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if nearest == path {
-            Directory::open_any(path)?;
+            Directory::open(path)?;
         }
         let mut options = OpenOptions::new();
         options.write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE | nix::libc::O_CLOEXEC);
@@ -147,6 +156,7 @@ impl Directory {
             Err(Errno::ENXIO | Errno::ENODEV) => return Ok(Stored::Spoilt("it is not a regular file".into())),
             Err(errno) => return Err(self.failed(name, "it can't be opened", errno)),
         };
+        self.look_at();
         let refuse = |error: std::io::Error| unusable(&self.path_of(name), format!("it can't be read: {error}"));
         let meta = file.metadata().map_err(refuse)?;
         if !meta.is_file() {
@@ -367,6 +377,9 @@ impl Directory {
         for entry in entries {
             // A name that isn't UTF-8 was never written by us.
             names.extend(entry.map_err(refuse)?.file_name().into_string());
+        }
+        if !names.is_empty() {
+            self.look_at();
         }
         Ok(names)
     }
