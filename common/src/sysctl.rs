@@ -9,8 +9,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -219,26 +220,44 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
         }
         Err(errno) => return Err(refused("read", name, errno)),
     };
+    content(file.into(), name).map(Some)
+}
+
+/// Reads a sysctl that can be written, too; `None` if it can't, or isn't there: [`read`] and [`writable`] tell why.
+pub fn read_writable(name: &Name) -> Result<Option<Content>> {
+    open_file(name, OFlag::O_RDWR).ok().map(|file| content(file.into(), name)).transpose()
+}
+
+/// Writes a sysctl, and reads what it holds then; `None` if it has gone.
+pub fn write_and_read(name: &Name, value: &str) -> Result<Option<Content>> {
+    let Ok(file) = open_file(name, OFlag::O_RDWR).map(File::from) else {
+        write(name, value)?;
+        return read(name);
+    };
+    put(&file, name, value)?;
+    content(file, name).map(Some)
+}
+
+fn content(file: File, name: &Name) -> Result<Content> {
     match read_whole(file, name) {
         Ok(value) => {
             let text = String::from_utf8_lossy(&value);
-            Ok(Some(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned())))
+            Ok(Content::Value(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
         }
-        Err(error) if error.raw_os_error() == Some(Errno::EISDIR as i32) => Ok(Some(Content::Directory)),
+        Err(error) if error.raw_os_error() == Some(Errno::EISDIR as i32) => Ok(Content::Directory),
         // addrconf_sysctl_stable_secret (net/ipv6/addrconf.c) answers so while there is no secret.
-        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(Some(Content::Unset)),
+        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(Content::Unset),
         Err(error) => Err(Error::io("read", object(name), &error)),
     }
 }
 
 /// The kernel gives to the first read(2) what fits, and to the next nothing or garbage (`proc_do_large_bitmap` in
 /// kernel/sysctl.c): a value that fills the buffer is read again, from the beginning, into a larger one.
-fn read_whole(file: OwnedFd, name: &Name) -> std::io::Result<Vec<u8>> {
-    let mut file = File::from(file);
+fn read_whole(mut file: File, name: &Name) -> std::io::Result<Vec<u8>> {
     let mut value = Vec::new();
     for size in VALUE_SIZES {
         value.resize(size, 0);
-        let length = file.read(&mut value)?;
+        let length = file.read_at(&mut value, 0)?;
         value.truncate(length);
         if length < size {
             break;
@@ -350,8 +369,12 @@ pub fn is_read_only(name: &Name) -> bool {
 /// An empty value is written as a newline: a write of no bytes never reaches the kernel's handler.
 pub fn write(name: &Name, value: &str) -> Result<()> {
     let file = open_file(name, OFlag::O_WRONLY).map_err(|errno| refused("write", name, errno))?;
+    put(&file.into(), name, value)
+}
+
+fn put(mut file: &File, name: &Name, value: &str) -> Result<()> {
     let bytes = if value.is_empty() { b"\n" } else { value.as_bytes() };
-    File::from(file).write_all(bytes).map_err(|error| Error::io("write", object(name), &error))
+    file.write_all(bytes).map_err(|error| Error::io("write", object(name), &error))
 }
 
 /// Whether two values are one to the kernel: number by number, whatever the white space and the base.

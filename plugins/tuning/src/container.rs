@@ -339,6 +339,12 @@ fn first_existing(key: &Key) -> Result<Option<(Name, Content)>> {
 }
 
 fn find(key: &Key, to_write: bool) -> Result<Found> {
+    if to_write
+        && let Some(name) = key.names().first()
+        && let Some(content) = sysctl::read_writable(name)?
+    {
+        return there(name.clone(), content);
+    }
     let Some((name, content)) = first_existing(key)? else { return Ok(Found::Missing { on_host: None }) };
     if content == Content::Directory {
         return Ok(Found::Directory { name });
@@ -353,6 +359,10 @@ fn find(key: &Key, to_write: bool) -> Result<Found> {
         }
         Err(error) => return Err(error),
     }
+    there(name, content)
+}
+
+fn there(name: Name, content: Content) -> Result<Found> {
     let followers = values(sysctl::followers(&name).into_iter())?;
     Ok(Found::There { name, content, followers })
 }
@@ -382,8 +392,7 @@ fn write_together(steps: &[Step]) -> Result<Vec<(Name, String)>> {
         let mut refused = Vec::new();
         for (name, value) in waiting {
             match write_sysctl(name, value) {
-                Ok(()) => {
-                    let held = held(name)?;
+                Ok(held) => {
                     held.iter().try_for_each(|held| took_all(name, value, held))?;
                     written.push(Written { name, value, held });
                 }
@@ -445,7 +454,7 @@ fn agree(written: &[Written<'_>]) -> Result<()> {
         if lost.is_empty() {
             return Ok(());
         }
-        lost.iter().try_for_each(|one| write_sysctl(one.name, one.value))?;
+        lost.iter().try_for_each(|one| write_sysctl(one.name, one.value).map(drop))?;
     }
     let Some(one) = overwritten()?.first().copied() else { return Ok(()) };
     write_sysctl(one.name, one.value)?;
@@ -457,17 +466,18 @@ fn agree(written: &[Written<'_>]) -> Result<()> {
     })
 }
 
-/// Writes a sysctl; a value that the kernel does not take is the configuration's fault.
-fn write_sysctl(name: &Name, value: &str) -> Result<()> {
+/// Writes a sysctl and gives what it holds then; a value that the kernel does not take is the configuration's fault.
+fn write_sysctl(name: &Name, value: &str) -> Result<Option<String>> {
     use nix::errno::Errno::{EEXIST, EINVAL, ENOENT, ERANGE};
-    sysctl::write(name, value).map_err(|error| match error {
+    let written = sysctl::write_and_read(name, value).map_err(|error| match error {
         Error::Kernel { errno: errno @ (EINVAL | ERANGE | ENOENT | EEXIST), .. } => Error::UnsupportedField {
             key: format!("sysctl {name}"),
             value: format!("\"{value}\""),
             reason: format!("the kernel refuses the value: {errno}"),
         },
         other => other,
-    })
+    })?;
+    Ok(written.as_ref().and_then(Content::value).map(str::to_owned))
 }
 
 /// The administrator's list, if there is one.
