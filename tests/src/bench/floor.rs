@@ -114,7 +114,7 @@ impl Recorder<'_> {
             libc::SYS_recvfrom if fourth & libc::MSG_PEEK as u64 == 0 => self.received(first, &call.data),
             libc::SYS_recvmsg if third & libc::MSG_PEEK as u64 == 0 => self.received(first, &call.data),
             libc::SYS_setns => self.with(first, false, Kind::Setns, vec![]),
-            libc::SYS_read => self.with(first, false, Kind::Read, vec![]),
+            libc::SYS_read | libc::SYS_pread64 => self.with(first, false, Kind::Read, vec![]),
             libc::SYS_write => self.with(first, false, Kind::Write, call.data.clone()),
             libc::SYS_close => {
                 if let Some(descriptor) = self.open.remove(&first) {

@@ -175,6 +175,7 @@ fn is_told(number: i64) -> bool {
         libc::SYS_openat2,
         libc::SYS_close,
         libc::SYS_read,
+        libc::SYS_pread64,
         libc::SYS_write,
         libc::SYS_socket,
         libc::SYS_setns,

@@ -186,7 +186,7 @@ fn text(call: &Call, address: u64) -> String {
 }
 
 /// The calls that can fail and whose result a program has to look at. Memory, clocks and signals are left out.
-const FALLIBLE: [(c_long, &str); 38] = [
+const FALLIBLE: [(c_long, &str); 41] = [
     (libc::SYS_read, "read"),
     (libc::SYS_pread64, "pread"),
     (libc::SYS_write, "write"),
@@ -194,6 +194,7 @@ const FALLIBLE: [(c_long, &str); 38] = [
     (libc::SYS_writev, "writev"),
     (libc::SYS_open, "open"),
     (libc::SYS_openat, "openat"),
+    (libc::SYS_openat2, "openat2"),
     (libc::SYS_stat, "stat"),
     (libc::SYS_fstat, "fstat"),
     (libc::SYS_lstat, "lstat"),
@@ -214,6 +215,8 @@ const FALLIBLE: [(c_long, &str); 38] = [
     (libc::SYS_setns, "setns"),
     (libc::SYS_mkdir, "mkdir"),
     (libc::SYS_mkdirat, "mkdirat"),
+    (libc::SYS_mknodat, "mknodat"),
+    (libc::SYS_getsockopt, "getsockopt"),
     (libc::SYS_unlink, "unlink"),
     (libc::SYS_unlinkat, "unlinkat"),
     (libc::SYS_rename, "rename"),
@@ -240,8 +243,10 @@ const OF_PATHS: [c_long; 8] = [
 ];
 
 /// Calls with a path as their second argument.
-const OF_PATHS_AT: [c_long; 10] = [
+const OF_PATHS_AT: [c_long; 12] = [
     libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_mknodat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_mkdirat,
