@@ -36,8 +36,6 @@ pub struct Device {
     pub up: bool,
     /// Its hardware address, if that is of six bytes.
     pub mac: Option<[u8; 6]>,
-    /// Bytes of the largest packet that it leaves to be segmented later (`IFLA_GSO_MAX_SIZE`).
-    pub gso_max: u32,
     /// `IFLA_LINK`: the index of the peer or of the lower device.
     pub linked: Option<u32>,
     /// `IFLA_LINK_NETNSID`: where that is; `None` if it is in the same namespace.
@@ -70,7 +68,6 @@ impl From<&LinkMessage> for Device {
                 LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
                 LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
                 LinkAttribute::Address(mac) => device.mac = mac.as_slice().try_into().ok(),
-                LinkAttribute::GsoMaxSize(bytes) => device.gso_max = *bytes,
                 LinkAttribute::Link(index) if *index != 0 => device.linked = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => device.linked_netns = Some(*id),
                 LinkAttribute::LinkInfo(infos) => device.kind = kind_of(infos).unwrap_or_default(),

@@ -229,9 +229,7 @@ fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> 
     let Some(qdisc) = root else { return Ok(Some(Change::AddBucket(link.clone(), wanted))) };
     match (holder(qdisc, shaping.owner.mark), qdisc.bucket) {
         (Holder::Ours, Some(seen)) if seen.is(&wanted.0) && qdisc.odd_queue().is_none() => Ok(None),
-        (Holder::Ours | Holder::Unmarked | Holder::Reference, Some(_)) => {
-            Ok(another_bucket(link, qdisc, wanted, &shaping.link))
-        }
+        (Holder::Ours | Holder::Unmarked | Holder::Reference, Some(_)) => Ok(another_bucket(link, qdisc, wanted)),
         _ => Err(Error::Link {
             link: link.to_owned(),
             reason: format!(
@@ -242,12 +240,14 @@ fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> 
     }
 }
 
-/// Bytes of the largest packet that may wait in a bucket, as the kernel counts it: 64 KiB of payload, and 66 bytes of
-/// headers for each of the segments that it will be cut into, of 48 bytes at the least (`tcp_min_snd_mss`).
-const LARGEST_PACKET: u32 = (64 << 10) + 66 * ((64 << 10) / 48);
-
-/// The default of `IFLA_GSO_MAX_SIZE`; with more (BIG TCP) packets are larger still.
-const GSO_MAX: u32 = 64 << 10;
+/// Bytes of the largest packet that may wait in a bucket, as the kernel counts it: as much payload as any link may be set to
+/// (`GSO_MAX_SIZE`, include/linux/netdevice.h), and 86 bytes of headers for each of the segments that it will be cut into:
+/// Ethernet, IPv6, TCP with timestamps, in 48 bytes at the least of options and payload (`tcp_min_snd_mss`).
+///
+/// What the link itself is set to (`IFLA_GSO_MAX_SIZE`) says nothing: the maker of a packet goes by his own link, which is the
+/// container's end or another container's, and what is too large for the way is cut behind the bucket (`validate_xmit_skb`).
+const LARGEST_PACKET: u32 = GSO_MAX_SIZE + 86 * (GSO_MAX_SIZE / (48 - 12));
+const GSO_MAX_SIZE: u32 = 8 * 65_535;
 
 fn held(qdisc: &Qdisc, seen: &BucketSeen) -> Held {
     let queue = qdisc.queue.as_ref().map_or(0, |queue| queue.major);
@@ -259,10 +259,10 @@ fn held(qdisc: &Qdisc, seen: &BucketSeen) -> Held {
 /// packets are cut to the burst when they come, not when they go (`tbf_enqueue`, net/sched/sch_tbf.c).
 ///
 /// The reference's gives way in any case: it is in another place than ours.
-fn another_bucket(name: &str, qdisc: &Qdisc, wanted: Owned, link: &Device) -> Option<Change> {
+fn another_bucket(name: &str, qdisc: &Qdisc, wanted: Owned) -> Option<Change> {
     let seen = qdisc.bucket?;
     let (TokenBucket { burst, .. }, _) = wanted;
-    let holds_any = link.gso_max <= GSO_MAX && burst >= LARGEST_PACKET;
+    let holds_any = burst >= LARGEST_PACKET;
     let no_smaller = seen.counting.is_plain() && seen.burst_is_at_most(burst);
     let (name, held) = (name.to_owned(), held(qdisc, &seen));
     Some(if !BUCKET_MAJORS.contains(&qdisc.major) {
@@ -292,7 +292,7 @@ fn ifb(shaping: &Shaping, name: &str, mac: [u8; 6], wanted: Owned, there: Option
         Some(qdisc) => {
             let is_as_wanted = qdisc.bucket.is_some_and(|seen| seen.is(&wanted.0) && seen.mark == wanted.1);
             if !is_as_wanted || qdisc.odd_queue().is_some() {
-                changes.extend(another_bucket(name, qdisc, wanted, &shaping.link));
+                changes.extend(another_bucket(name, qdisc, wanted));
             }
         }
     }
@@ -934,17 +934,15 @@ mod tests {
     #[test]
     fn a_bucket_gives_way_only_where_what_waits_may_be_larger_than_its_successor() {
         let bucket = |rate: u64| TokenBucket { rate, burst: (rate / 100).max(3028) as u32, limit: (rate / 25) as u32 };
-        let stays = |from: u64, to: u64, gso_max| {
+        let stays = |from: u64, to: u64| {
             let seen = BucketSeen::of(&bucket(from), 7);
-            let link = Device { gso_max, ..Device::default() };
-            let wanted = (bucket(to), 7);
             let qdisc = Qdisc { kind: "tbf".into(), major: FIRST_MAJOR, bucket: Some(seen), queue: None };
-            matches!(another_bucket("veth", &qdisc, wanted, &link), Some(Change::ChangeBucket(..)))
+            matches!(another_bucket("veth", &qdisc, (bucket(to), 7)), Some(Change::ChangeBucket(..)))
         };
-        assert!(stays(1_250_000, 2_500_000, GSO_MAX) && stays(1_250_000, 1_250_000, GSO_MAX));
-        assert!(!stays(125_000_000, 1_250_000, GSO_MAX) && !stays(2_500_000, 1_250_000, GSO_MAX));
-        assert!(stays(1_250_000_000, 125_000_000, GSO_MAX), "no packet is larger than 1.25 MB");
-        assert!(!stays(1_250_000_000, 125_000_000, 512 << 10), "there may be with BIG TCP");
+        assert!(stays(1_250_000, 2_500_000) && stays(1_250_000, 1_250_000));
+        assert!(!stays(125_000_000, 1_250_000) && !stays(2_500_000, 1_250_000));
+        assert!(!stays(1_250_000_000, 125_000_000), "a packet of BIG TCP may be larger than 1.25 MB");
+        assert!(stays(1_250_000_000, 200_000_000), "no packet is larger than 2 MB");
     }
 
     #[test]

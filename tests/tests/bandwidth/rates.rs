@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use netns_tests::lab::CLIENT;
 use netns_tests::traffic::wire::throughput_on_the_wire;
 
 use super::*;
@@ -41,6 +42,31 @@ fn a_limit_that_is_lowered_under_load_lets_traffic_through_at_its_rate() {
             }
         }
     }
+}
+
+/// The container's end of a pair and other containers' may allow larger packets than the host's end says (BIG TCP).
+#[test]
+fn a_limit_that_is_lowered_while_larger_packets_wait_than_the_link_would_make_lets_traffic_through() {
+    let direction = |direction: &str| {
+        let measured = lowered_under_load(1_000_000_000, 150_000_000, |case| {
+            let ends =
+                [(&case.container.netns, &case.container.addresses[1]), (&case.lab.client, &CLIENT[1].to_owned())];
+            for (end, _) in ends {
+                end.run("ip link set eth0 gso_max_size 262144");
+                for (key, bytes) in [("rmem", "4096 6000000 32000000"), ("wmem", "4096 4000000 32000000")] {
+                    end.pipe(&format!("tee /proc/sys/net/ipv4/tcp_{key}"), bytes).unwrap();
+                }
+            }
+            let [container, client] = ends;
+            let ((from, _), (to, address)) =
+                if direction == "ingress" { (client, container) } else { (container, client) };
+            throughput(from, to, Proto::Tcp, &format!("[{address}]:5001"), 5)
+        });
+        let last: u64 = measured.buckets[40..].iter().sum();
+        let share = last as f64 * 8.0 / (150e6 * TCP_SHARE);
+        assert!((0.5..1.2).contains(&share), "{direction}: {share:.2} of the rate: {measured:?}");
+    };
+    ["ingress", "egress"].into_iter().for_each(direction);
 }
 
 #[test]
