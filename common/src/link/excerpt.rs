@@ -11,7 +11,7 @@ use nix::libc;
 /// Bytes of `struct ifinfomsg` (rtnetlink(7)).
 const HEADER: usize = 16;
 
-const READ: [u16; 11] = [
+const READ: [u16; 10] = [
     libc::IFLA_ADDRESS,
     libc::IFLA_IFNAME,
     libc::IFLA_MTU,
@@ -20,7 +20,6 @@ const READ: [u16; 11] = [
     libc::IFLA_TXQLEN,
     libc::IFLA_IFALIAS,
     libc::IFLA_LINK_NETNSID,
-    libc::IFLA_GSO_MAX_SIZE,
     libc::IFLA_MIN_MTU,
     libc::IFLA_MAX_MTU,
 ];
@@ -79,7 +78,6 @@ mod tests {
             LinkAttribute::Link(4),
             LinkAttribute::LinkNetNsId(2),
             LinkAttribute::Controller(7),
-            LinkAttribute::GsoMaxSize(65536),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];

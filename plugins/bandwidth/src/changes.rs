@@ -72,6 +72,8 @@ pub enum Change {
     RestoreBucket(Name, Held, Owned),
     /// Puts the second bucket in the place of the first, which is not ours: what waits is dropped, and what comes meanwhile.
     ExchangeBucket(Name, Held, Owned),
+    /// Puts a bucket in the place of a qdisc that somebody else has put on an ifb of ours.
+    Supplant(Name, Qdisc, Owned),
     /// Gives the link its hooks.
     AddHooks,
     /// Adds a filter at a priority: through an ifb with a cookie, or passing.
@@ -129,6 +131,12 @@ fn back(name: &str, was: Held, now: Held) -> Change {
 /// Under which a bucket is put where there is none.
 const FIRST_MAJOR: u16 = BUCKET_MAJORS[0];
 
+/// Under which a bucket takes the place of a qdisc: the kernel would take its own for a change of that.
+fn major_beside(qdisc: &Qdisc) -> u16 {
+    let [first, second] = BUCKET_MAJORS;
+    if qdisc.major == first { second } else { first }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -148,6 +156,7 @@ impl fmt::Display for Change {
             Change::ExchangeBucket(name, Held { owned: (from, _), .. }, (to, _)) => {
                 write!(f, "exchange {from} of {name} for {to}")
             }
+            Change::Supplant(name, qdisc, (bucket, _)) => write!(f, "put {bucket} in the place of {qdisc} of {name}"),
             Change::AddHooks => f.write_str("add clsact"),
             Change::AddFilter(hook, priority, matches, Some((ifb, _))) => {
                 write!(f, "add {hook} filter {priority:#x} {matches} redirect to {ifb}")
@@ -182,7 +191,10 @@ pub fn to_shape(shaping: &Shaping, present: &Present) -> Result<Vec<Change>> {
             Via::Ifb { name, mac, rules } => {
                 let there = present.ifb(name).filter(|ifb| is_usable(ifb, *mac, shaping));
                 let owned = (lane.bucket, shaping.owner.mark.number(hooks_are_ours));
-                changes.extend(ifb(shaping, name, *mac, owned, present.ifb(name), there.is_some()));
+                changes.extend(match (there, present.ifb(name)) {
+                    (Some(ours), _) => ifb(shaping, ours, owned),
+                    (None, stale) => new_ifb(shaping, name, *mac, owned, stale, present),
+                });
                 require_hook(lane.hook, shaping, hooked)?;
                 let cookie = shaping.owner.mark.cookie(hooks_are_ours);
                 let (add, delete) = filters(shaping, lane.hook, rules, (name, cookie), there, hooked);
@@ -215,12 +227,11 @@ fn exchanges_hooks(shaping: &Shaping, present: &Present) -> bool {
         && hooks_may_go(present, shaping.owner.mark)
 }
 
-/// Ours, even if somebody has taken its alias away, and without a qdisc that somebody else has put there.
+/// Ours, even if somebody has taken its alias away.
 fn is_usable(ifb: &Ifb, mac: [u8; 6], shaping: &Shaping) -> bool {
     let device = &ifb.device;
     let has_mac = !device.alias.is_empty() || device.mac == Some(mac);
-    let is_bucket = |qdisc: &Qdisc| holder(qdisc, shaping.owner.mark) != Holder::Foreign;
-    shaping.owner.has(device) && has_mac && ifb.root.as_ref().is_none_or(is_bucket)
+    shaping.owner.has(device) && has_mac
 }
 
 fn root_bucket(shaping: &Shaping, wanted: TokenBucket, root: Option<&Qdisc>) -> Result<Option<Change>> {
@@ -274,32 +285,50 @@ fn another_bucket(name: &str, qdisc: &Qdisc, wanted: Owned) -> Option<Change> {
     })
 }
 
-/// An ifb of the reference's has no alias: it is made anew, because its hardware address is not known to stay.
-fn ifb(shaping: &Shaping, name: &str, mac: [u8; 6], wanted: Owned, there: Option<&Ifb>, usable: bool) -> Vec<Change> {
-    let mtu = shaping.link.mtu;
-    let Some(there) = there.filter(|_| usable) else {
-        let stale = there.map(|_| Change::DropIfb(name.to_owned()));
-        let new = [
-            Change::MakeIfb(name.to_owned(), mac, mtu),
-            Change::AddBucket(name.to_owned(), wanted),
-            Change::RaiseIfb(name.to_owned(), shaping.owner.label.clone(), mtu),
-        ];
-        return stale.into_iter().chain(new).collect();
-    };
+/// An ifb that is ours, as it is to be.
+fn ifb(shaping: &Shaping, there: &Ifb, wanted: Owned) -> Vec<Change> {
+    let (name, mtu) = (&there.device.name, shaping.link.mtu);
     let mut changes = Vec::new();
     match &there.root {
-        None => changes.push(Change::AddBucket(name.to_owned(), wanted)),
+        None => changes.push(Change::AddBucket(name.clone(), wanted)),
         Some(qdisc) => {
             let is_as_wanted = qdisc.bucket.is_some_and(|seen| seen.is(&wanted.0) && seen.mark == wanted.1);
             if !is_as_wanted || qdisc.odd_queue().is_some() {
-                changes.extend(another_bucket(name, qdisc, wanted));
+                let supplant = || Change::Supplant(name.clone(), qdisc.clone(), wanted);
+                changes.push(another_bucket(name, qdisc, wanted).unwrap_or_else(supplant));
             }
         }
     }
     if !there.device.up || there.device.mtu != mtu || there.device.alias != shaping.owner.label {
-        changes.push(Change::RaiseIfb(name.to_owned(), shaping.owner.label.clone(), mtu));
+        changes.push(Change::RaiseIfb(name.clone(), shaping.owner.label.clone(), mtu));
     }
     changes
+}
+
+/// An ifb that is not there yet. What has its name goes before, and the filters that lead there before that: to be not limited
+/// for a moment is less than to be swallowed. The reference's is made anew, because its hardware address is not known to stay.
+fn new_ifb(
+    shaping: &Shaping,
+    name: &str,
+    mac: [u8; 6],
+    wanted: Owned,
+    stale: Option<&Ifb>,
+    present: &Present,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if let Some(stale) = stale {
+        let leading = present.filters.iter().filter(|(_, filter)| leads_to(filter, stale.device.index));
+        changes.extend(leading.map(|(hook, filter)| Change::DropFilters(*hook, filter.place)));
+        changes.push(Change::DropIfb(name.to_owned()));
+    }
+    changes.push(Change::MakeIfb(name.to_owned(), mac, shaping.link.mtu));
+    changes.push(Change::AddBucket(name.to_owned(), wanted));
+    changes.push(Change::RaiseIfb(name.to_owned(), shaping.owner.label.clone(), shaping.link.mtu));
+    changes
+}
+
+fn leads_to(filter: &Filter, ifb: u32) -> bool {
+    matches!(&filter.verdict, Verdict::Redirect { to, .. } if *to == ifb)
 }
 
 fn require_hook(hook: Hook, shaping: &Shaping, present: &Present) -> Result<()> {
@@ -577,6 +606,9 @@ impl<'a> Hands<'a> {
                 Request::exchange_bucket(self.device(name)?, held.exchanged().major, bucket, *mark)
             }
             Change::AddHooks => Request::add_hooks(self.link),
+            Change::Supplant(name, qdisc, (bucket, mark)) => {
+                Request::exchange_bucket(self.device(name)?, major_beside(qdisc), bucket, *mark)
+            }
             Change::AddFilter(hook, priority, matches, through) => {
                 let to = match through {
                     Some((ifb, cookie)) => Some((self.device(ifb)?.index, *cookie)),
@@ -731,6 +763,10 @@ mod tests {
                 | Change::RenewBucket(name, held, to)
                 | Change::RestoreBucket(name, held, to)
                 | Change::ExchangeBucket(name, held, to) => self.change_bucket(change, name, *held, to),
+                Change::Supplant(name, qdisc, to) => {
+                    let before = self.root(name).replace(tbf(major_beside(qdisc), to)).unwrap();
+                    assert!(before == *qdisc && before.bucket.is_none());
+                }
                 Change::AddHooks => {
                     let clsact = Qdisc { kind: "clsact".into(), major: 0xffff, bucket: None, queue: None };
                     assert_eq!(self.present.hooks.replace(clsact), None);
@@ -812,7 +848,10 @@ mod tests {
         fn shape(&self, config: &Config) -> Shaping {
             let named = self.present.ifbs.iter().map(|ifb| ifb.device.clone()).collect();
             let link = self.present.link.clone();
-            let facts = Facts { link, named, busy: Vec::new(), in_container: config.in_container };
+            let led = |to: u32| self.present.filters.iter().any(|(_, filter)| leads_to(filter, to));
+            let unlabelled = self.present.ifbs.iter().filter(|ifb| ifb.device.alias.is_empty());
+            let serving = unlabelled.map(|ifb| ifb.device.index).filter(|index| led(*index)).collect();
+            let facts = Facts { link, named, serving, in_container: config.in_container, ..Facts::default() };
             plan::plan(config, &Attachment::new("net", "c1", "eth0"), facts).unwrap()
         }
     }

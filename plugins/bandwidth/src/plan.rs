@@ -54,6 +54,8 @@ pub struct Facts {
     /// The indices of those among them that have no label and must be left all the same: they serve another link, or
     /// another call is just making them.
     pub busy: Vec<u32>,
+    /// The indices of those among them that have no label and that this link's own filters lead to.
+    pub serving: Vec<u32>,
     /// Whether the link is in the container's namespace.
     pub in_container: bool,
 }
@@ -203,7 +205,8 @@ pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
 }
 
 /// A name that is ours already, else that of our ifb for this hook which somebody has renamed, else the first that is free or
-/// is held by an ifb that the reference made for this link.
+/// held by an ifb that may go at once. The reference's goes only after another has taken its place: its name is taken if there
+/// is no other.
 fn choose_name(attachment: &Attachment, hook: Hook, owner: &Owner, facts: &Facts) -> Result<String> {
     let names = ifb_names(attachment, hook);
     let holder = |name: &String| facts.named.iter().find(|device| device.name == *name);
@@ -214,8 +217,10 @@ fn choose_name(attachment: &Attachment, hook: Hook, owner: &Owner, facts: &Facts
         facts.named.iter().find(is_for_hook).map(|device| &device.name)
     };
     let gives_way = |h: &Device| h.kind == "ifb" && h.alias.is_empty() && !facts.busy.contains(&h.index);
-    let free = || names.iter().find(|name| holder(name).is_none_or(gives_way));
-    if let Some(name) = ours.or_else(renamed).or_else(free) {
+    let serves = |h: &Device| facts.serving.contains(&h.index) && h.mac != Some(owner.mac(hook));
+    let free = || names.iter().find(|name| holder(name).is_none_or(|h| gives_way(h) && !serves(h)));
+    let freed = || names.iter().find(|name| holder(name).is_some_and(gives_way));
+    if let Some(name) = ours.or_else(renamed).or_else(free).or_else(freed) {
         return Ok(name.clone());
     }
     let whose = |h: &Device| if h.alias.is_empty() { h.name.clone() } else { format!("{} ({})", h.name, h.alias) };

@@ -55,8 +55,7 @@ impl Share {
         let renamed: Vec<Device> = present.ifbs.iter().map(|ifb| &ifb.device).filter(more).cloned().collect();
         if !renamed.is_empty() {
             facts.named.extend(renamed);
-            let shaping = plan::plan(&self.config, attachment, facts.clone())?;
-            self.planned.replace((shaping, facts));
+            self.plan(attachment, facts)?;
         }
         present.look_into_queues(socket)?;
         Ok(present)
@@ -91,12 +90,24 @@ impl Share {
         ))
     }
 
+    /// Plans with the ifbs that the reference has made, because nothing is to take their place.
+    fn plan_what_serves(&self, attachment: &Attachment) -> Result<()> {
+        let facts = Facts { serving: Vec::new(), ..self.planned.borrow().1.clone() };
+        if facts == self.planned.borrow().1 {
+            return Ok(());
+        }
+        self.plan(attachment, facts)
+    }
+
     /// Looks again at who has which name.
     fn plan_anew(&self, attachment: &Attachment) -> Result<()> {
         let Facts { link, in_container, .. } = self.planned.borrow().1.clone();
         let named = named(&self.door.socket, attachment)?;
-        let busy = busy(&self.door.socket, attachment, &named, &link);
-        let facts = Facts { link, named, busy, in_container };
+        let facts = Facts { link, named, in_container, ..Facts::default() };
+        self.plan(attachment, with_uses(facts, &self.door.socket, attachment))
+    }
+
+    fn plan(&self, attachment: &Attachment, facts: Facts) -> Result<()> {
         let shaping = plan::plan(&self.config, attachment, facts.clone())?;
         self.planned.replace((shaping, facts));
         Ok(())
@@ -125,6 +136,7 @@ impl State for Share {
     }
 
     fn differences(&self, call: &Call) -> Result<Vec<Difference>> {
+        self.plan_what_serves(&call.attachment)?;
         let present = self.present(&call.attachment)?;
         let shaping = &self.planned.borrow().0;
         let mut found = differences(shaping, &present);
@@ -175,8 +187,8 @@ pub fn observe(config: &Config, call: &Call) -> Result<(Facts, Door)> {
         (outer, host, had_limits.then_some((container, inner)))
     };
     let named = holders(&socket, config, &call.attachment, &link)?;
-    let busy = busy(&socket, &call.attachment, &named, &link);
-    Ok((Facts { link, named, busy, in_container: config.in_container }, Door { socket, left }))
+    let facts = Facts { link, named, in_container: config.in_container, ..Facts::default() };
+    Ok((with_uses(facts, &socket, &call.attachment), Door { socket, left }))
 }
 
 /// The links that have names which this attachment's ifbs may take: of a fresh link those that are needed, up to the
@@ -196,18 +208,22 @@ fn holders(socket: &RouteSocket, config: &Config, attachment: &Attachment, link:
     Ok(holders)
 }
 
-/// The indices of the ifbs without a label that `link` must leave: those that filters of other links lead to, and those
-/// that another interface's ADD is just making. That one has them down until they have their label, under its own address;
-/// the reference's are up from the beginning.
-fn busy(socket: &RouteSocket, attachment: &Attachment, named: &[Device], link: &Device) -> Vec<u32> {
+/// Adds to what was looked up which of the ifbs without a label are in use. The link must leave those that filters of other
+/// links lead to, and those that another interface's ADD is just making. That one has them down until they have their label,
+/// under its own address; the reference's are up from the beginning.
+fn with_uses(mut facts: Facts, socket: &RouteSocket, attachment: &Attachment) -> Facts {
     let owner = Owner::of(attachment);
-    let is_busy = |ifb: &&Device| {
-        let served = redirectors(socket, std::slice::from_ref(*ifb));
+    for ifb in facts.named.iter().filter(|device| device.kind == "ifb" && device.alias.is_empty()) {
+        let served = redirectors(socket, std::slice::from_ref(ifb));
         let in_the_making = !ifb.up && !owner.has_mac_of(ifb);
-        served.iter().any(|other| other.index != link.index) || (served.is_empty() && in_the_making)
-    };
-    let unlabelled = named.iter().filter(|device| device.kind == "ifb" && device.alias.is_empty());
-    unlabelled.filter(is_busy).map(|ifb| ifb.index).collect()
+        if served.iter().any(|other| other.index != facts.link.index) || (served.is_empty() && in_the_making) {
+            facts.busy.push(ifb.index);
+        }
+        if served.iter().any(|link| link.index == facts.link.index) {
+            facts.serving.push(ifb.index);
+        }
+    }
+    facts
 }
 
 /// The links that have any name which this attachment's ifbs may take.

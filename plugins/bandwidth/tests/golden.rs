@@ -77,8 +77,8 @@ fn try_plan(stdin: &[u8], facts: &Value) -> Result<(String, Option<Shaping>)> {
             ..device(link)
         },
         named: named.iter().map(device).collect(),
-        busy: Vec::new(),
         in_container: config.in_container,
+        ..Facts::default()
     };
     plan::plan(&config, &call.attachment, facts).map(|shaping| (warnings, Some(shaping)))
 }

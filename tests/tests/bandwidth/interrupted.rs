@@ -26,6 +26,16 @@ impl Case {
     }
 }
 
+impl Case {
+    #[track_caller]
+    fn swallows_nothing(&self) {
+        let answer = self.lab.client.try_run(&format!("ping -c 1 -W 2 {}", self.container.addresses[0]));
+        let shown =
+            || self.tc("-s qdisc show") + &self.tc("filter show dev veth2 ingress") + &self.lab.host.run("ip link");
+        assert!(answer.is_ok(), "{answer:?}, with {}", shown());
+    }
+}
+
 /// Kills `verb` at each of its messages in turn, after `prepare`, and lets `after` look at what is left.
 #[track_caller]
 fn at_each_message(case: &Case, verb: Verb, prepare: impl Fn(), after: impl Fn(u32)) {
@@ -94,11 +104,53 @@ fn a_del_that_was_killed_swallows_nothing_and_is_completed_by_the_next_with_or_w
         let before = case.lab.host.snapshot();
         let add = || drop(case.call(Verb::Add).succeeds());
         at_each_message(&case, Verb::Del, add, |number| {
-            assert!(case.lab.client.try_run(&format!("ping -c 1 -W 2 {}", case.container.addresses[0])).is_ok());
+            case.swallows_nothing();
             let netns = case.container.target();
             let target = if number % 2 == 0 { netns } else { netns.without_netns() };
             case.call_with(Verb::Del, &case.config(), &target).succeeds();
             case.lab.host.assert_same_as(&before);
         });
     }
+}
+
+#[test]
+fn an_add_that_was_killed_as_it_took_over_from_the_reference_or_from_somebodys_qdisc_swallows_nothing() {
+    let case = Case::both(10_000_000, 400_000);
+    let before = case.lab.host.snapshot();
+    let old = config("1.0.0", &case.keys, Some(case.container.prev_result("1.0.0")));
+    let by_the_reference = || {
+        drop(Plugin::reference("bandwidth").call(&case.lab.host, Verb::Add, &old, &case.container.target()).succeeds())
+    };
+    let below_somebodys_qdisc = || {
+        let ifb = ifb(&case.call(Verb::Add).succeeds());
+        case.tc(&format!("qdisc replace dev {ifb} root handle 7: pfifo limit 100"));
+    };
+    let preparations: [&dyn Fn(); 2] = [&by_the_reference, &below_somebodys_qdisc];
+    for prepare in preparations {
+        at_each_message(&case, Verb::Add, prepare, |_| {
+            case.swallows_nothing();
+            case.call(Verb::Add).succeeds();
+            case.swallows_nothing();
+            case.call(Verb::Check).succeeds();
+            case.del_leaves(&before);
+        });
+    }
+}
+
+#[test]
+fn an_add_that_fails_as_it_takes_over_from_the_reference_leaves_that_in_force() {
+    let case = Case::new(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    let old = config("1.0.0", &case.keys, Some(case.container.prev_result("1.0.0")));
+    let reference = |verb| Plugin::reference("bandwidth").call(&case.lab.host, verb, &old, &case.container.target());
+    reference(Verb::Add).succeeds();
+    // No priority of ours is left for what it wants to add.
+    for bank in 0..16 {
+        let priority = 0xf102 + bank * 0x10;
+        case.tc(&format!("filter add dev veth2 ingress pref {priority} protocol ip u32 match u32 0 0 flowid 1:1"));
+    }
+    let before = case.lab.host.snapshot();
+    case.call(Verb::Add).fails();
+    case.lab.host.assert_same_as(&before);
+    case.swallows_nothing();
+    reference(Verb::Check).succeeds();
 }
