@@ -11,9 +11,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
-    TcAction, TcActionAttribute, TcActionMessage, TcActionMessageAttribute, TcActionMirror, TcActionMirrorOption,
-    TcActionOption, TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
-    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+    TcAction, TcActionAttribute, TcActionMessage, TcActionMessageAttribute, TcActionMessageFlags,
+    TcActionMessageFlagsWithSelector, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
+    TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
+    TcU32Selector, TcU32SelectorFlags,
 };
 use nix::errno::Errno;
 
@@ -437,6 +438,17 @@ impl RouteSocket {
         }
     }
 
+    /// The indices of the links to which filters of this namespace redirect: one for each filter, whichever link has it.
+    pub fn redirects(&self) -> Result<Vec<u32>> {
+        let mut action = TcAction::default();
+        action.attributes = vec![TcActionAttribute::Kind(TcActionMirror::KIND.into())];
+        let many = TcActionMessageFlagsWithSelector::new(TcActionMessageFlags::LargeDump);
+        let mut query = TcActionMessage::default();
+        query.attributes = vec![TcActionMessageAttribute::Actions(vec![action]), TcActionMessageAttribute::Flags(many)];
+        let answers = self.request(RouteNetlinkMessage::GetTrafficAction(query), NLM_F_DUMP, "list", "redirects")?;
+        Ok(answers.iter().flat_map(actions_of).filter_map(target_of).collect())
+    }
+
     /// What the packets of a token bucket wait in, if that is not the kernel's own, of which it tells nobody
     /// (`TCQ_F_INVISIBLE`).
     pub fn queue(&self, device: &Device, above: &Qdisc) -> Result<Option<Queue>> {
@@ -748,6 +760,26 @@ fn chain_of(attribute: &TcAttribute) -> Option<u32> {
         TcAttribute::Chain(chain) => Some(*chain),
         _ => None,
     }
+}
+
+fn actions_of(answer: &RouteNetlinkMessage) -> Vec<&TcAction> {
+    // A list comes under the number of its question (`tc_dump_action`, net/sched/act_api.c).
+    let (RouteNetlinkMessage::GetTrafficAction(message) | RouteNetlinkMessage::NewTrafficAction(message)) = answer
+    else {
+        return Vec::new();
+    };
+    let lists = message.attributes.iter().filter_map(|attribute| match attribute {
+        TcActionMessageAttribute::Actions(actions) => Some(actions),
+        _ => None,
+    });
+    lists.flatten().collect()
+}
+
+fn target_of(action: &TcAction) -> Option<u32> {
+    action.attributes.iter().find_map(|attribute| match attribute {
+        TcActionAttribute::Options(options) => options.iter().find_map(redirect_target),
+        _ => None,
+    })
 }
 
 /// The first action decides: a redirected packet never reaches a second one.

@@ -191,6 +191,9 @@ impl Netns {
             };
             for parent in parents {
                 let shown = self.try_run(&format!("tc filter show dev {ifname} {parent}")).unwrap_or_default();
+                // The kernel adds this to an action once anybody has listed the actions.
+                let shown: String =
+                    shown.split_inclusive('\n').filter(|line| !line.contains("used_hw_stats")).collect();
                 if !shown.trim().is_empty() {
                     let _ = writeln!(out, "dev {ifname} {parent}\n{shown}");
                 }

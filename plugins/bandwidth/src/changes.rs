@@ -490,13 +490,34 @@ pub struct Made {
 
 impl Made {
     /// Takes it back, the last first.
-    pub fn take_back(self, socket: &RouteSocket, link: &Device, error: &Error) {
-        let undo: Vec<Change> = self.changes.iter().rev().filter_map(Change::inverse).collect();
+    pub fn take_back(self, socket: &RouteSocket, Shaping { owner, link, .. }: &Shaping, error: &Error) {
+        let mut undo: Vec<Change> = self.changes.iter().rev().filter_map(Change::inverse).collect();
+        if undo.iter().any(|change| matches!(change, Change::DropFilters(..)))
+            && let Ok(there) = Present::read(socket, link.clone(), Vec::new(), owner)
+        {
+            undo = of_ours_only(undo, &there, owner.mark);
+        }
         let mut hands = Hands { socket, link, ifbs: self.ifbs };
         for second in hands.make(&undo).into_iter().filter_map(Result::err) {
             log::warn!("{second}, while taking back what was done before: {error}");
         }
     }
+}
+
+/// Leaves the filters of others that share a priority with what is to go: of that then each goes by its handle, which the kernel
+/// has given.
+fn of_ours_only(undo: Vec<Change>, there: &Present, mark: Mark) -> Vec<Change> {
+    let mut apart: Vec<Change> = Vec::new();
+    for change in undo {
+        let Change::DropFilters(hook, all) = change else {
+            apart.push(change);
+            continue;
+        };
+        let ours = there.our_filters(hook, mark).into_iter().filter(|place| place.priority == all.priority);
+        apart.extend(ours.map(|place| Change::DropFilters(hook, place)));
+    }
+    apart.dedup();
+    apart
 }
 
 /// Makes the changes. If one fails, those that were made stay in `made`: whoever is only overtaken by another call goes on from there.

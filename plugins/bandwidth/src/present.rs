@@ -134,6 +134,12 @@ impl Present {
         indices
     }
 
+    /// How many filters lead to such indices.
+    pub fn redirects(&self, which: impl Fn(u32) -> bool) -> usize {
+        let leads = |filter: &Filter| matches!(filter.verdict, Verdict::Redirect { to, .. } if which(to));
+        self.filters.iter().filter(|(_, filter)| leads(filter)).count()
+    }
+
     /// The ifb of this name.
     pub fn ifb(&self, name: &str) -> Option<&Ifb> {
         self.ifbs.iter().find(|ifb| ifb.device.name == name)

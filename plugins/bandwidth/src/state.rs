@@ -76,7 +76,7 @@ impl Share {
             log::debug!("once more: {what}");
             outcome = self.plan_anew(attachment).and_then(|()| self.try_to_apply(attachment, &mut made));
         }
-        outcome.inspect_err(|error| made.take_back(&self.door.socket, &self.planned.borrow().1.link, error))
+        outcome.inspect_err(|error| made.take_back(&self.door.socket, &self.planned.borrow().0, error))
     }
 
     /// Removes the attachment's limits at one end.
@@ -431,6 +431,7 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
     let dead = aliases.into_iter().filter(|alias| plan::is_of_network(alias, network) && !labels.contains(alias));
     let is_being_made = |ifb: &&Device| live.iter().any(|owner| owner.has_mac_of(ifb));
     let half_made = devices.iter().filter(|ifb| plan::is_half_made(ifb, network) && !is_being_made(ifb));
+    let mut redirects: Option<Option<Vec<u32>>> = None;
     let (mut errors, mut unused) = (Vec::new(), half_made.cloned().collect::<Vec<Device>>());
     for label in dead {
         let Some(owner) = Owner::of_label(label) else { continue };
@@ -445,7 +446,8 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>) -> Result<()> {
             carriers.push(None);
         }
         for carrier in carriers {
-            errors_here.extend(owner.clear_all(&host, &ifbs, carrier, Removal::Collected));
+            let redirects = redirects.get_or_insert_with(|| host.redirects().ok());
+            errors_here.extend(owner.clear_all(&host, &ifbs, carrier, redirects.as_deref(), Removal::Collected));
         }
         // A filter that leads to an ifb which has gone swallows every packet.
         if errors_here.is_empty() {
@@ -546,7 +548,8 @@ impl Owner {
             marked.into_iter().filter(|ifb| self.has(ifb) && ifbs.iter().all(|known| known.index != ifb.index));
         let renamed: Vec<Device> = renamed.collect();
         ifbs.extend(renamed);
-        self.clear_all(socket, &ifbs, carrier, Removal::Asked)
+        let redirects = if ifbs.is_empty() { Some(Vec::new()) } else { socket.redirects().ok() };
+        self.clear_all(socket, &ifbs, carrier, redirects.as_deref(), Removal::Asked)
     }
 
     /// Ours by its label. One without a label is ours by its hardware address, if an ADD was cut off that was making it; or
@@ -564,23 +567,42 @@ impl Owner {
     }
 
     /// Clears every link that leads to these ifbs; deletes them where the attachment is known.
+    ///
+    /// A filter that leads to an ifb which has gone swallows every packet, so none may be left: an attachment that was added
+    /// again may have two links. `redirects` are the targets of all filters here, `None` if those are not known.
     fn clear_all(
         &self,
         socket: &RouteSocket,
         ifbs: &[Device],
         carrier: Option<Carrier>,
+        redirects: Option<&[u32]>,
         removal: Removal,
     ) -> Vec<Error> {
-        // A filter that leads to an ifb which has gone swallows every packet, so none may be left.
-        let others =
-            |ifbs| redirectors(socket, ifbs).into_iter().map(|link| Carrier { link, certain: false }).collect();
-        let mut carriers: Vec<Carrier> = carrier.map_or_else(|| others(ifbs), |carrier| vec![carrier]);
-        let last = carriers.pop();
+        let is_ours = |index: u32| ifbs.iter().any(|ifb| ifb.index == index);
         let with_ifbs = removal == Removal::Asked;
-        let mut errors: Vec<Error> =
-            carriers.into_iter().flat_map(|carrier| self.clear(socket, carrier, ifbs, removal, false)).collect();
+        let own = carrier.map(|Carrier { link, certain }| {
+            let present = Present::read(socket, link.clone(), ifbs.to_vec(), self);
+            (Carrier { link, certain }, present)
+        });
+        let led = own.as_ref().and_then(|(_, present)| present.as_ref().ok()).map_or(0, |p| p.redirects(is_ours));
+        let all = redirects.map(|all| all.iter().filter(|index| is_ours(**index)).count());
+        let mut others = Vec::new();
+        if all.is_none_or(|all| all > led) {
+            others = redirectors(socket, ifbs);
+            others.retain(|link| own.as_ref().is_none_or(|(own, _)| own.link.index != link.index));
+        }
+        let read = |link: Device| {
+            let present = Present::read(socket, link.clone(), ifbs.to_vec(), self);
+            (Carrier { link, certain: false }, present)
+        };
+        let mut carriers: Vec<_> = others.into_iter().map(read).chain(own).collect();
+        let last = carriers.pop();
+        let clear = |(carrier, present): (Carrier, Result<Present>), with_ifbs| {
+            self.clear(socket, carrier, present, ifbs, removal, with_ifbs)
+        };
+        let mut errors: Vec<Error> = carriers.into_iter().flat_map(|carrier| clear(carrier, false)).collect();
         match last {
-            Some(carrier) => errors.extend(self.clear(socket, carrier, ifbs, removal, with_ifbs)),
+            Some(carrier) => errors.extend(clear(carrier, with_ifbs)),
             None if with_ifbs => errors.extend(delete(socket, ifbs)),
             None => {}
         }
@@ -590,14 +612,14 @@ impl Owner {
     fn clear(
         &self,
         socket: &RouteSocket,
-        carrier: Carrier,
+        Carrier { link, certain }: Carrier,
+        present: Result<Present>,
         ifbs: &[Device],
         removal: Removal,
         with_ifbs: bool,
     ) -> Vec<Error> {
-        let Carrier { link, certain } = carrier;
         let labelled = Owner::of_label(&link.alias);
-        match Present::read(socket, link, ifbs.to_vec(), self) {
+        match present {
             Ok(present) => {
                 let by_label = present.link.alias == self.label;
                 // Others may have written an alias that looks like a label; one whose owner has nothing here is theirs.

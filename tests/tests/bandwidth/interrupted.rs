@@ -154,3 +154,26 @@ fn an_add_that_fails_as_it_takes_over_from_the_reference_leaves_that_in_force() 
     case.swallows_nothing();
     reference(Verb::Check).succeeds();
 }
+
+#[test]
+fn an_add_that_fails_takes_back_its_own_filters_and_nobody_elses_of_the_same_priority() {
+    let case = Case::new(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    case.call(Verb::Add).succeeds();
+    // In all banks but ours, and in the last only where the second and the third filter would go.
+    for bank in 1..15 {
+        let priority = 0xf102 + bank * 0x10;
+        case.tc(&format!("filter add dev veth2 ingress pref {priority} protocol all u32 match u32 0 0 flowid 1:1"));
+    }
+    for (place, protocol) in [(0, "ip"), (2, "ipv6")] {
+        let priority = 0xf1f0 + place;
+        case.tc(&format!(
+            "filter add dev veth2 ingress pref {priority} protocol {protocol} u32 match u32 0 0 flowid 1:1"
+        ));
+    }
+    let before = case.lab.host.snapshot();
+    let case = case.keyed(json!({
+        "egressRate": 10_000_000, "egressBurst": 400_000, "unshapedSubnets": ["198.51.100.0/24", "203.0.113.0/24"],
+    }));
+    case.call(Verb::Add).fails();
+    case.lab.host.assert_same_as(&before);
+}

@@ -193,3 +193,22 @@ fn two_interfaces_added_to_a_network_at_once_both_get_their_limits() {
         case.lab.host.assert_same_as(&before);
     }
 }
+
+#[test]
+fn del_of_an_attachment_that_two_living_links_have_leaves_no_filter_that_leads_to_nothing() {
+    let case = Case::new(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    let second = case.lab.container(3);
+    let before = case.lab.host.snapshot();
+    let target = Target { container: case.container.target().container, ..second.target() };
+    let of_second = config("1.1.0", &case.keys, Some(second.prev_result("1.1.0")));
+    for alias in ["", "somebody's"] {
+        case.lab.host.command("ip").args(["link", "set", "veth2", "alias", alias]).status().unwrap();
+        case.call(Verb::Add).succeeds();
+        case.call_with(Verb::Add, &of_second, &target).succeeds();
+        case.call_with(Verb::Del, &of_second, &target).succeeds();
+        case.lab.client.run(&format!("ping -c 1 -W 2 {}", case.container.addresses[0]));
+        case.lab.client.run(&format!("ping -c 1 -W 2 {}", second.addresses[0]));
+    }
+    case.lab.host.command("ip").args(["link", "set", "veth2", "alias", ""]).status().unwrap();
+    case.lab.host.assert_same_as(&before);
+}
