@@ -374,10 +374,11 @@ fn loopback_of(chain: &ChainInfo) -> Option<(Link, String)> {
 /// What a record's owner has.
 #[derive(Default)]
 struct Own {
-    /// Its ports, of those that the record claims.
+    /// The ports that the record claims and nobody else has.
     claims: Vec<Claim>,
-    /// The record's elements as they are there, wherever they lead by now, as far as they bear its label or none: whoever has
-    /// emptied the maps by hand may have made room for another owner of the same port.
+    /// The record's elements as they are there, wherever they lead by now, as far as the port bears its label or none: whoever
+    /// has emptied the maps by hand may have made room for another owner of the same port. Of a port that is in no map the
+    /// keys remain, and would let past the conditions of whoever publishes it next.
     elements: Vec<(Set, Vec<Element>)>,
     /// Who has the others.
     owners: BTreeSet<String>,
@@ -396,7 +397,8 @@ impl Own {
                         own.claims.push(*claim);
                         elements.push(element);
                     }
-                    other => own.owners.extend(other.and_then(|other| other.comment)),
+                    Some(other) => own.owners.extend(other.comment),
+                    None => own.claims.push(*claim),
                 }
             }
             in_maps.insert(map.name, elements);

@@ -204,3 +204,51 @@ fn who_has_lost_a_record_keeps_what_it_shares_with_those_who_go() {
         lab.host.assert_same_as(&before);
     }
 }
+
+/// The keys of a port that is in no map any more go with their owner, or the next one's packets would come by them.
+#[test]
+fn a_port_that_somebody_took_out_of_its_map_leaves_nothing_to_the_next_owner() {
+    let without_snat = |host| {
+        let mut keys = port(host, 80);
+        keys["snat"] = false.into();
+        keys
+    };
+    let cases = [
+        (port(8080, 80), port(9090, 80), for_somebody_else(8080)),
+        (without_snat(8080), without_snat(9090), port(8080, 80)),
+    ];
+    for (keys, keys_of_other, keys_of_next) in cases {
+        let lab = Lab::new();
+        bridged_frames_are_filtered(&lab, false);
+        let [first, other, next] = [2, 3, 4].map(|n| lab.container(n));
+        let _server = serve(&next.netns, 80, "next");
+        add(&lab, &other, &keys_of_other);
+        let alone = lab.host.snapshot();
+        add(&lab, &first, &keys);
+        lab.host.nft(&format!("delete element {TABLE} ports4 {{ tcp . 8080, udp . 8080 }}"));
+        del(&lab, &first, &json!({}));
+        lab.host.assert_same_as(&alone);
+        add(&lab, &next, &keys_of_next);
+        check(&lab, &next, &keys_of_next);
+        if keys_of_next["conditionsV4"].is_null() {
+            all_reach(&other.netns, &["192.0.2.1:8080"], "next");
+            all_reach(&lab.host, &["127.0.0.1:8080"], "next");
+        } else {
+            none_reach(&lab.client, &["192.0.2.1:8080"]);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_somebody_took_out_of_its_map_goes_over_to_the_next_network() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    let (config, target) = second_network(&lab, &container, 1, &port(8080, 80));
+    add(&lab, &container, &port(8080, 80));
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    lab.host.nft(&format!("flush map {TABLE} ports4"));
+    del(&lab, &container, &json!({}));
+    Plugin::ours("portmap").call(&lab.host, Verb::Check, &config, &target).succeeds();
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+}
