@@ -54,11 +54,14 @@ impl InTheWay {
         for keeper in self.keepers.iter().map(|keeper| &keeper.record.label).collect::<BTreeSet<_>>() {
             log::info!("ports stay {keeper}'s, of the same container, as long as that is there");
         }
-        for orphan in self.orphans.iter().map(|orphan| &orphan.record) {
-            let named = if orphan.label.is_empty() { "nobody" } else { &orphan.label };
-            log::warn!("ports replaced because they are in nobody's record: {}, of {named}", orphan.claims.len());
-        }
+        self.orphans.iter().for_each(warn_of_orphan);
     }
+}
+
+fn warn_of_orphan(orphan: &Recorded) {
+    let Record { label, claims, .. } = &orphan.record;
+    let named = if label.is_empty() { "nobody" } else { label };
+    log::warn!("ports replaced because they are in nobody's record: {}, of {named}", claims.len());
 }
 
 /// Whether a transaction was refused because a key was there, with whatever data.
@@ -89,7 +92,7 @@ pub fn who_is_in_the_way(socket: &mut NftSocket, share: &Share, before: Option<&
                     let dead = Dead { recorded: recorded.clone(), why: why.to_owned() };
                     if let Some(heir) = owners.living_heir(socket, claim, &dead.recorded.record)? {
                         let gone = BTreeMap::from([(dead.recorded.record.key, dead)]);
-                        stale::forget_after_del(&take_from(socket, &owners, &gone)?);
+                        stale::forget_after_del(&take_from(socket, &owners, &gone, &[])?);
                         return Err(taken(claim, &heir));
                     }
                     leaving.add(&dead.recorded.record);
@@ -240,7 +243,8 @@ fn taken(claim: &Claim, record: &Record) -> Error {
 }
 
 /// Same ports at one address and at all: the one at one address goes first, whoever came first. It is taken from those who
-/// are certainly gone, or else they would go before a container that is there; the log names the others.
+/// are certainly gone, and removed where it is in nobody's record, or else these would go before a container that is there;
+/// the log names the others.
 ///
 /// `specific` are those versions of IP of which there are ports at one address: there is one look through these, and
 /// mostly there are none. Gives what was taken.
@@ -252,6 +256,7 @@ pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVers
     }
     let mut owners = Owners::beside(share);
     let mut gone: BTreeMap<RecordKey, Dead> = BTreeMap::new();
+    let mut unowned: Vec<Claim> = Vec::new();
     let everywhere: Vec<Claim> = share.claims.iter().filter(|c| c.address.is_none()).copied().collect();
     for version in specific {
         let own: BTreeMap<_, _> = everywhere.iter().filter(|c| c.version() == *version).map(|c| (c.key(), c)).collect();
@@ -272,16 +277,22 @@ pub fn settle_overlaps(socket: &mut NftSocket, share: &Share, specific: &[IpVers
                     let (other, own) = (&other.record.label, share.attachment.label());
                     log::info!("{theirs} stays {other}'s; at all other addresses the port is {own}'s");
                 }
-                Owner::Living(_) | Owner::Nobody => {}
+                Owner::Living(_) => {}
+                Owner::Nobody => unowned.push(theirs),
             }
         }
     }
-    take_from(socket, &owners, &gone)
+    take_from(socket, &owners, &gone, &unowned)
 }
 
-/// Removes what the dead own; whoever has been added anew since then is alive.
-fn take_from(socket: &mut NftSocket, owners: &Owners<'_>, gone: &BTreeMap<RecordKey, Dead>) -> Result<Vec<Recorded>> {
-    if gone.is_empty() {
+/// Removes what the dead own, and ports that are in nobody's record; whoever has been added anew since then is alive.
+fn take_from(
+    socket: &mut NftSocket,
+    owners: &Owners<'_>,
+    gone: &BTreeMap<RecordKey, Dead>,
+    unowned: &[Claim],
+) -> Result<Vec<Recorded>> {
+    if gone.is_empty() && unowned.is_empty() {
         return Ok(Vec::new());
     }
     let removed = removal::remove(socket, |socket| {
@@ -295,14 +306,36 @@ fn take_from(socket: &mut NftSocket, owners: &Owners<'_>, gone: &BTreeMap<Record
             }
             dead.extend(why.map(|_| recorded));
         }
+        dead.extend(still_unowned(socket, owners.share, unowned)?);
         Ok(dead)
     })?;
-    let of = |recorded: &Recorded| gone.get(&recorded.record.key);
-    removed.records.iter().filter_map(of).for_each(Dead::warn);
+    for recorded in &removed.records {
+        match gone.get(&recorded.record.key) {
+            _ if recorded.lines.is_empty() => warn_of_orphan(recorded),
+            dead => dead.into_iter().for_each(Dead::warn),
+        }
+    }
     if let Some(error) = removed.left_open {
         log::warn!("{error}");
     }
     Ok(removed.records)
+}
+
+/// Those ports of these that are there and in nobody's record now, as records without lines.
+fn still_unowned(socket: &mut NftSocket, share: &Share, ports: &[Claim]) -> Result<Vec<Recorded>> {
+    let mut orphans = Vec::new();
+    let mut owners = Owners::beside(share);
+    for (map, claims) in rules::by_map(ports) {
+        let keys: Vec<_> = claims.iter().map(|claim| claim.key()).collect();
+        let elements = socket.elements_at(&TABLE, &map, &keys)?;
+        for (claim, element) in claims.into_iter().zip(elements).filter_map(|(c, e)| Some((c, e?))) {
+            if matches!(owners.of(socket, claim, &element)?, Owner::Nobody) {
+                remains::gather(&mut orphans, &element);
+            }
+        }
+    }
+    remains::find_all_kinds(socket, &mut orphans)?;
+    Ok(orphans)
 }
 
 /// Says in the log whose a port stays at all the addresses at which it isn't the share's.

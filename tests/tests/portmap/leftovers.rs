@@ -188,3 +188,27 @@ fn a_container_whose_names_are_cut_is_the_same_on_its_second_network() {
     plugin.call(&lab.host, Verb::Del, &first, &container.target()).succeeds();
     plugin.call(&lab.host, Verb::Check, &second, &target).succeeds();
 }
+
+/// A port at one address comes first; where it is in nobody's record, nobody removes it but GC.
+#[test]
+fn a_port_at_one_address_that_is_in_nobody_s_record_shadows_nobody() {
+    let names_nobody = "flush map TABLE records; delete element TABLE addr_ports4 { 192.0.2.1 . tcp . 8080 }; \
+                        add element TABLE addr_ports4 { 192.0.2.1 . tcp . 8080 : 10.88.0.2 . 80 }";
+    for damage in ["flush map TABLE records", names_nobody] {
+        let lab = Lab::new();
+        let (lost, next) = (lab.container(2), lab.container(3));
+        let _servers = [serve(&lost.netns, 80, "lost"), serve(&next.netns, 80, "next")];
+        let before = lab.host.snapshot();
+        add(&lab, &lost, &at("192.0.2.1", 8080));
+        lab.host.nft(&damage.replace("TABLE", TABLE));
+        let outcome = call(&lab, Verb::Add, &next, &port(8080, 80));
+        outcome.succeeds();
+        assert!(outcome.stderr.contains("nobody's record"), "{}", outcome.stderr);
+        all_reach(&lab.client, &FROM_OUTSIDE, "next");
+        check(&lab, &next, &port(8080, 80));
+        del(&lab, &lost, &json!({}));
+        all_reach(&lab.client, &FROM_OUTSIDE, "next");
+        del(&lab, &next, &json!({}));
+        lab.host.assert_same_as(&before);
+    }
+}
