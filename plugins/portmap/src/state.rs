@@ -299,7 +299,9 @@ impl Share {
 
     /// Where the attachment's own share, and what it shares with others, isn't as planned.
     fn own_differences(&self, socket: &mut NftSocket, recorded: Option<&Recorded>) -> Result<Vec<Difference>> {
-        let record = self.record_since(recorded);
+        // By which trace the container was found at its ADD is no state: links get other names, and paths lead to one place.
+        let origin = recorded.and_then(|r| r.record.origin.clone()).unwrap_or_else(|| self.origin.clone());
+        let record = Record { origin: Some(origin), ..self.record_since(recorded) };
         let mut differences = self.record_differences(socket, &record, recorded)?;
         let filled = [Filled::read(socket, HOSTPORTS)?];
         differences.extend(self.port_differences(socket, &record, &filled)?);

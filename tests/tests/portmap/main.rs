@@ -1737,3 +1737,27 @@ fn the_table_explains_itself() {
     let again = Netns::new("again");
     again.nft(&listed);
 }
+
+/// By what a later call would know that the container is gone is no state of the table.
+#[test]
+fn check_asks_what_is_published_not_by_what_the_container_is_known() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    add(&lab, &container, &port(8080, 80));
+    lab.host.run(&format!("ip link set {} name other0", container.host_ifname));
+    check(&lab, &container, &port(8080, 80));
+
+    let second = lab.container(3);
+    let mut config = config(&second, &port(9090, 80));
+    config["prevResult"]["interfaces"] = json!([{"name": "eth0", "sandbox": second.netns.path()}]);
+    for ip in config["prevResult"]["ips"].as_array_mut().unwrap() {
+        ip["interface"] = 0.into();
+    }
+    let plugin = Plugin::ours("portmap");
+    plugin.call(&lab.host, Verb::Add, &config, &second.target()).succeeds();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let path = elsewhere.path().join("netns");
+    std::os::unix::fs::symlink(second.netns.path(), &path).unwrap();
+    let target = Target::new(&second.id, path.to_str().unwrap(), "eth0");
+    plugin.call(&lab.host, Verb::Check, &config, &target).succeeds();
+}
