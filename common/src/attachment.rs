@@ -29,7 +29,7 @@ const LABEL_DIGITS: usize = 16;
 const LABEL_NETWORK: usize = 27;
 
 /// Bytes of the container in a label that was cut.
-const LABEL_CONTAINER: usize = 64;
+pub const LABEL_CONTAINER: usize = 64;
 
 impl Attachment {
     /// An attachment by its three names.

@@ -80,7 +80,8 @@ fn plan_portmap(bencher: divan::Bencher<'_, '_>, count: usize) {
     let (call, config, prev) = interpret::<portmap::Portmap>(environment(), &bytes).unwrap();
     let prev = prev.unwrap();
     let link = Link { index: 5, name: "cni0".into() };
-    let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), trace: Trace::Link("veth1".into(), 7) };
+    let origin =
+        Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id: None, trace: Trace::Link("veth1".into(), 7) };
     bencher
         .with_inputs(|| Facts { link: Some(link.clone()), external_mark: None, origin: origin.clone() })
         .bench_values(|facts| portmap::rules::plan(&config, &call, &prev, facts).unwrap());

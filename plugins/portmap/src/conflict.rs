@@ -8,8 +8,8 @@ use common::{Attachment, Error, Result};
 use nix::errno::Errno;
 
 use crate::liveness::why_dead;
+use crate::origin::id_of;
 use crate::record::{Record, Recorded};
-use crate::remains::network_of;
 use crate::rules::{self, Claim, Place, Share, TABLE};
 use crate::{remains, removal, stale};
 
@@ -211,7 +211,8 @@ impl Known {
 /// Why the owner of ports that lead to `theirs` is certainly gone, where the share's lead to `targets`. One container may have
 /// one address on two networks.
 fn why_gone(share: &Share, targets: &BTreeSet<IpAddr>, record: &Record, theirs: IpAddr) -> Result<Option<String>> {
-    if targets.contains(&theirs) && !is_of_container(record, &share.attachment.container) {
+    let own = &share.attachment.container;
+    if targets.contains(&theirs) && !is_of_container(record, own) && !Attachment::is_label_of(&record.label, own) {
         return Ok(Some(format!("its address {theirs} is {}'s now", share.attachment)));
     }
     match &record.origin {
@@ -220,12 +221,11 @@ fn why_gone(share: &Share, targets: &BTreeSet<IpAddr>, record: &Record, theirs: 
     }
 }
 
-/// Whether the record is of this container. Where its name is cut in the label, the key tells, if the network's is whole.
+/// Whether the record is certainly of this container: neither of two whose names are cut to the same may get the other's ports.
 fn is_of_container(record: &Record, container: &str) -> bool {
-    match (record.label.split('/').collect::<Vec<_>>().as_slice(), network_of(&record.label)) {
-        ([_, named, _], _) if *named == container => true,
-        ([_, _, ifname], Some(network)) => RecordKey::of(&Attachment::new(network, container, *ifname)) == record.key,
-        _ => Attachment::is_label_of(&record.label, container),
+    match record.label.split('/').nth(1) {
+        Some(named) if named == container => true,
+        _ => record.origin.as_ref().is_some_and(|origin| origin.id.is_some() && origin.id == id_of(container)),
     }
 }
 

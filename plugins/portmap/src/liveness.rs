@@ -14,7 +14,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::origin::{NetnsFile, Origin, Trace};
+use crate::origin::{NetnsFile, Origin, Trace, id_of};
 
 /// Kept in the kernel; another one after each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -28,7 +28,8 @@ fn boot() -> String {
 
 /// The origin of an attachment that is added now.
 pub fn origin(route: &RouteSocket, call: &Call, prev: &CniResult) -> Result<Origin> {
-    Ok(Origin { since: now(), boot: boot(), trace: trace(route, call, prev)? })
+    let id = id_of(&call.attachment.container);
+    Ok(Origin { since: now(), boot: boot(), id, trace: trace(route, call, prev)? })
 }
 
 /// Seconds since the epoch.

@@ -2,11 +2,12 @@
 //!
 //! It stands in the second line of the record, as
 //! `since 2026-10-02T12:00:00Z boot 1a2b3c4d link vethab12#7` or
-//! `since 2026-10-02T12:00:00Z boot 1a2b3c4d netns 4026532288@25:1186 /run/netns/cni-1`.
+//! `since 2026-10-02T12:00:00Z boot 1a2b3c4d netns 4026532288@25:1186 /run/netns/cni-1`; before the trace ` id 16DIGITS` where
+//! the container's name is too long for a label.
 
 use std::fmt;
 
-use common::attachment::LABEL_MAX;
+use common::attachment::{LABEL_CONTAINER, LABEL_MAX, reference_hash_name};
 
 /// Where an attachment comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,8 +16,15 @@ pub struct Origin {
     pub since: u64,
     /// The first 8 digits of `/proc/sys/kernel/random/boot_id`: a container doesn't outlive the boot it was started in.
     pub boot: String,
+    /// [`id_of`] the container.
+    pub id: Option<String>,
     /// How to tell that it is gone.
     pub trace: Trace,
+}
+
+/// Digits by which a container whose name a label may not hold is told from those whose names are cut to the same.
+pub fn id_of(container: &str) -> Option<String> {
+    (container.len() > LABEL_CONTAINER).then(|| reference_hash_name(16, "", container))
 }
 
 /// What goes when the container goes.
@@ -46,7 +54,10 @@ pub struct NetnsFile {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("since {} boot {}", Time(self.since), self.boot);
+        let mut text = format!("since {} boot {}", Time(self.since), self.boot);
+        if let Some(id) = &self.id {
+            text.push_str(&format!(" id {id}"));
+        }
         f.write_str(&text)?;
         match &self.trace {
             // The index tells. nft, which would have to read a quotation mark again, knows no way of writing one.
@@ -68,6 +79,10 @@ impl Origin {
         let rest = comment.strip_prefix("since ")?;
         let (since, rest) = rest.split_once(" boot ")?;
         let (boot, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (id, rest) = match rest.strip_prefix("id ").map(|rest| rest.split_once(' ').unwrap_or((rest, ""))) {
+            Some((id, rest)) => (Some(id.to_owned()), rest),
+            None => (None, rest),
+        };
         let trace = match rest.split_once(' ') {
             Some(("link", link)) => {
                 let (name, index) = link.rsplit_once('#')?;
@@ -82,7 +97,7 @@ impl Origin {
             }
             _ => Trace::None,
         };
-        Some(Origin { since: Time::read(since)?, boot: boot.to_owned(), trace })
+        Some(Origin { since: Time::read(since)?, boot: boot.to_owned(), id, trace })
     }
 
     /// When, as people write it.
@@ -156,16 +171,18 @@ mod tests {
         };
         let veth = Trace::Link("veth#1".into(), 7);
         for trace in [Trace::None, veth, netns("/run/netns/with space"), netns(containerd_s)] {
-            let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), trace };
-            assert_eq!(Origin::read(&origin.to_string()), Some(origin.clone()), "{origin}");
-            assert!(origin.to_string().len() <= LABEL_MAX);
+            for id in [None, id_of(&"f".repeat(65))] {
+                let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id, trace: trace.clone() };
+                assert_eq!(Origin::read(&origin.to_string()), Some(origin.clone()), "{origin}");
+                assert!(origin.to_string().len() <= LABEL_MAX);
+            }
         }
     }
 
     #[test]
     fn a_name_with_a_quotation_mark_can_be_read_by_nft() {
         let trace = Trace::Link("b\"r".into(), 7);
-        let origin = Origin { since: 0, boot: "1a2b3c4d".into(), trace };
+        let origin = Origin { since: 0, boot: "1a2b3c4d".into(), id: None, trace };
         assert_eq!(origin.to_string(), "since 1970-01-01T00:00:00Z boot 1a2b3c4d link b?r#7");
     }
 
@@ -173,7 +190,7 @@ mod tests {
     fn a_path_that_does_not_fit_is_left_out() {
         let path = format!("/{}", "x".repeat(200));
         let trace = Trace::Netns(NetnsFile { inode: u64::MAX, directory: (1, 1), path });
-        let origin = Origin { since: 0, boot: "1a2b3c4d".into(), trace };
+        let origin = Origin { since: 0, boot: "1a2b3c4d".into(), id: None, trace };
         assert_eq!(origin.to_string(), "since 1970-01-01T00:00:00Z boot 1a2b3c4d");
     }
 

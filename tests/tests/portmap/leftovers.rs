@@ -212,3 +212,19 @@ fn a_port_at_one_address_that_is_in_nobody_s_record_shadows_nobody() {
         lab.host.assert_same_as(&before);
     }
 }
+
+/// Where both the network's and the container's name are cut, two containers look the same.
+#[test]
+fn a_container_whose_name_is_cut_to_another_s_gets_none_of_its_ports() {
+    let lab = Lab::new();
+    let (mut first, mut second) = (lab.container(2), lab.container(3));
+    first.id = format!("{}a{}", "f".repeat(50), "f".repeat(29));
+    second.id = format!("{}b{}", "f".repeat(50), "f".repeat(29));
+    let mut keys = port(8080, 80);
+    keys["name"] = "n".repeat(60).into();
+    let _server = serve(&first.netns, 80, "first");
+    add(&lab, &first, &keys);
+    call(&lab, Verb::Add, &second, &keys).fails_with(100);
+    del(&lab, &second, &json!({"name": keys["name"]}));
+    all_reach(&lab.client, &FROM_OUTSIDE, "first");
+}
