@@ -470,14 +470,21 @@ fn what_lies_in_portmaps_directory_opens_no_link_and_stops_nobody() {
     let host = &scene.lab.host;
     let links = host.run("ip -o link");
     let indices: Vec<&str> = links.lines().filter_map(|line| line.split(':').next()).collect();
-    let each = |plant: &str| indices.iter().map(|index| plant.replace("LINK", index)).collect::<Vec<_>>().join("; ");
+    scene.call(Verb::Add);
+    let names = host.run("ls /run/cni/portmap");
+    let (netns, _) = names.split_once(':').unwrap();
+    scene.call(Verb::Del);
+    let of = |plant: &str, index: &str| plant.replace("LINK", &format!("{netns}:{index}"));
+    let each = |plant: &str| indices.iter().map(|index| of(plant, index)).collect::<Vec<_>>().join("; ");
     let plants = [
-        each("printf 1 > LINK"),
-        each("printf 1 > LINK; chown 65534 LINK"),
-        each("printf 1 > LINK; chmod 777 ."),
+        each("printf '1 a-bridge cni0' > LINK"),
+        each("printf '1 a-bridge cni0' > LINK; chown 65534 LINK"),
+        each("printf '1 a-bridge cni0' > LINK; chmod 777 ."),
         each("mkdir -p LINK/x"),
         each("mkfifo LINK"),
-        "printf 1 > all; mkdir -p sub/directory; printf 1 > 99999; mkdir -p 99998/x".to_owned(),
+        "printf 1 > all; mkdir -p sub/directory; printf 1 > 99999".to_owned(),
+        of("printf '1 a-bridge cni0' > LINK", "99999"),
+        of("mkdir -p LINK/x", "99998"),
         format!("printf 1 > {}", "9".repeat(250)),
     ];
     for plant in plants {

@@ -3,15 +3,19 @@
 //! A link is known by its index: the sysctl goes with it when somebody gives it another name.
 //!
 //! What it was before stands twice: as the comment of the chain that counts a link's users, which counts, and in a file
-//! for each link, which is called by its index. `nft flush ruleset`, which every restart of Debian's nftables service is, takes the table with the guard
+//! for each link, which is called by its namespace and its index: namespaces may share /run. `nft flush ruleset`, which every restart of Debian's nftables service is, takes the table with the guard
 //! and the comment, and leaves the sysctl. Who next finds the table gone gives every link that has a file its value back.
 
 use std::path::Path;
 
 use common::Result;
+use common::link::RouteSocket;
+use common::link::attributes::mac_text;
+use common::link::device::Device;
+use common::netns::{self, Netns};
 use common::nft::NftSocket;
 use common::store::{Directory, Stored};
-use common::{netns, sysctl};
+use common::sysctl;
 
 use crate::rules::{self, TABLE};
 
@@ -24,7 +28,7 @@ const TRIES: usize = 10;
 /// A link to containers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
-    /// Its index, which no other link of the namespace gets until the next boot.
+    /// Its index, which the kernel gives to no other link of the namespace until the next boot, unless it is asked to.
     pub index: u32,
     /// What it is or was called.
     pub name: String,
@@ -54,8 +58,7 @@ pub fn write(link: &str, value: &str) -> Result<()> {
 pub fn open(link: &Link) -> Result<()> {
     let Some(sysctl) = name(&link.name) else { return Ok(()) };
     let Some(before) = read(&link.name)?.filter(|before| before != "1") else { return Ok(()) };
-    let file = link.index.to_string();
-    let kept = Directory::create(Path::new(DIRECTORY)).and_then(|files| files.write(&file, before.as_bytes()));
+    let kept = OpenLinks::create().and_then(|files| files.note(link.index, &before));
     if let Err(error) = kept {
         log::info!("if the table is flushed by hand, route_localnet of {} will stay on: {error}", link.name);
     }
@@ -67,63 +70,115 @@ pub fn open(link: &Link) -> Result<()> {
 /// Of a ruleset that somebody has restored after a reboot, the index is another link's: one of another name is left alone, if
 /// there is no file that says that it was opened since.
 pub fn close(link: &Link, before: &str) -> Result<()> {
-    let files = Directory::open(Path::new(DIRECTORY))?;
+    let files = OpenLinks::find()?;
     if let Some(name) = netns::ifname(link.index)? {
         let is_kept = match &files {
-            Some(files) if name != link.name => remembered(files, link.index)?.is_some(),
+            Some(files) if name != link.name => files.before(link.index)?.is_some(),
             _ => false,
         };
         if name == link.name || is_kept {
             write(&name, before)?;
         }
     }
-    files.map_or(Ok(()), |files| forget(&files, &link.index.to_string()))
-}
-
-/// Removes a file. What isn't one of ours and can't be removed is passed over: nobody believes it.
-fn forget(files: &Directory, file: &str) -> Result<()> {
-    match files.remove(file) {
-        Err(error) if matches!(files.read(file), Ok(Stored::Spoilt(_))) => {
-            log::warn!("{error}; it is passed over");
-            Ok(())
-        }
-        outcome => outcome.map(drop),
-    }
+    files.map_or(Ok(()), |files| files.forget(link.index))
 }
 
 /// What a link goes back to: what is remembered of it from before the table was flushed, or else its value now.
 pub fn before(link: &Link) -> Result<String> {
-    let files = Directory::open(Path::new(DIRECTORY))?;
-    let remembered = files.map_or(Ok(None), |files| remembered(&files, link.index))?;
+    let remembered = OpenLinks::find()?.map_or(Ok(None), |files| files.before(link.index))?;
     Ok(remembered.or(read(&link.name)?).unwrap_or_else(|| "0".into()))
-}
-
-/// Only of a link that was not open there is a file: one that says else is not ours, and opens nothing, whoever could put it there.
-fn remembered(files: &Directory, index: u32) -> Result<Option<String>> {
-    Ok(match files.read(&index.to_string())? {
-        Stored::Bytes(bytes) if bytes == b"0" => Some("0".into()),
-        _ => None,
-    })
 }
 
 /// After the table was found gone: each link that was open and has no guard by now gets its value back.
 pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
-    let Some(files) = Directory::open(Path::new(DIRECTORY))? else { return Ok(()) };
-    for file in files.names()? {
-        // What else is there is nobody's of ours.
-        let Ok(index) = file.parse() else { continue };
+    let Some(files) = OpenLinks::find()? else { return Ok(()) };
+    for index in files.indices()? {
         if is_guarded(socket, index)? {
             continue;
         }
         let name = netns::ifname(index)?.unwrap_or_default();
-        if let Some(before) = remembered(&files, index)? {
+        if let Some(before) = files.before(index)? {
             log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
             settle(socket, &Link { index, name }, &before)?;
         } else {
-            forget(&files, &file)?;
+            files.forget(index)?;
         }
     }
     Ok(())
+}
+
+/// The files of this namespace's links: what else is in the directory is another's, or nobody's of ours.
+struct OpenLinks {
+    directory: Directory,
+    /// What their names begin with.
+    prefix: String,
+}
+
+impl OpenLinks {
+    fn find() -> Result<Option<OpenLinks>> {
+        Directory::open(Path::new(DIRECTORY))?.map(OpenLinks::of).transpose()
+    }
+
+    fn create() -> Result<OpenLinks> {
+        OpenLinks::of(Directory::create(Path::new(DIRECTORY))?)
+    }
+
+    fn of(directory: Directory) -> Result<OpenLinks> {
+        // The inode may be another namespace's after this one; an older kernel tells nothing better.
+        let netns = match netns::cookie()? {
+            Some(cookie) => cookie,
+            None => Netns::own()?.identity()?.1,
+        };
+        Ok(OpenLinks { directory, prefix: format!("{netns}:") })
+    }
+
+    fn file(&self, index: u32) -> String {
+        format!("{}{index}", self.prefix)
+    }
+
+    fn indices(&self) -> Result<Vec<u32>> {
+        let names = self.directory.names()?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(&self.prefix)?.parse().ok()).collect())
+    }
+
+    /// Notes what a link goes back to, and which link that is.
+    fn note(&self, index: u32, before: &str) -> Result<()> {
+        let Some(link) = RouteSocket::open()?.device_at(index)? else { return Ok(()) };
+        let text = format!("{before} {} {}", known_by(&link), link.name);
+        self.directory.write(&self.file(index), text.as_bytes())
+    }
+
+    /// What the link of this index goes back to, if it is the one that was noted.
+    ///
+    /// Only of a link that was not open there is a file: one that says else is not ours, and opens nothing, whoever could put it
+    /// there.
+    fn before(&self, index: u32) -> Result<Option<String>> {
+        let Stored::Bytes(bytes) = self.directory.read(&self.file(index))? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes);
+        let ["0", known, name] = text.splitn(3, ' ').collect::<Vec<_>>()[..] else { return Ok(None) };
+        let link = RouteSocket::open()?.device_at(index)?;
+        Ok(link.filter(|link| link.name == name || known_by(link) == known).map(|_| "0".into()))
+    }
+
+    /// Removes a file. What isn't one of ours and can't be removed is passed over: nobody believes it.
+    fn forget(&self, index: u32) -> Result<()> {
+        let file = self.file(index);
+        match self.directory.remove(&file) {
+            Err(error) if matches!(self.directory.read(&file), Ok(Stored::Spoilt(_))) => {
+                log::warn!("{error}; it is passed over");
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+/// What stays of a link when it gets another name. A bridge's address goes with its ports.
+fn known_by(link: &Device) -> String {
+    match link.mac {
+        Some(mac) if link.kind != "bridge" => mac_text(&mac),
+        _ => format!("a-{}", link.kind),
+    }
 }
 
 /// Leaves a link open if it is guarded, closed if not, whatever others do meanwhile.

@@ -53,8 +53,8 @@ fn a_link_that_was_renamed_after_its_guard_was_flushed_is_closed_by_whoever_come
 fn a_restored_ruleset_changes_nothing_of_a_link_that_has_another_s_index_now() {
     let (lab, container, ..) = under_attack();
     add(&lab, &container, &port(8080, 80));
-    let index = |link: &str| lab.host.run(&format!("cat /sys/class/net/{link}/ifindex")).trim().to_owned();
-    let saved = rules(&lab).replace(&format!("loopback-{}", index("cni0")), &format!("loopback-{}", index("ext0")));
+    let saved =
+        rules(&lab).replace(&format!("loopback-{}", index(&lab, "cni0")), &format!("loopback-{}", index(&lab, "ext0")));
     lab.host.nft("flush ruleset");
     lab.host.nft(&saved);
     lab.host.set_sysctl("net/ipv4/conf/ext0/route_localnet", "1");
@@ -114,5 +114,46 @@ fn del_closes_the_ports_where_the_link_can_t_be_closed_and_the_next_del_does_the
         del(&lab, &container, &json!({}));
         assert_eq!(route_localnet(&lab, "cni0"), "0");
         lab.host.assert_same_as(&before);
+    }
+}
+
+fn index(lab: &Lab, link: &str) -> String {
+    lab.host.run(&format!("cat /sys/class/net/{link}/ifindex")).trim().to_owned()
+}
+
+/// Containers with a network namespace and the host's /run, and those who test, share the directory.
+#[test]
+fn what_is_kept_of_open_links_is_of_their_own_namespace() {
+    let (lab, container, attacker, _server) = under_attack();
+    add(&lab, &container, &port(8080, 80));
+    let script = format!(
+        "sysctl=/proc/sys/net/ipv4/conf/k0/route_localnet; ip link add name k0 index {} type veth peer name k1; \
+         echo 1 >$sysctl; \"$0\" \"$@\"; echo \"theirs is $(cat $sysctl)\" >&2",
+        index(&lab, "cni0")
+    );
+    let wrapper = ["unshare", "-n", "sh", "-c", &script];
+    let config = config(&attacker, &json!({}));
+    let there = Plugin::ours("portmap").call_under(&wrapper, &lab.host, Verb::Del, &config, &attacker.target());
+    assert!(there.stderr.contains("theirs is 1"), "{}", there.stderr);
+    lab.host.nft("flush ruleset");
+    del(&lab, &container, &json!({}));
+    assert_eq!(route_localnet(&lab, "cni0"), "0");
+}
+
+#[test]
+fn a_link_that_got_the_index_of_one_that_is_gone_is_left_alone() {
+    for flushed in [true, false] {
+        let (lab, container, ..) = under_attack();
+        add(&lab, &container, &port(8080, 80));
+        let index = index(&lab, "cni0");
+        lab.host.run("ip link delete cni0");
+        lab.host.run(&format!("ip link add name d0 index {index} type veth peer name d1"));
+        lab.host.set_sysctl("net/ipv4/conf/d0/route_localnet", "1");
+        if flushed {
+            lab.host.nft("flush ruleset");
+        }
+        del(&lab, &container, &json!({}));
+        assert_eq!(route_localnet(&lab, "d0"), "1", "it was the administrator's");
+        assert!(lab.host.try_run("ls /run/cni/portmap/*").is_err());
     }
 }
