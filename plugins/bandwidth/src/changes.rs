@@ -673,7 +673,8 @@ impl<'a> Hands<'a> {
                 outcome?;
                 self.ifbs.retain(|device| device.name != *name);
             }
-            Change::AddBucket(..) | Change::AddHooks | Change::AddFilter(..) => drop(outcome.map_err(overtaken)?),
+            Change::AddFilter(..) => drop(outcome.map_err(|error| shares_filters(overtaken(error), self.link))?),
+            Change::AddBucket(..) | Change::AddHooks => drop(outcome.map_err(overtaken)?),
             _ => drop(outcome?),
         }
         Ok(())
@@ -695,6 +696,21 @@ fn just_taken(error: Error, name: &str) -> Error {
 fn overtaken(error: Error) -> Error {
     match error {
         Error::Kernel { errno: Errno::EEXIST, .. } => Error::TryAgain { what: error.to_string() },
+        error => error,
+    }
+}
+
+/// No filter of a single link can be added where several share them (`tcf_block_shared`, net/sched/cls_api.c).
+fn shares_filters(error: Error, link: &Device) -> Error {
+    match error {
+        Error::Kernel { errno: Errno::EOPNOTSUPP, .. } => Error::Link {
+            link: link.name.clone(),
+            reason: format!(
+                "its hooks take their filters from a block that is shared (ingress_block, egress_block), to which none for this \
+                 link alone can be added; give it hooks of its own (tc qdisc del dev {} clsact)",
+                link.name
+            ),
+        },
         error => error,
     }
 }

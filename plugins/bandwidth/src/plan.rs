@@ -210,7 +210,10 @@ pub fn ifb_names(attachment: &Attachment, hook: Hook) -> Vec<String> {
 fn choose_name(attachment: &Attachment, hook: Hook, owner: &Owner, facts: &Facts) -> Result<String> {
     let names = ifb_names(attachment, hook);
     let holder = |name: &String| facts.named.iter().find(|device| device.name == *name);
-    let labelled = |h: &Device| h.kind == "ifb" && h.alias == owner.label;
+    let labelled = |h: &Device| {
+        let has_mac = h.mac == Some(owner.mac(hook)) && !facts.busy.contains(&h.index);
+        h.kind == "ifb" && (h.alias == owner.label || has_mac)
+    };
     let ours = names.iter().find(|name| holder(name).is_some_and(labelled));
     let renamed = || {
         let is_for_hook = |h: &&Device| labelled(h) && h.mac == Some(owner.mac(hook));
@@ -274,11 +277,10 @@ impl Owner {
         device.mac.is_some_and(|mac| self.macs.contains(&mac))
     }
 
-    /// Whether a link is one of its ifbs, whatever its name: by its alias, or, where somebody has taken that away or an ADD was
-    /// cut off before, by its address.
+    /// Whether a link is one of its ifbs, whatever its name: by its alias, or, where somebody has taken that away or replaced it,
+    /// or an ADD was cut off before, by its address.
     pub fn has(&self, device: &Device) -> bool {
-        let is_known = if device.alias.is_empty() { self.has_mac_of(device) } else { device.alias == self.label };
-        device.kind == "ifb" && is_known
+        device.kind == "ifb" && (device.alias == self.label || self.has_mac_of(device))
     }
 }
 

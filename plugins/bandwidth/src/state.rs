@@ -556,7 +556,7 @@ impl Owner {
     /// it is the reference's, unless it serves another link than ours, or is just being made for another.
     fn owns(&self, socket: &RouteSocket, ifb: &Device, carrier: Option<&Carrier>) -> bool {
         if ifb.kind != "ifb" || !ifb.alias.is_empty() {
-            return ifb.kind == "ifb" && ifb.alias == self.label;
+            return self.has(ifb);
         }
         let served = redirectors(socket, std::slice::from_ref(ifb));
         let may_be_ours = match carrier.filter(|carrier| carrier.certain) {
@@ -627,7 +627,7 @@ impl Owner {
                 let may_be_anothers = anothers.as_ref().is_some_and(|owner| present.is_marked(owner.mark));
                 let asked = removal == Removal::Asked;
                 let trust = Trust {
-                    unmarked: by_label || (certain && anothers.is_none()),
+                    unmarked: asked && (by_label || (certain && anothers.is_none())),
                     references: asked && (by_label || (certain && !may_be_anothers)),
                     label: asked,
                 };

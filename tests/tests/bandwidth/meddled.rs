@@ -369,3 +369,46 @@ fn an_ifb_has_the_mtu_of_its_link_after_the_next_add_and_goes_when_no_limit_need
     case.call(Verb::Add).succeeds();
     assert_eq!(ifbs(&case), "");
 }
+
+#[test]
+fn an_ifb_whose_alias_somebody_has_replaced_goes_on_limiting_and_is_removed() {
+    for remove in ["DEL", "DEL without netns", "GC"] {
+        let case = Case::both(10_000_000, SENTINEL);
+        let before = case.lab.host.snapshot();
+        let result = case.call(Verb::Add).succeeds();
+        let replace = || drop(case.lab.host.run(&format!("ip link set {} alias uplink", ifb(&result))));
+        replace();
+        assert_eq!(case.call(Verb::Add).succeeds(), result);
+        case.call(Verb::Check).succeeds();
+        replace();
+        match remove {
+            "DEL" => drop(case.call(Verb::Del).succeeds()),
+            "GC" => case.gc(json!([])),
+            _ => {
+                let bare = case.container.target().without_netns();
+                case.call_with(Verb::Del, &case.config(), &bare).succeeds();
+            }
+        }
+        case.lab.host.assert_same_as(&before);
+    }
+}
+
+#[test]
+fn gc_leaves_a_bucket_without_a_mark_to_whom_only_an_alias_gives_it() {
+    let case = Case::both(10_000_000, SENTINEL);
+    case.lab.host.run("ip link set veth2 alias net/foo/bar");
+    case.tc("qdisc add dev veth2 root handle 6277: tbf rate 5mbit burst 5000 limit 10000");
+    let before = case.lab.host.snapshot();
+    case.gc(json!([]));
+    case.lab.host.assert_same_as(&before);
+}
+
+#[test]
+fn hooks_that_share_their_filters_with_other_links_are_named() {
+    let case = Case::new(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
+    case.tc("qdisc add dev veth2 ingress_block 22 egress_block 23 clsact");
+    let before = case.lab.host.snapshot();
+    let error = case.call(Verb::Add).fails_with(105);
+    assert!(error.msg.contains("from a block that is shared"), "{error:?}");
+    case.lab.host.assert_same_as(&before);
+}
