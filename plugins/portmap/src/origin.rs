@@ -170,12 +170,14 @@ mod tests {
             Trace::Netns(NetnsFile { inode, directory, path: path.into() })
         };
         let veth = Trace::Link("veth#1".into(), 7);
-        for trace in [Trace::None, veth, netns("/run/netns/with space"), netns(containerd_s)] {
-            for id in [None, id_of(&"f".repeat(65))] {
-                let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id, trace: trace.clone() };
-                assert_eq!(Origin::read(&origin.to_string()), Some(origin.clone()), "{origin}");
-                assert!(origin.to_string().len() <= LABEL_MAX);
-            }
+        let traces = [Trace::None, veth.clone(), netns("/run/netns/with space"), netns(containerd_s)];
+        let of_long_names = [Trace::None, veth, netns("/run/netns/with space")];
+        let long = id_of(&"f".repeat(65));
+        let all = traces.map(|trace| (None, trace)).into_iter().chain(of_long_names.map(|trace| (long.clone(), trace)));
+        for (id, trace) in all {
+            let origin = Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id, trace };
+            assert_eq!(Origin::read(&origin.to_string()), Some(origin.clone()), "{origin}");
+            assert!(origin.to_string().len() <= LABEL_MAX);
         }
     }
 
