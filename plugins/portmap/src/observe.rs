@@ -15,7 +15,7 @@ use rtnetlink::RouteMessageBuilder;
 use crate::config::{Config, Mark, Masquerade};
 use crate::liveness;
 use crate::localnet::Link;
-use crate::rules::Facts;
+use crate::rules::{Facts, LOOPBACK_INDEX};
 
 /// The mark of kube-proxy's chain `KUBE-MARK-MASQ`, which its `--iptables-masquerade-bit` (14) sets.
 const KUBE_MARK_MASQ: (&str, u32) = ("KUBE-MARK-MASQ", 0x4000);
@@ -62,14 +62,14 @@ fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    let Some(index) = index else { return Ok(None) };
+    let Some(index) = index.filter(|index| *index != LOOPBACK_INDEX) else { return Ok(None) };
     let name = route.link_by_index(index)?.and_then(|link| {
         link.attributes.into_iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name),
             _ => None,
         })
     });
-    Ok(name.filter(|name| name != "lo").map(|name| Link { index, name }))
+    Ok(name.map(|name| Link { index, name }))
 }
 
 /// The bits that a chain of iptables sets, as far as that can be seen: iptables-nft keeps it in nf_tables.

@@ -299,6 +299,8 @@ fn dnat_chain(version: IpVersion, specific: bool) -> Chain {
 const BEHIND_SRCNAT: i32 = 105;
 /// `raw`: NF_IP_PRI_RAW, before connection tracking.
 const RAW: i32 = -300;
+/// Of every namespace's `lo`, whatever it is called (`LOOPBACK_IFINDEX`, include/net/flow.h).
+pub const LOOPBACK_INDEX: u32 = 1;
 const LOOPBACK_NET: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
 
 /// Where what claims to be 127.0.0.0/8 and comes by a link goes.
@@ -311,7 +313,7 @@ const FORGED: &str = "loopback_forged";
 /// whatever does is forged. What this host itself sends there has been led in `output`, and comes by `lo`.
 fn loopback_guard() -> Chain {
     let (net, len) = LOOPBACK_NET;
-    let by_a_link = || Statement::is_not(Selector::Iifname, Value::Ifname("lo".into()));
+    let by_a_link = || Statement::is_not(Selector::Iif, Value::Ifindex(LOOPBACK_INDEX));
     let forged = |test| Rule::new([test, by_a_link(), Statement::goto(FORGED)]);
     let rules = vec![forged(Statement::to_subnet(net, len)), forged(Statement::from_subnet(net, len))];
     Chain::base("loopback_guard", HookKind::Filter, HookPoint::Prerouting, RAW, rules)

@@ -157,3 +157,16 @@ fn a_link_that_got_the_index_of_one_that_is_gone_is_left_alone() {
         assert!(lab.host.try_run("ls /run/cni/portmap/*").is_err());
     }
 }
+
+#[test]
+fn what_the_host_sends_to_itself_passes_whatever_its_own_link_is_called() {
+    let (lab, container, attacker, _server) = under_attack();
+    let _inside = serve(&container.netns, 80, "inside");
+    lab.host.run("ip link set lo down");
+    lab.host.run("ip link set lo name loop0 up");
+    add(&lab, &container, &port(8080, 80));
+    all_reach(&lab.host, &["127.0.0.1:7777"], "secret");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    none_reach(&attacker.netns, &["127.0.0.1:7777"]);
+    check(&lab, &container, &port(8080, 80));
+}
