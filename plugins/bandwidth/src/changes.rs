@@ -675,6 +675,7 @@ impl<'a> Hands<'a> {
             }
             Change::AddFilter(..) => drop(outcome.map_err(|error| shares_filters(overtaken(error), self.link))?),
             Change::AddBucket(..) | Change::AddHooks => drop(outcome.map_err(overtaken)?),
+            Change::ChangeBucket(..) | Change::RenewBucket(..) => drop(outcome.map_err(withdrawn)?),
             _ => drop(outcome?),
         }
         Ok(())
@@ -692,10 +693,18 @@ fn just_taken(error: Error, name: &str) -> Error {
 }
 
 /// Nothing was there a moment ago: another ADD of the same attachment has gone on with what this one has begun. To take that
-/// away would take it from the other.
+/// away would take it from the other. Or it has taken away the ifb that this one relies on.
 fn overtaken(error: Error) -> Error {
     match error {
-        Error::Kernel { errno: Errno::EEXIST, .. } => Error::TryAgain { what: error.to_string() },
+        Error::Kernel { errno: Errno::EEXIST | Errno::ENODEV, .. } => Error::TryAgain { what: error.to_string() },
+        error => error,
+    }
+}
+
+/// It was there a moment ago: another ADD of the same attachment, which wants no limit in this place, has taken it away.
+fn withdrawn(error: Error) -> Error {
+    match error {
+        Error::Kernel { errno: Errno::ENOENT | Errno::ENODEV, .. } => Error::TryAgain { what: error.to_string() },
         error => error,
     }
 }

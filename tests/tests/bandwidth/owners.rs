@@ -212,3 +212,24 @@ fn del_of_an_attachment_that_two_living_links_have_leaves_no_filter_that_leads_t
     case.lab.host.command("ip").args(["link", "set", "veth2", "alias", ""]).status().unwrap();
     case.lab.host.assert_same_as(&before);
 }
+
+#[test]
+fn two_adds_of_an_attachment_at_once_that_want_limits_in_different_places_both_succeed() {
+    let case = Case::both(5_000_000, SENTINEL);
+    let before = case.lab.host.snapshot();
+    let of = |keys| config("1.1.0", &keys, Some(case.container.prev_result("1.1.0")));
+    let configs = [
+        of(limits(20_000_000, SENTINEL)),
+        of(with(limits(10_000_000, SENTINEL), "unshapedSubnets", json!(["198.51.100.0/24"]))),
+    ];
+    for _ in 0..60 {
+        case.call(Verb::Add).succeeds();
+        std::thread::scope(|scope| {
+            let case = &case;
+            let add =
+                |config| scope.spawn(move || case.call_with(Verb::Add, config, &case.container.target()).succeeds());
+            configs.each_ref().map(add).into_iter().for_each(|call| drop(call.join().unwrap()));
+        });
+        case.del_leaves(&before);
+    }
+}
