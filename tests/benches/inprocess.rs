@@ -79,7 +79,7 @@ fn plan_portmap(bencher: divan::Bencher<'_, '_>, count: usize) {
     let bytes = stdin("portmap", &ports(count));
     let (call, config, prev) = interpret::<portmap::Portmap>(environment(), &bytes).unwrap();
     let prev = prev.unwrap();
-    let link = Link { index: 5, name: "cni0".into() };
+    let link = Link { index: 5, name: "cni0".into(), known_by: None };
     let origin =
         Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id: None, trace: Trace::Link("veth1".into(), 7) };
     bencher

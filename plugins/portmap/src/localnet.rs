@@ -32,6 +32,15 @@ pub struct Link {
     pub index: u32,
     /// What it is or was called.
     pub name: String,
+    /// What stays of it when it gets another name; `None` where it hasn't been looked at.
+    pub known_by: Option<String>,
+}
+
+impl Link {
+    /// A link as the kernel has it.
+    pub fn of(device: &Device) -> Link {
+        Link { index: device.index, name: device.name.clone(), known_by: Some(known_by(device)) }
+    }
 }
 
 fn name(link: &str) -> Option<sysctl::Name> {
@@ -58,7 +67,7 @@ pub fn write(link: &str, value: &str) -> Result<()> {
 pub fn open(link: &Link) -> Result<()> {
     let Some(sysctl) = name(&link.name) else { return Ok(()) };
     let Some(before) = read(&link.name)?.filter(|before| before != "1") else { return Ok(()) };
-    let kept = OpenLinks::create().and_then(|files| files.note(link.index, &before));
+    let kept = OpenLinks::create().and_then(|files| files.note(link, &before));
     if let Err(error) = kept {
         log::info!("if the table is flushed by hand, route_localnet of {} will stay on: {error}", link.name);
     }
@@ -99,7 +108,7 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
         let name = netns::ifname(index)?.unwrap_or_default();
         if let Some(before) = files.before(index)? {
             log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
-            settle(socket, &Link { index, name }, &before)?;
+            settle(socket, &Link { index, name, known_by: None }, &before)?;
         } else {
             files.forget(index)?;
         }
@@ -142,10 +151,14 @@ impl OpenLinks {
     }
 
     /// Notes what a link goes back to, and which link that is.
-    fn note(&self, index: u32, before: &str) -> Result<()> {
-        let Some(link) = RouteSocket::open()?.device_at(index)? else { return Ok(()) };
-        let text = format!("{before} {} {}", known_by(&link), link.name);
-        self.directory.write(&self.file(index), text.as_bytes())
+    fn note(&self, link: &Link, before: &str) -> Result<()> {
+        let looked_at = match link.known_by {
+            Some(_) => None,
+            None => RouteSocket::open()?.device_at(link.index)?.as_ref().map(Link::of),
+        };
+        let Link { index, name, known_by } = looked_at.as_ref().unwrap_or(link);
+        let text = format!("{before} {} {name}", known_by.as_deref().unwrap_or_default());
+        self.directory.write(&self.file(*index), text.as_bytes())
     }
 
     /// What the link of this index goes back to, if it is the one that was noted.

@@ -7,7 +7,6 @@ use common::link::RouteSocket;
 use common::nft::{Family, NftSocket, Statement, Table};
 use common::{Call, Error, Result};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
@@ -63,13 +62,7 @@ fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
         _ => None,
     });
     let Some(index) = index.filter(|index| *index != LOOPBACK_INDEX) else { return Ok(None) };
-    let name = route.link_by_index(index)?.and_then(|link| {
-        link.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        })
-    });
-    Ok(name.map(|name| Link { index, name }))
+    Ok(route.device_at(index)?.as_ref().map(Link::of))
 }
 
 /// The bits that a chain of iptables sets, as far as that can be seen: iptables-nft keeps it in nf_tables.

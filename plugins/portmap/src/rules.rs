@@ -597,7 +597,7 @@ pub fn loopback(link: &Link, before: &str) -> Shared {
 pub fn read_loopback(chain: &str, comment: &str) -> Option<(String, Link)> {
     let index = chain.strip_prefix(LOOPBACK_PREFIX)?.parse().ok()?;
     let (before, name) = comment.strip_prefix("route_localnet ")?.split_once(" on ")?;
-    Some((before.to_owned(), Link { index, name: name.to_owned() }))
+    Some((before.to_owned(), Link { index, name: name.to_owned(), known_by: None }))
 }
 
 impl fmt::Display for Share {
