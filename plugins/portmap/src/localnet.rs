@@ -3,8 +3,9 @@
 //! A link is known by its index: the sysctl goes with it when somebody gives it another name.
 //!
 //! What it was before stands twice: as the comment of the chain that counts a link's users, which counts, and in a file
-//! for each link, which is called by its namespace and its index: namespaces may share /run. `nft flush ruleset`, which every restart of Debian's nftables service is, takes the table with the guard
-//! and the comment, and leaves the sysctl. Who next finds the table gone gives every link that has a file its value back.
+//! for each link, which is called by its namespace and its index: namespaces may share /run. `nft flush ruleset`, which every
+//! restart of Debian's nftables service is, takes the table with the guard and the comment, and leaves the sysctl. Who next
+//! finds the table gone gives every link that has a file its value back.
 
 use std::path::Path;
 
