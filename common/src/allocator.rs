@@ -2,15 +2,15 @@
 //!
 //! A plugin lives for a millisecond and asks some two thousand times for a few bytes. In glibc's allocator that was a third of
 //! all instructions of an ADD: each piece has a header that is looked at from both sides, the lists of freed ones are seven
-//! long, and then neighbours are joined. Here a piece of up to [`LARGEST`] bytes comes from the list of its size, or from a
+//! long, and then neighbours are joined. Here a piece of up to `LARGEST` bytes comes from the list of its size, or from a
 //! block of which nothing is given back before the process ends. Larger ones, and those of the C libraries, are glibc's.
 //!
 //! Each thread has lists of its own; a piece that another thread gives back goes into that one's.
 //!
 //! # Safety
 //!
-//! A piece of a list is as long as its size class, begins at a multiple of [`GRAIN`] and is in no other list: [`Lists::carve`]
-//! cuts it from a block once, [`Lists::take`] removes it from its list. Which class a piece is of follows from its layout alone,
+//! A piece of a list is as long as its size class, begins at a multiple of `GRAIN` and is in no other list: `Lists::carve`
+//! cuts it from a block once, `Lists::take` removes it from its list. Which class a piece is of follows from its layout alone,
 //! which the caller must give again when it gives the piece back ([`GlobalAlloc`]), so it comes back to where it is from. While a
 //! piece is in a list its first eight bytes, which are aligned for it, hold the address of the next one.
 #![allow(unsafe_code)]
