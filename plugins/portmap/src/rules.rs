@@ -222,14 +222,19 @@ fn key_selectors(version: IpVersion, specific: bool) -> Vec<Selector> {
     address.into_iter().chain([Selector::L4proto, Selector::ThDport]).collect()
 }
 
+/// As `ports4`, `addr_ports6`.
+fn name_of(what: &str, version: IpVersion, specific: bool) -> String {
+    let at = if specific { "addr_" } else { "" };
+    let digit = match version {
+        IpVersion::V4 => 4,
+        IpVersion::V6 => 6,
+    };
+    format!("{at}{what}{digit}")
+}
+
 /// The map from host ports to the container's address and port.
 pub fn ports_map(version: IpVersion, specific: bool) -> Set {
-    let name = match (specific, version) {
-        (false, IpVersion::V4) => "ports4",
-        (false, IpVersion::V6) => "ports6",
-        (true, IpVersion::V4) => "addr_ports4",
-        (true, IpVersion::V6) => "addr_ports6",
-    };
+    let name = name_of("ports", version, specific);
     Set::map(name, key_types(version, specific), [version.address_type(), DataType::InetService])
 }
 
@@ -247,12 +252,7 @@ pub fn kind_set_of(name: &str) -> Option<Set> {
 /// The set of those containers that come to their own ports and have no subnet to tell them by: the container's address
 /// before the key of the port. So each element is of one port, and goes with its owner, whoever else has had the address.
 pub fn self_set(version: IpVersion, specific: bool) -> Set {
-    let name = match (specific, version) {
-        (false, IpVersion::V4) => "self4",
-        (false, IpVersion::V6) => "self6",
-        (true, IpVersion::V4) => "addr_self4",
-        (true, IpVersion::V6) => "addr_self6",
-    };
+    let name = name_of("self", version, specific);
     let types: Vec<DataType> = [version.address_type()].into_iter().chain(key_types(version, specific)).collect();
     Set::of(name, types)
 }

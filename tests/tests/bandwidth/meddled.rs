@@ -204,6 +204,13 @@ fn filters_of_others_at_our_priority_and_at_the_references_outlive_ours() {
     assert_eq!(left(&case), (1, 0));
 }
 
+fn del_of_another_changes_nothing(case: &Case) {
+    let with_limits = case.lab.host.snapshot();
+    let another = Target { container: "another".into(), ..case.container.target() };
+    case.call_with(Verb::Del, &case.config(), &another).succeeds();
+    case.lab.host.assert_same_as(&with_limits);
+}
+
 #[test]
 fn an_alias_that_only_looks_like_a_label_keeps_nobody_from_his_own() {
     let case = Case::new(json!({"ingressRate": 10_000_000, "ingressBurst": 400_000}));
@@ -213,10 +220,7 @@ fn an_alias_that_only_looks_like_a_label_keeps_nobody_from_his_own() {
     case.del_leaves(&before);
     // Ours, of another attachment: its mark is there.
     case.call(Verb::Add).succeeds();
-    let with_limits = case.lab.host.snapshot();
-    let another = Target { container: "another".into(), ..case.container.target() };
-    case.call_with(Verb::Del, &case.config(), &another).succeeds();
-    case.lab.host.assert_same_as(&with_limits);
+    del_of_another_changes_nothing(&case);
     case.del_leaves(&before);
 }
 
@@ -345,10 +349,7 @@ fn what_the_reference_made_goes_with_nobody_but_whose_filters_are_beside_it() {
     case.add_by_the_reference();
     let case = case.keyed(json!({"egressRate": 10_000_000, "egressBurst": 400_000}));
     case.call(Verb::Add).succeeds();
-    let with_limits = case.lab.host.snapshot();
-    let another = Target { container: "another".into(), ..case.container.target() };
-    case.call_with(Verb::Del, &case.config(), &another).succeeds();
-    case.lab.host.assert_same_as(&with_limits);
+    del_of_another_changes_nothing(&case);
     case.del_leaves(&before);
 }
 
