@@ -206,12 +206,21 @@ impl Case for Calls {
         "calls"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
+    fn title(&self) -> String {
+        "What a call costs, each by itself on an otherwise empty host".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        scenarios().into_iter().map(|scenario| scenario.name).collect()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
         let tracks = Track::all(bench)?;
-        let mut report = Report::new(self.name(), "What a call costs, each by itself on an otherwise empty host");
+        let mut report = Report::default();
+        report.notes.push(FLOOR.into());
         let mut table = Table::new("each call by itself", columns());
         let mut groups = Vec::new();
-        for scenario in bench.chosen(self, &scenarios(), |s| &s.name) {
+        for scenario in scenarios().iter().filter(|scenario| scenario.name == item) {
             let costs = measure(&tracks, scenario, bench)?;
             report.notes.extend(complaints(&tracks, scenario, &costs));
             for (index, verb) in scenario.verbs.iter().enumerate() {
@@ -221,7 +230,6 @@ impl Case for Calls {
                 groups.push((format!("{}: {verb}", scenario.name), medians));
             }
         }
-        report.notes.push(FLOOR.into());
         let names = tracks.iter().map(|track| track.name.clone()).collect();
         let title = "Median time of a call (logarithmic)";
         report.charts.push(Chart::bars("calls", title, ("time", "ms"), names, groups).logarithmic());

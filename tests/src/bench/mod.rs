@@ -20,24 +20,29 @@
 //!     fn name(&self) -> &'static str {
 //!         "shaping"
 //!     }
-//!     fn run(&self, bench: &Bench) -> std::io::Result<Report> {
-//!         let mut report = Report::new(self.name(), "Whether a limit limits");
+//!     fn title(&self) -> String {
+//!         "Whether a limit limits".into()
+//!     }
+//!     fn items(&self) -> Vec<String> {
+//!         vec!["1M".into(), "10M".into()]
+//!     }
+//!     fn run(&self, bench: &Bench, item: &str) -> std::io::Result<Report> {
+//!         let mut report = Report::default();
 //!         let mut table = Table::new("accuracy", vec![Column::text("rate"), Column::number("mean", "Mbit/s", 2)]);
-//!         let rates = [1, 10].map(|rate| format!("{rate}M"));
-//!         for rate in bench.chosen(self, &rates, String::as_str) {
-//!             // … measure, for each of bench.contenders …
-//!             table.row([rate.as_str().into(), Cell::Number(9.97)]);
-//!         }
+//!         // … measure this item, for each of bench.contenders …
+//!         table.row([item.into(), Cell::Number(9.97)]);
 //!         report.tables.push(table);
 //!         let series = vec![Series::new("ours", vec![(0.0, 9.9), (0.1, 10.0)])];
-//!         report.charts.push(Chart::lines("shaping", "A 10 Mbit/s pod", ("time", "s"), ("rate", "Mbit/s"), series));
+//!         let (file, title) = (format!("shaping-{item}"), format!("A pod of {item}bit/s"));
+//!         report.charts.push(Chart::lines(&file, &title, ("time", "s"), ("rate", "Mbit/s"), series));
 //!         Ok(report)
 //!     }
 //! }
 //! ```
 //!
 //! 2. A line in [`cases`]. That is all: `make bench CASE=shaping` (or `CASE=shaping/10M`: only the items whose name
-//!    contains that) runs it, and with `OUT=docs/bench` its tables and plots get into `docs/bench/README.md`.
+//!    contains that) runs it, and with `OUT=docs/bench` its tables and plots get into `docs/bench/README.md`. What several
+//!    items say under one title, with one head, becomes one table.
 //!
 //! Whatever a case makes, it makes in namespaces that go with it. Contenders take turns (A B A B …), so that a change
 //! of the machine's mood hits all of them.
@@ -85,11 +90,40 @@ pub fn cases() -> Vec<Box<dyn Case>> {
 
 /// One subject of measurement.
 pub trait Case {
-    /// What `CASE=` chooses it by; also the stem of its files.
+    /// What `CASE=` chooses it by.
     fn name(&self) -> &'static str;
 
-    /// Measures.
-    fn run(&self, bench: &Bench) -> std::io::Result<Report>;
+    /// One line.
+    fn title(&self) -> String;
+
+    /// What can be measured by itself, in the order of the report.
+    fn items(&self) -> Vec<String>;
+
+    /// Measures one of the items.
+    fn run(&self, bench: &Bench, item: &str) -> std::io::Result<Report>;
+}
+
+/// A case, and those of its items that are to be measured.
+pub type Chosen = (Box<dyn Case>, Vec<String>);
+
+/// Those of the cases and of their items that contain what was asked for: `NAME` or `NAME/ITEM`.
+pub fn chosen(asked: &str) -> Result<Vec<Chosen>, String> {
+    let (name, item) = asked.split_once('/').unwrap_or((asked, ""));
+    let named: Vec<Box<dyn Case>> = cases().into_iter().filter(|case| case.name().contains(name)).collect();
+    if named.is_empty() {
+        let names: Vec<&str> = cases().iter().map(|case| case.name()).collect();
+        return Err(format!("no case is called “{name}”; there are: {}", names.join(", ")));
+    }
+    let there: Vec<String> = named.iter().map(|case| format!("{}: {}", case.name(), case.items().join("; "))).collect();
+    let with_items = named.into_iter().map(|case| {
+        let items: Vec<String> = case.items().into_iter().filter(|i| i.contains(item)).collect();
+        (case, items)
+    });
+    let chosen: Vec<_> = with_items.filter(|(_, items)| !items.is_empty()).collect();
+    if chosen.is_empty() {
+        return Err(format!("no item is called “{item}”; there are, of {}", there.join("\n  of ")));
+    }
+    Ok(chosen)
 }
 
 /// A directory of plugins, and what to call it.
@@ -108,30 +142,16 @@ pub struct Bench {
     pub contenders: Vec<Contender>,
     /// How often a call is repeated.
     pub rounds: usize,
-    case: String,
-    item: String,
 }
 
 impl Bench {
-    /// `case` is `NAME` or `NAME/ITEM`, where each part chooses what contains it; `more` are directories of plugins.
-    pub fn new(case: &str, rounds: usize, more: &[PathBuf]) -> Bench {
-        let (case, item) = case.split_once('/').unwrap_or((case, ""));
+    /// `more` are directories of plugins.
+    pub fn new(rounds: usize, more: &[PathBuf]) -> Bench {
         let mut contenders = vec![Contender { name: "ours".into(), bin: directory() }];
         let reference = Plugin::reference("portmap").path().parent().map(Path::to_owned);
         contenders.extend(reference.map(|bin| Contender { name: "reference".into(), bin }));
         contenders.extend(more.iter().map(|dir| Contender { name: dir.display().to_string(), bin: dir.clone() }));
-        Bench { contenders, rounds, case: case.to_owned(), item: item.to_owned() }
-    }
-
-    /// The cases that were asked for.
-    pub fn cases(&self) -> Vec<Box<dyn Case>> {
-        cases().into_iter().filter(|case| case.name().contains(&self.case)).collect()
-    }
-
-    /// Those of the items of a case that were asked for.
-    pub fn chosen<'a, T>(&self, case: &dyn Case, items: &'a [T], name: impl Fn(&T) -> &str) -> Vec<&'a T> {
-        debug_assert!(case.name().contains(&self.case), "a case that was not asked for");
-        items.iter().filter(|item| name(item).contains(&self.item)).collect()
+        Bench { contenders, rounds }
     }
 
     /// A bar of so many steps on the terminal; nothing in a pipe.
@@ -151,4 +171,30 @@ pub fn quantile(ascending: &[f64], part: f64) -> f64 {
     let last = ascending.len().saturating_sub(1);
     let at = ((last as f64) * part).round() as usize;
     ascending.get(at.min(last)).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::chosen;
+
+    #[test]
+    fn a_case_and_an_item_are_chosen_by_a_part_of_their_names() {
+        let names = |asked| -> Vec<String> {
+            let all = chosen(asked).unwrap();
+            all.iter().map(|(case, items)| format!("{}: {}", case.name(), items.join("; "))).collect()
+        };
+        assert_eq!(names("pod"), ["pod: whole"]);
+        assert_eq!(names("shaping-tcp/1G"), ["shaping-tcp-ingress: 1G", "shaping-tcp-egress: 1G"]);
+        assert_eq!(names("calls/10 ports"), ["calls: portmap, 10 ports"]);
+        assert_eq!(names("").len(), super::cases().len());
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_what_there_is() {
+        let refused = |asked| chosen(asked).err().unwrap();
+        assert!(refused("pdo").starts_with("no case is called “pdo”; there are: pod, calls, "));
+        let told = "no item is called “2G”; there are, of shaping-udp-ingress: none; 1M; 10M; 100M; 1G\n  of shaping-udp-egress";
+        assert!(refused("shaping-udp/2G").starts_with(told), "{}", refused("shaping-udp/2G"));
+    }
 }

@@ -23,6 +23,8 @@ use crate::traffic::throughput::throughput_via;
 #[derive(Debug)]
 pub struct Packets;
 
+const PLUGINS: [&str; 2] = ["portmap", "firewall"];
+
 const ENTRIES: [usize; 4] = [1, 100, 1_000, 10_000];
 
 /// New connections a figure is made of.
@@ -46,15 +48,22 @@ impl Case for Packets {
         "packets"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report =
-            Report::new(self.name(), "What a packet pays: new connections and throughput, by number of entries");
+    fn title(&self) -> String {
+        "What a packet pays: new connections and throughput, by number of entries".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        PLUGINS.map(String::from).into()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
+        let mut report = Report::default();
         report.notes.push(
             "The container is the newest of so many. The reference's other rules are put in by iptables-restore, exactly as \
              its plugin writes them; only IPv4's, because only IPv4 is measured."
                 .into(),
         );
-        for plugin in bench.chosen(self, &["portmap", "firewall"], |plugin| plugin) {
+        for plugin in PLUGINS.into_iter().filter(|plugin| *plugin == item) {
             measure(bench, &mut report, plugin)?;
         }
         Ok(report)

@@ -113,7 +113,15 @@ impl Case for Pod {
         "pod"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
+    fn title(&self) -> String {
+        "The start and the end of a whole pod: bridge and four chained plugins".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        vec!["whole".into()]
+    }
+
+    fn run(&self, bench: &Bench, _: &str) -> Result<Report> {
         let mut tracks: Vec<Track<'_>> = bench.contenders.iter().map(Track::new).collect();
         let rounds = bench.rounds.min(20);
         let progress = bench.progress("a whole pod", rounds);
@@ -124,11 +132,11 @@ impl Case for Pod {
             progress.inc(1);
         }
         progress.finish_and_clear();
-        Ok(report(self.name(), &tracks))
+        Ok(report(&tracks))
     }
 }
 
-fn report(name: &str, tracks: &[Track<'_>]) -> Report {
+fn report(tracks: &[Track<'_>]) -> Report {
     let all = 1 + CHAINED.len();
     let mut steps =
         vec![("the four chained plugins", 1..all), ("the whole pod, bridge included", 0..all), ("bridge", 0..1)];
@@ -157,7 +165,7 @@ fn report(name: &str, tracks: &[Track<'_>]) -> Report {
         }
     }
     let names = tracks.iter().map(|track| track.contender.name.clone()).collect();
-    let mut report = Report::new(name, "The start and the end of a whole pod: bridge and four chained plugins");
+    let mut report = Report::default();
     report.charts.push(Chart::bars("pod", "Start and end of a pod", ("time", "ms"), names, groups));
     report.tables.push(table);
     report

@@ -53,10 +53,18 @@ impl Case for Scaling {
         "scaling"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report = Report::new(self.name(), "What a call costs when there is much of everything");
-        for (_, item) in bench.chosen(self, &ITEMS, |(name, _)| name) {
-            item(bench, &mut report)?;
+    fn title(&self) -> String {
+        "What a call costs when there is much of everything".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        ITEMS.iter().map(|(name, _)| (*name).into()).collect()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
+        let mut report = Report::default();
+        for (_, measure) in ITEMS.iter().filter(|(name, _)| *name == item) {
+            measure(bench, &mut report)?;
         }
         Ok(report)
     }

@@ -38,6 +38,9 @@ const FILLER: u64 = u32::MAX as u64;
 const RATES: [(&str, u64); 5] =
     [("1M", 1_000_000), ("10M", 10_000_000), ("100M", 100_000_000), ("1G", 1_000_000_000), ("4G", 4_000_000_000)];
 
+/// The item that has no limit.
+const UNLIMITED: &str = "none";
+
 /// The fastest that a flow of single datagrams is tried at: a core can send no more of them.
 const FASTEST_UDP: u64 = 1_000_000_000;
 
@@ -131,8 +134,38 @@ impl Case for Accuracy {
         }
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report = Report::new(self.name(), &format!("Accuracy of a limit: {} {}", self.0, self.1.name()));
+    fn title(&self) -> String {
+        format!("Accuracy of a limit: {} {}", self.0, self.1.name())
+    }
+
+    fn items(&self) -> Vec<String> {
+        let fastest = if self.0 == Proto::Udp { FASTEST_UDP } else { u64::MAX };
+        let rates = RATES.into_iter().filter(|(_, rate)| *rate <= fastest);
+        std::iter::once(UNLIMITED).chain(rates.map(|(name, _)| name)).map(String::from).collect()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
+        match RATES.into_iter().find(|(name, _)| *name == item) {
+            Some((name, rate)) => self.limited(bench, name, rate),
+            None => Ok(self.unlimited()),
+        }
+    }
+}
+
+impl Accuracy {
+    /// What such a flow reaches on this machine.
+    fn unlimited(&self) -> Report {
+        let mut report = Report::default();
+        let columns = vec![Column::text("limit"), Column::number("throughput", "Gbit/s", 2)];
+        let mut table = Table::new("Without any limit", columns);
+        let reached = Limited(Site::new()).frames(self.0, self.1).bits_per_second();
+        table.row([UNLIMITED.into(), Cell::from(reached / 1e9)]);
+        report.tables.push(table);
+        report
+    }
+
+    fn limited(&self, bench: &Bench, name: &str, rate: u64) -> Result<Report> {
+        let mut report = Report::default();
         report.notes.push(format!(
             "One flow for {SECONDS} s, first second included, with containerd's filler of 4294967295 bits for the burst. \
              Per cent of the configured rate: the frames that came in by the receiver's link, with all headers; the fullest \
@@ -144,21 +177,15 @@ impl Case for Accuracy {
             columns.extend(["mean", "fullest second", "first second"].map(column));
         }
         let mut table = Table::new("Throughput", columns);
-        let free = Limited(Site::new()).frames(self.0, self.1).bits_per_second();
-        report.notes.push(format!("Without any limit such a flow reaches {:.2} Gbit/s on this machine.", free / 1e9));
-        let fastest = if self.0 == Proto::Udp { FASTEST_UDP } else { u64::MAX };
-        let rates: Vec<(&str, u64)> = RATES.into_iter().filter(|(_, rate)| *rate <= fastest).collect();
-        let chosen = bench.chosen(self, &rates, |item| item.0);
-        let bar = bench.progress(self.name(), chosen.len() * bench.contenders.len());
-        for (name, rate) in chosen {
-            let mut row: Vec<Cell> = vec![(*name).into()];
-            for contender in &bench.contenders {
-                let frames = Limited::new(&contender.bin, *rate)?.frames(self.0, self.1);
-                row.extend(shares(&frames, *rate).map(Cell::from));
-                bar.inc(1);
-            }
-            table.row(row);
+        let bar = bench.progress(&format!("{} at {name}", self.name()), bench.contenders.len());
+        let mut row: Vec<Cell> = vec![name.into()];
+        for contender in &bench.contenders {
+            let frames = Limited::new(&contender.bin, rate)?.frames(self.0, self.1);
+            row.extend(shares(&frames, rate).map(Cell::from));
+            bar.inc(1);
         }
+        bar.finish_and_clear();
+        table.row(row);
         report.tables.push(table);
         Ok(report)
     }
@@ -178,8 +205,16 @@ impl Case for Wait {
         "shaping-latency"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report = Report::new(self.name(), "The wait in a full queue of 100 Mbit/s");
+    fn title(&self) -> String {
+        "The wait in a full queue of 100 Mbit/s".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        ["idle", "ingress", "egress"].map(String::from).into()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
+        let mut report = Report::default();
         report.notes.push(
             format!(
             "Round trips of ping(8) from outside, idle and behind {FLOWS} TCP flows that fill the queue and have run for 3 s. The \
@@ -189,19 +224,16 @@ impl Case for Wait {
         let times = ["median", "95 %", "longest"].map(|what| Column::number(what, "ms", 2));
         let head = [Column::text("flow"), Column::text("plugin")].into_iter().chain(times);
         let mut table = Table::new("Round trips", head.collect());
-        let items = ["idle", "ingress", "egress"];
-        for item in bench.chosen(self, &items, |item| item) {
-            for contender in &bench.contenders {
-                let limited = Limited::new(&contender.bin, WAIT_RATE)?;
-                let times = match *item {
-                    "ingress" => loaded(&limited, Direction::Ingress)?,
-                    "egress" => loaded(&limited, Direction::Egress)?,
-                    _ => limited.round_trips(PINGS)?,
-                };
-                let quantiles = [0.5, 0.95, 1.0].map(|part| Cell::from(quantile(&times, part)));
-                let head = [Cell::from(*item), contender.name.as_str().into()];
-                table.row(head.into_iter().chain(quantiles).collect::<Vec<_>>());
-            }
+        for contender in &bench.contenders {
+            let limited = Limited::new(&contender.bin, WAIT_RATE)?;
+            let times = match item {
+                "ingress" => loaded(&limited, Direction::Ingress)?,
+                "egress" => loaded(&limited, Direction::Egress)?,
+                _ => limited.round_trips(PINGS)?,
+            };
+            let quantiles = [0.5, 0.95, 1.0].map(|part| Cell::from(quantile(&times, part)));
+            let head = [Cell::from(item), contender.name.as_str().into()];
+            table.row(head.into_iter().chain(quantiles).collect::<Vec<_>>());
         }
         report.tables.push(table);
         Ok(report)
@@ -226,8 +258,16 @@ impl Case for Picture {
         "shaping-picture"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report = Report::new(self.name(), "The first seconds of a 10 Mbit/s pod");
+    fn title(&self) -> String {
+        "The first seconds of a 10 Mbit/s pod".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        vec!["10M".into()]
+    }
+
+    fn run(&self, bench: &Bench, _: &str) -> Result<Report> {
+        let mut report = Report::default();
         report.notes.push(
             "A TCP flow into a container that is limited to 10 Mbit/s as containerd asks for it, each 100 ms. The reference \
              takes containerd's filler, 537 MB, for a burst; its arithmetic wraps around and leaves 193 MB, which pass \

@@ -25,33 +25,33 @@ const STALE: usize = 5_000;
 /// A link and an ifb each, which the kernel removes one after the other, each with a grace period.
 const STALE_OF_BANDWIDTH: usize = 500;
 
-type Item = (&'static str, fn(&Bench, &Contender, &mut Report) -> Result<()>);
-
-const ITEMS: [Item; 5] = [
-    ("status", status),
-    ("gc portmap", |bench, ours, report| gc(bench, ours, report, "portmap")),
-    ("gc bandwidth", |bench, ours, report| gc(bench, ours, report, "bandwidth")),
-    ("gc firewall", |bench, ours, report| gc(bench, ours, report, "firewall")),
-    ("gc tuning", |bench, ours, report| gc(bench, ours, report, "tuning")),
-];
-
 impl Case for Upkeep {
     fn name(&self) -> &'static str {
         "upkeep"
     }
 
-    fn run(&self, bench: &Bench) -> Result<Report> {
-        let mut report = Report::new(self.name(), "STATUS, and GC of attachments that are gone");
+    fn title(&self) -> String {
+        "STATUS, and GC of attachments that are gone".into()
+    }
+
+    fn items(&self) -> Vec<String> {
+        let gc = PLUGINS.map(|plugin| format!("gc {plugin}"));
+        std::iter::once("status".into()).chain(gc).collect()
+    }
+
+    fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
+        let mut report = Report::default();
         report.notes.push("Ours only: the reference's STATUS and GC do nothing.".into());
-        for (_, item) in bench.chosen(self, &ITEMS, |(name, _)| name) {
-            bench.contenders.first().map_or(Ok(()), |ours| item(bench, ours, &mut report))?;
+        let plugin = PLUGINS.into_iter().find(|plugin| item.ends_with(plugin));
+        for ours in bench.contenders.iter().take(1) {
+            report.tables.push(plugin.map_or_else(|| status(bench, ours), |plugin| gc(bench, ours, plugin))?);
         }
         Ok(report)
     }
 }
 
 /// STATUS beside VERSION, which is what starting the program costs.
-fn status(bench: &Bench, ours: &Contender, report: &mut Report) -> Result<()> {
+fn status(bench: &Bench, ours: &Contender) -> Result<Table> {
     let mut columns = vec![Column::text("plugin")];
     let times = ["STATUS, min", "STATUS, median", "bare exec, min", "bare exec, median"];
     columns.extend(times.map(|name| Column::number(name, "ms", 2)));
@@ -82,13 +82,12 @@ fn status(bench: &Bench, ours: &Contender, report: &mut Report) -> Result<()> {
         let cells = figures.into_iter().map(Into::into);
         table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
     }
-    report.tables.push(table);
-    Ok(())
+    Ok(table)
 }
 
 /// GC of so many attachments of a network whose namespace is gone, beside one that lives, and again when there is nothing
 /// left to do.
-fn gc(bench: &Bench, ours: &Contender, report: &mut Report, plugin: &'static str) -> Result<()> {
+fn gc(bench: &Bench, ours: &Contender, plugin: &'static str) -> Result<Table> {
     let stale = if plugin == "bandwidth" { STALE_OF_BANDWIDTH } else { STALE };
     let rounds = if plugin == "bandwidth" { 1 } else { bench.rounds.min(3) };
     let progress = bench.progress(&format!("GC of {plugin}"), rounds * stale);
@@ -125,15 +124,11 @@ fn gc(bench: &Bench, ours: &Contender, report: &mut Report, plugin: &'static str
         Column::number("GC again, median", "ms", 1),
         Column::number("failures", "", 0),
     ];
-    if report.tables.last().is_none_or(|table| table.title != GC) {
-        report.tables.push(Table::new(GC, columns));
-    }
+    let mut table = Table::new("GC of attachments that are gone, beside one that lives", columns);
     let times = [quantile(&first, 0.0), quantile(&first, 0.5), quantile(&cpu, 0.5), quantile(&again, 0.5)];
     let cells = std::iter::once(stale as f64).chain(times).chain([failures as f64]).map(Into::into);
-    if let Some(table) = report.tables.last_mut() {
-        table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
-    }
-    Ok(())
+    table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
+    Ok(table)
 }
 
 /// Milliseconds of processor time of the programs that have ended, which a busy machine changes little.
@@ -142,8 +137,6 @@ fn cpu_of_children() -> f64 {
     let millis = |time: TimeVal| time.num_microseconds() as f64 / 1e3;
     millis(usage.user_time()) + millis(usage.system_time())
 }
-
-const GC: &str = "GC of attachments that are gone, beside one that lives";
 
 /// The configuration of a verb that came with CNI 1.1.0.
 fn of_1_1(mut config: Value, living: Value) -> Vec<u8> {

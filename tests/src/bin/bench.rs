@@ -5,31 +5,45 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
-use netns_tests::bench::report::store::{Machine, store};
-use netns_tests::bench::report::text;
-use netns_tests::bench::{Bench, Contender, cases};
+use netns_tests::bench::report::store::{Machine, Store};
+use netns_tests::bench::report::{Chapter, text};
+use netns_tests::bench::{Bench, Contender, chosen};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let rounds = variable("ROUNDS").map_or(Ok(30), |r| r.parse())?;
+    let rounds = variable("ROUNDS").map_or(Ok(30), |r| r.parse().map_err(|error| format!("ROUNDS={r}: {error}")))?;
     let more: Vec<PathBuf> = std::env::split_paths(&variable("BIN").unwrap_or_default())
         .filter(|dir| !dir.as_os_str().is_empty())
         .map(|dir| dir.canonicalize().unwrap_or(dir))
         .collect();
-    let bench = Bench::new(&variable("CASE").unwrap_or_default(), rounds, &more);
-    let names: Vec<&str> = cases().iter().map(|case| case.name()).collect();
-    let chosen = bench.cases();
-    if chosen.is_empty() {
-        return Err(format!("no case of this name; there are: {}", names.join(", ")).into());
-    }
+    let chosen = chosen(&variable("CASE").unwrap_or_default())?;
+    let bench = Bench::new(rounds, &more);
     let machine = Machine::here(versions(&bench.contenders));
-    for case in chosen {
-        let report = case.run(&bench)?;
-        println!("{}", text::plain(&report));
-        if let Some(out) = variable("OUT") {
-            store(Path::new(&out), &machine, rounds, vec![report], &names)?;
+    let mut store = match variable("OUT") {
+        Some(out) => Some(Store::open(Path::new(&out), machine, &chosen)?),
+        None => None,
+    };
+    for (case, items) in chosen {
+        let mut measured = Vec::new();
+        for item in items {
+            let report = case.run(&bench, &item)?;
+            measured.push((item, report));
+        }
+        println!("{}", text::plain(&Chapter::of(case.as_ref(), measured.iter().map(|(_, report)| report))));
+        if let Some(store) = &mut store {
+            store.put(case.as_ref(), rounds, &measured)?;
         }
     }
     Ok(())

@@ -1,18 +1,36 @@
-//! What a case hands back, as plain data, and the three forms it takes: on the terminal, stored, and drawn.
+//! What an item of a case hands back, as plain data, and the three forms it takes: on the terminal, stored, and drawn.
 
 use serde::{Deserialize, Serialize};
+
+use super::Case;
 
 pub mod plot;
 pub mod store;
 pub mod text;
 
-/// The outcome of a case.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
+/// A case with what all its items that were measured say.
+#[derive(Clone, Debug)]
+pub struct Chapter {
     /// The case's name.
     pub case: String,
     /// One line.
     pub title: String,
+    /// Of all items.
+    pub report: Report,
+}
+
+impl Chapter {
+    /// What these items of a case say, in their order.
+    pub fn of<'a>(case: &dyn Case, items: impl IntoIterator<Item = &'a Report>) -> Chapter {
+        let mut report = Report::default();
+        items.into_iter().for_each(|item| report.extend(item.clone()));
+        Chapter { case: case.name().into(), title: case.title(), report }
+    }
+}
+
+/// The outcome of an item, or of several.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
     /// What the figures need to be understood, as Markdown; may be empty.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -23,9 +41,26 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty report.
-    pub fn new(case: &str, title: &str) -> Report {
-        Report { case: case.into(), title: title.into(), notes: vec![], tables: vec![], charts: vec![] }
+    /// Adds what another item says: to a table of the same title and head its rows, to bars of the same picture its groups.
+    pub fn extend(&mut self, other: Report) {
+        for note in other.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        for table in other.tables {
+            let is_same = |known: &&mut Table| known.title == table.title && known.columns == table.columns;
+            match self.tables.iter_mut().find(is_same) {
+                Some(known) => known.rows.extend(table.rows),
+                None => self.tables.push(table),
+            }
+        }
+        for chart in other.charts {
+            match self.charts.iter_mut().find_map(|known| known.groups_beside(&chart)) {
+                Some(groups) => groups.extend(chart.groups().unwrap_or_default()),
+                None => self.charts.push(chart),
+            }
+        }
     }
 }
 
@@ -53,7 +88,7 @@ impl Table {
 }
 
 /// The head of a column.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
     /// What stands in it.
     pub name: String,
@@ -115,6 +150,9 @@ impl From<f64> for Cell {
     }
 }
 
+/// Bars that stand together: what they are about, and their lengths.
+pub type Group = (String, Vec<f64>);
+
 /// A picture.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Chart {
@@ -133,12 +171,12 @@ pub struct Chart {
 /// How a chart is drawn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Shape {
-    /// One horizontal bar a value, in groups: (group, values in the order of `names`).
+    /// One horizontal bar a value, in groups, in the order of `names`.
     Bars {
         /// Of the bars within a group.
         names: Vec<String>,
         /// From top to bottom.
-        groups: Vec<(String, Vec<f64>)>,
+        groups: Vec<Group>,
     },
     /// One line a series.
     Lines {
@@ -154,15 +192,26 @@ impl Chart {
     }
 
     /// Groups of horizontal bars; `y` is their axis.
-    pub fn bars(
-        file: &str,
-        title: &str,
-        y: (&str, &str),
-        names: Vec<String>,
-        groups: Vec<(String, Vec<f64>)>,
-    ) -> Chart {
+    pub fn bars(file: &str, title: &str, y: (&str, &str), names: Vec<String>, groups: Vec<Group>) -> Chart {
         let shape = Shape::Bars { names, groups };
         Chart { file: file.into(), title: title.into(), x: ("", "").into(), y: y.into(), shape }
+    }
+
+    /// The groups of bars.
+    fn groups(self) -> Option<Vec<Group>> {
+        if let Shape::Bars { groups, .. } = self.shape { Some(groups) } else { None }
+    }
+
+    /// The groups, if the bars of another belong into the same picture.
+    fn groups_beside(&mut self, other: &Chart) -> Option<&mut Vec<Group>> {
+        match (&mut self.shape, &other.shape) {
+            (Shape::Bars { names, groups }, Shape::Bars { names: others, .. })
+                if self.file == other.file && names == others =>
+            {
+                Some(groups)
+            }
+            _ => None,
+        }
     }
 
     /// The same with both axes logarithmic (of bars: their axis).

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{Report, Table};
+use super::{Chapter, Table};
 
 /// For the terminal.
-pub fn plain(report: &Report) -> String {
-    let mut out = format!("{}: {}\n", report.case, report.title);
+pub fn plain(chapter: &Chapter) -> String {
+    let (mut out, report) = (format!("{}: {}\n", chapter.case, chapter.title), &chapter.report);
     for note in &report.notes {
         let _ = writeln!(out, "  {note}");
     }
@@ -27,8 +27,9 @@ pub fn plain(report: &Report) -> String {
 }
 
 /// For a page.
-pub fn markdown(report: &Report) -> String {
-    let mut out = format!("## {}\n\n{}.\n", report.case, report.title.trim_end_matches('.'));
+pub fn markdown(chapter: &Chapter) -> String {
+    let mut out = format!("## {}\n\n{}.\n", chapter.case, chapter.title.trim_end_matches('.'));
+    let report = &chapter.report;
     for note in &report.notes {
         let _ = write!(out, "\n{note}\n");
     }
