@@ -76,7 +76,17 @@ impl Attachment {
 
     /// So many digits of the second half of the key.
     fn own_key(&self, digits: usize) -> String {
-        hex(&digest(&[&self.network, &self.container, &self.ifname]), digits)
+        hex(&self.own_digest(), digits)
+    }
+
+    /// What the second half of the key is of.
+    pub(crate) fn own_digest(&self) -> [u8; 64] {
+        digest(&[&self.network, &self.container, &self.ifname])
+    }
+
+    /// What the first half of the key is of.
+    pub(crate) fn network_digest(network: &str) -> [u8; 64] {
+        digest(&[network])
     }
 
     /// Whether this is the key of an attachment.
@@ -88,7 +98,7 @@ impl Attachment {
 
     /// The first half of the key of every attachment of `network`.
     pub fn network_key(network: &str) -> String {
-        hex(&digest(&[network]), 16)
+        hex(&Self::network_digest(network), 16)
     }
 }
 

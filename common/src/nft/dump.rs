@@ -9,18 +9,18 @@ use std::fmt;
 use nix::errno::Errno;
 use nix::libc;
 
+use super::attributes::Attributes;
 use super::canonical::canonical;
 use super::compile::compile;
 use super::decompile::{RuleText, decompile};
-use super::encode;
 use super::expression::{Expression, LookupSet};
 use super::kernel::NftSocket;
-use super::message::{Body, Message};
+use super::message::Message;
 use super::model::{Chain, Element, Family, Hook, Policy, Rule, Set, Skeleton, Table, Verdict};
-use super::object::{ChainObject, SetObject};
 use super::read::{self, RawRule};
 use super::socket::{DUMP_TRIES, Refused, pause_before_again};
 use super::value::Value;
+use super::write::{self, Elements};
 use super::{attributes, uapi};
 use crate::cni::error::{Error, Result};
 
@@ -157,7 +157,7 @@ const FAMILIES: [Family; 6] = [Family::Inet, Family::Ip, Family::Arp, Family::Ne
 impl NftSocket {
     /// The number of the state that the tables of this namespace are in; every transaction raises it.
     pub fn generation(&mut self) -> Result<u32> {
-        let request = request(None, libc::NFT_MSG_GETGEN, Body::None);
+        let request = request(None, libc::NFT_MSG_GETGEN, Attributes::default());
         let answer = self.channel.get(&request, |bytes| attributes::find_number(bytes, uapi::GEN_ID));
         let found = answer.map_err(refused("read", "the generation of nf_tables"))?;
         found.ok_or_else(|| Error::kernel("read", "the generation of nf_tables", Errno::ENODATA))
@@ -167,7 +167,7 @@ impl NftSocket {
     pub fn tables(&mut self) -> Result<Vec<Table>> {
         let mut tables = Vec::new();
         for family in FAMILIES {
-            let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETTABLE, Body::None) };
+            let request = Message { family: Some(family), ..dump(None, libc::NFT_MSG_GETTABLE, Attributes::default()) };
             let names = self.channel.dump(&request, &mut |bytes, all| {
                 all.extend(attributes::find_text(bytes, uapi::table::NAME));
             });
@@ -229,7 +229,7 @@ impl NftSocket {
 
     /// All chains of a table, without their rules, in the order they were made.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<ChainInfo>> {
-        let request = dump(Some(table), libc::NFT_MSG_GETCHAIN, Body::Chain(ChainObject::new()));
+        let request = dump(Some(table), libc::NFT_MSG_GETCHAIN, Attributes::default());
         self.channel
             .dump(&request, &mut |bytes, all| all.extend(read::chain(bytes, table)))
             .map_err(refused("list", format_args!("the chains of table {table}")))
@@ -237,7 +237,7 @@ impl NftSocket {
 
     /// The base chains of all tables of the families that the model knows, each with its table: one dump.
     pub fn base_chains(&mut self) -> Result<Vec<(Table, ChainInfo)>> {
-        let request = dump(None, libc::NFT_MSG_GETCHAIN, Body::None);
+        let request = dump(None, libc::NFT_MSG_GETCHAIN, Attributes::default());
         self.channel
             .dump_families(&request, &mut |family, bytes, all| {
                 // Most chains of a host are none of these.
@@ -262,8 +262,7 @@ impl NftSocket {
         let what = || format!("the rules of chain {chain} of table {table}");
         let mut before = None;
         for _ in 0..DUMP_TRIES {
-            let body = Body::Rule(encode::rule_object(table, chain)?);
-            let request = dump(Some(table), libc::NFT_MSG_GETRULE, body);
+            let request = dump(Some(table), libc::NFT_MSG_GETRULE, write::rules_of(table, chain)?);
             let mut raw = self
                 .channel
                 .dump(&request, &mut |bytes, all| all.extend(read::rule(bytes)))
@@ -285,7 +284,7 @@ impl NftSocket {
     /// The rules of those chains of a table that are wanted: one look, for what a single chain's costs as long as the others
     /// have few.
     pub fn table_rules(&mut self, table: &Table, wanted: &dyn Fn(&str) -> bool) -> Result<TableRules> {
-        let request = dump(Some(table), libc::NFT_MSG_GETRULE, Body::Rule(encode::rules_object(table)?));
+        let request = dump(Some(table), libc::NFT_MSG_GETRULE, write::rules(table)?);
         let found = self.channel.dump(&request, &mut |bytes, all| {
             let chain = attributes::find_text(bytes, uapi::rule::CHAIN).filter(|chain| wanted(chain));
             all.extend(chain.and_then(|chain| Some((chain, read::rule(bytes)?))));
@@ -323,20 +322,15 @@ impl NftSocket {
 
     /// A set without its elements.
     pub fn set(&mut self, table: &Table, name: &str) -> Result<Option<SetInfo>> {
-        let body = Body::Set(encode::set_name_object(table, name)?);
-        self.channel
-            .get(&request(Some(table), libc::NFT_MSG_GETSET, body), read::set)
-            .map_err(refused("read", format_args!("set {name} of table {table}")))
+        let request = request(Some(table), libc::NFT_MSG_GETSET, write::set_name(table, name)?);
+        self.channel.get(&request, read::set).map_err(refused("read", format_args!("set {name} of table {table}")))
     }
 
     /// All sets of a table without their elements, anonymous ones included.
     pub fn sets(&mut self, table: &Table) -> Result<Vec<SetInfo>> {
-        let object = SetObject::new();
-        object.string(nftnl::nftnl_sys::NFTNL_SET_TABLE, &encode::c_string(&table.name)?);
+        let request = dump(Some(table), libc::NFT_MSG_GETSET, write::sets(table)?);
         self.channel
-            .dump(&dump(Some(table), libc::NFT_MSG_GETSET, Body::Set(object)), &mut |bytes, all| {
-                all.extend(read::set(bytes));
-            })
+            .dump(&request, &mut |bytes, all| all.extend(read::set(bytes)))
             .map_err(refused("list", format_args!("the sets of table {table}")))
     }
 
@@ -369,9 +363,7 @@ impl NftSocket {
     /// as [`KEYS_AT_ONCE`] keys. Not for ranges.
     pub fn elements_until_missing(&mut self, table: &Table, set: &Set, keys: &[Vec<Value>]) -> Result<Vec<Element>> {
         let asked = keys.get(..KEYS_AT_ONCE).unwrap_or(keys);
-        let object = encode::set_name_object(table, &set.name)?;
-        asked.iter().try_for_each(|key| encode::key_object(key).map(|key| object.push(key)))?;
-        let request = request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object));
+        let request = elements_request(table, &set.name, asked.iter().map(Vec::as_slice))?;
         let mut found = Vec::with_capacity(asked.len());
         // The kernel stops at the first that is missing (nf_tables_getsetelem).
         let all = self.channel.get_each(&Message { flags: libc::NLM_F_ACK, ..request }, |bytes| {
@@ -429,8 +421,7 @@ impl NftSocket {
         wanted: impl Fn(&[u8]) -> bool,
     ) -> Result<Vec<Element>> {
         let what = || format!("the elements of set {} of table {table}", set.name);
-        let message =
-            dump(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(encode::set_name_object(table, &set.name)?));
+        let message = dump(Some(table), libc::NFT_MSG_GETSETELEM, write::elements_of(table, &set.name)?);
         for attempt in 0..DUMP_TRIES {
             let raw = self
                 .channel
@@ -461,27 +452,31 @@ fn info(table: &Table, rule: RawRule) -> RuleInfo {
 }
 
 fn table_request(table: &Table) -> Result<Message> {
-    Ok(request(Some(table), libc::NFT_MSG_GETTABLE, Body::Table(encode::table_object(table, None)?)))
+    Ok(request(Some(table), libc::NFT_MSG_GETTABLE, write::table(table, None)?))
 }
 
 fn chain_request(table: &Table, name: &str) -> Result<Message> {
-    Ok(request(Some(table), libc::NFT_MSG_GETCHAIN, Body::Chain(encode::chain_name_object(table, name)?)))
+    Ok(request(Some(table), libc::NFT_MSG_GETCHAIN, write::chain_name(table, name)?))
 }
 
 pub(super) fn element_request(table: &Table, set: &str, key: &[Value]) -> Result<Message> {
-    let object = encode::set_name_object(table, set)?;
-    object.push(encode::key_object(key)?);
-    Ok(request(Some(table), libc::NFT_MSG_GETSETELEM, Body::Elements(object)))
+    elements_request(table, set, [key])
+}
+
+fn elements_request<'a>(table: &Table, set: &str, keys: impl IntoIterator<Item = &'a [Value]>) -> Result<Message> {
+    let mut list = Elements::of(table, set, None)?;
+    keys.into_iter().try_for_each(|key| list.ask(key))?;
+    Ok(request(Some(table), libc::NFT_MSG_GETSETELEM, list.finish()?))
 }
 
 fn is_dormant(table: &[u8]) -> bool {
     attributes::find_number(table, uapi::table::FLAGS).unwrap_or_default() & uapi::table::F_DORMANT != 0
 }
 
-fn request(table: Option<&Table>, kind: i32, body: Body) -> Message {
-    Message { kind, family: table.map(|t| t.family), flags: 0, body }
+fn request(table: Option<&Table>, kind: i32, attributes: Attributes) -> Message {
+    Message { kind, family: table.map(|t| t.family), flags: 0, attributes }
 }
 
-fn dump(table: Option<&Table>, kind: i32, body: Body) -> Message {
-    Message { flags: libc::NLM_F_DUMP, ..request(table, kind, body) }
+fn dump(table: Option<&Table>, kind: i32, attributes: Attributes) -> Message {
+    Message { flags: libc::NLM_F_DUMP, ..request(table, kind, attributes) }
 }

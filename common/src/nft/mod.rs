@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  plan (pure)                    │ door
-//!  Table Chain Rule Set Element   │  encode: compile (rule → expressions), object + message (libnftnl)
-//!    Skeleton  Transaction ───────┼──► one batch ──► socket (libmnl) ──► kernel
+//!  Table Chain Rule Set Element   │  encode: compile (rule → expressions), write (→ attributes)
+//!    Skeleton  Transaction ───────┼──► batch (nftnl) ► socket (mnl) ───► kernel
 //!       │ Display                 │                                        │
 //!       ▼                         │  compare ◄── dump ◄── read, canonical ◄┘
 //!   what `nft list` prints        │     │          └──► decompile: for people
@@ -11,10 +11,10 @@
 //! ```
 //!
 //! Reading order: [`value`] and [`model`] (what can be said), `print.rs` (how it looks), [`transaction`] (what is sent),
-//! `expression.rs` and `compile.rs` (what the kernel runs), `encode.rs` (into libnftnl's objects), [`kernel`] (the door),
+//! `expression.rs` and `compile.rs` (what the kernel runs), `write.rs` and `encode.rs` (into messages), [`kernel`] (the door),
 //! `skeleton.rs` (the static part, put in once), [`records`] (what each attachment owns), `dump.rs` and `read.rs` (reading
 //! back), `compare.rs` (CHECK).
-//! Unsafe code is in `object.rs`, `message.rs` and `option.rs`, each under its reasons.
+//! Unsafe code is in `message.rs` and `option.rs`, each under its reasons.
 //!
 //! Everything of ours in the kernel is one [`Skeleton`] a table, and for each attachment elements. An ADD is
 //! a look-up ([`NftSocket::commit_on`] asks whether the skeleton is there) and one batch:
@@ -64,7 +64,6 @@ mod expression;
 pub mod kernel;
 mod message;
 pub mod model;
-mod object;
 mod option;
 mod prefix;
 mod print;
@@ -76,6 +75,7 @@ pub mod transaction;
 mod uapi;
 mod userdata;
 pub mod value;
+mod write;
 
 pub use dump::{ChainInfo, KEYS_AT_ONCE, RuleInfo, SetInfo, TableRules};
 pub use kernel::{CommitError, NftSocket, Refusal};

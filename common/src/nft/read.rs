@@ -2,10 +2,10 @@
 
 use super::attributes::{attributes, find, find_long, find_number, find_text};
 use super::dump::{ChainInfo, SetInfo};
-use super::encode::TYPE_BITS;
 use super::expression::{Comparison, Expression, LookupInto, LookupSet, Register, Sink, Source};
 use super::model::{Data, Element, Hook, HookKind, HookPoint, MarkOf, Policy, Set, SetData, Table, Verdict};
 use super::value::{DataType, Value};
+use super::write::TYPE_BITS;
 use super::{uapi, userdata};
 
 /// A chain, if it is of this table.

@@ -8,6 +8,7 @@
 //! at every chain there is (`nf_tables_commit`, net/netfilter/nf_tables_api.c): with 10,000 of them, for longer than all
 //! the rest of an ADD takes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -32,11 +33,20 @@ pub struct RecordKey([u32; 4]);
 impl RecordKey {
     /// Of this attachment.
     pub fn of(attachment: &Attachment) -> RecordKey {
-        let key = attachment.key();
-        let (network, own) = key.split_once('-').unwrap_or_default();
-        let [a, b] = words(network).unwrap_or_default();
-        let [c, d] = words(own).unwrap_or_default();
-        RecordKey([a, b, c, d])
+        thread_local! {
+            /// A call asks for its own attachment's again and again.
+            static LAST: RefCell<Option<(Attachment, RecordKey)>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| match last {
+            Some((known, key)) if known == attachment => *key,
+            _ => {
+                let [network, own] = [Attachment::network_digest(&attachment.network), attachment.own_digest()];
+                let ([a, b], [c, d]) = (first_words(&network), first_words(&own));
+                let key = RecordKey([a, b, c, d]);
+                *last = Some((attachment.clone(), key));
+                key
+            }
+        })
     }
 
     /// Of the attachment whose line has this key in the kernel's form: all words are in the host's order.
@@ -85,13 +95,18 @@ pub struct NetworkKey([u32; 2]);
 impl NetworkKey {
     /// Of this network.
     pub fn of(network: &str) -> NetworkKey {
-        NetworkKey(words(&Attachment::network_key(network)).unwrap_or_default())
+        NetworkKey(first_words(&Attachment::network_digest(network)))
     }
 
     /// Whether an attachment is on it.
     pub fn has(&self, attachment: &RecordKey) -> bool {
         attachment.0.starts_with(&self.0)
     }
+}
+
+/// What the first 16 digits of a key say.
+fn first_words([a, b, c, d, e, f, g, h, ..]: &[u8; 64]) -> [u32; 2] {
+    [u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])]
 }
 
 /// The first 16 digits as two words.
@@ -195,6 +210,9 @@ mod tests {
         assert!(NetworkKey::of("net").has(&key) && !NetworkKey::of("other").has(&key));
         assert_ne!(key, RecordKey::of(&Attachment::new("net", "c2", "eth0")));
         assert_eq!(key.to_string().parse(), Ok(key));
+        // The beginnings of the halves.
+        let whole = Attachment::new("net", "c1", "eth0").key();
+        assert_eq!(Some(key.to_string().as_str()), whole.get(..33));
         let longer = Attachment::new("net", "c1", "eth0").key();
         for name in ["", "-", "garbage", "0-1", longer.as_str(), &key.to_string().to_uppercase()] {
             assert_eq!(name.parse::<RecordKey>(), Err(()), "{name}");
