@@ -721,6 +721,115 @@ fn bridges_with_a_policy_do_not_talk_to_each_other() {
     }
 }
 
+/// The first ADD of a container, which has nothing of its own to compare with, says yes only if it is separated.
+#[test]
+fn a_container_is_separated_by_its_first_add_whoever_has_emptied_a_chain_before() {
+    let lab = Lab::new();
+    // Same-bridge needs the one chain by the other.
+    let here = Tenant::new(&lab, 2, json!({"ingressPolicy": "same-bridge"}));
+    let there = neighbour(&lab, json!({"ingressPolicy": "isolated"}));
+    here.add(&lab);
+    for chain in ["between_bridges", "from_same_bridge"] {
+        there.add(&lab);
+        is_cut_off(&here.container.netns, &there.at(80));
+        there.del(&lab);
+        lab.host.nft(&format!("flush chain inet cni_chain_firewall {chain}"));
+        there.add(&lab);
+        is_cut_off(&here.container.netns, &there.at(80));
+        is_cut_off(&there.container.netns, &here.at(80));
+        there.check(&lab);
+        there.del(&lab);
+    }
+}
+
+/// The handles of all rules, each with its table and chain, in the tables that a container with these keys needs.
+fn own_rules(host: &Host) -> Vec<(String, String)> {
+    let mut rules = Vec::new();
+    let (mut table, mut chain) = (String::new(), String::new());
+    for line in host.run("nft -a list ruleset").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["table", family, name, ..] => table = format!("{family} {name}"),
+            ["chain", name, ..] => chain = format!("{table} {name}"),
+            [.., "#", "handle", handle] if line.starts_with("\t\t") && table.contains("cni_chain") => {
+                rules.push((chain.clone(), handle.to_owned()));
+            }
+            _ => {}
+        }
+    }
+    rules
+}
+
+/// Each rule that is static is counted, whichever chain it is in.
+#[test]
+fn a_static_rule_that_somebody_has_deleted_comes_back_with_the_next_add() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "isolated", "antiSpoof": true});
+    let (stays, next) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys));
+    stays.add(&lab);
+    let before = sorted_rules(&lab.host);
+    let count = own_rules(&lab.host).len();
+    assert!(count > 30, "{:?}", own_rules(&lab.host));
+    for n in 0..count {
+        let (chain, handle) = own_rules(&lab.host)[n].clone();
+        lab.host.nft(&format!("delete rule {chain} handle {handle}"));
+        let damaged = sorted_rules(&lab.host);
+        next.add(&lab);
+        assert_eq!(next.call(&lab, Verb::Check).succeeds(), Value::Null, "{chain}: {damaged:?}");
+        next.del(&lab);
+        assert_eq!(sorted_rules(&lab.host), before, "{chain}");
+    }
+}
+
+#[test]
+fn a_map_of_ours_that_somebody_has_deleted_comes_back_with_the_next_add() {
+    let (lab, _server) = dropping_lab();
+    let (stays, next) = (Tenant::new(&lab, 2, json!({})), Tenant::new(&lab, 3, json!({})));
+    stays.add(&lab);
+    let before = sorted_rules(&lab.host);
+    lab.host.nft("delete map inet cni_chain_firewall records");
+    next.add(&lab);
+    next.check(&lab);
+    stays.check(&lab);
+    reaches(&next.container.netns, &client(80), "client");
+    next.del(&lab);
+    assert_eq!(sorted_rules(&lab.host), before, "the other's record is back, too");
+    lab.host.nft("delete map inet cni_chain_firewall records");
+    stays.del(&lab);
+    assert!(!lab.host.run("nft list ruleset").contains("container-2"));
+}
+
+/// An ADD counts rules and doesn't read them; STATUS reads. What any ADD mends it must not refuse, or no ADD would come.
+#[test]
+fn status_names_a_static_rule_that_no_first_add_would_mend() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({"ingressPolicy": "isolated"}));
+    tenant.add(&lab);
+    let before = sorted_rules(&lab.host);
+    status(&lab, json!({})).succeeds();
+    for flush in ["flush chain inet cni_chain_firewall admitted", "delete map inet cni_chain_firewall records"] {
+        lab.host.nft(flush);
+        let outcome = status(&lab, json!({}));
+        outcome.succeeds();
+        assert!(outcome.stderr.contains("the next ADD that needs table inet cni_chain_firewall"), "{}", outcome.stderr);
+        tenant.add(&lab);
+        assert_eq!(status(&lab, json!({})).stderr, "");
+    }
+    let (chain, handle) = own_rules(&lab.host).into_iter().find(|(chain, _)| chain.ends_with("admitted")).unwrap();
+    for damage in [
+        format!("replace rule {chain} handle {handle} drop"),
+        "add chain inet cni_chain_firewall more { type filter hook forward priority 7; policy drop; }".to_owned(),
+    ] {
+        lab.host.nft(&damage);
+        let error = status(&lab, json!({})).fails_with(51);
+        assert!(error.msg.contains("table inet cni_chain_firewall"), "after {damage}: {error:?}");
+        assert!(error.details.contains("repeat the ADD"), "{error:?}");
+        tenant.add(&lab);
+        status(&lab, json!({})).succeeds();
+        assert_eq!(sorted_rules(&lab.host), before, "after {damage}");
+    }
+}
+
 #[test]
 fn an_isolated_container_can_not_talk_to_its_neighbours_on_the_bridge() {
     let lab = Lab::new();

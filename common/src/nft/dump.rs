@@ -191,18 +191,28 @@ impl NftSocket {
     /// Whether this very skeleton is in place and in effect and its base chains have their hooks and as many rules as they
     /// should: a look-up for each of them, all in one datagram. (`nft flush table` leaves everything but the rules.)
     pub fn is_in_place(&mut self, skeleton: &Skeleton) -> Result<bool> {
+        self.is_counted(skeleton, |chain| chain.hook.is_some())
+    }
+
+    /// The same, where nothing but the skeleton's own rules leads to any of its chains: then the kernel's counts tell of all of
+    /// them whether a rule is missing or too many.
+    pub fn is_whole(&mut self, skeleton: &Skeleton) -> Result<bool> {
+        self.is_counted(skeleton, |_| true)
+    }
+
+    fn is_counted(&mut self, skeleton: &Skeleton, is_asked_for: impl Fn(&Chain) -> bool) -> Result<bool> {
         let table = &skeleton.table;
-        let base_chains: Vec<&Chain> = skeleton.chains.iter().filter(|chain| chain.hook.is_some()).collect();
+        let chains: Vec<&Chain> = skeleton.chains.iter().filter(|chain| is_asked_for(chain)).collect();
         let mut asked = vec![skeleton.marker_request()?, table_request(table)?];
-        for chain in &base_chains {
+        for chain in &chains {
             asked.push(chain_request(table, &chain.name)?);
         }
         let is_as_wanted = |place: usize, bytes: &[u8]| match place.checked_sub(2) {
             None if place == 0 => Some(!read::elements(bytes, &Skeleton::marker_set()).is_empty()),
             None => Some(!is_dormant(bytes)),
             Some(at) => {
-                let (wanted, found) = (base_chains.get(at)?, read::chain(bytes, table)?);
-                Some(found.hook == wanted.hook && usize::try_from(found.uses) == Ok(wanted.rules.len()))
+                let (wanted, found) = (chains.get(at)?, read::chain(bytes, table)?);
+                Some(found.hook == wanted.hook && usize::try_from(found.uses) == Ok(skeleton.uses_of(wanted)))
             }
         };
         let found = self.channel.get_all(&asked, is_as_wanted);

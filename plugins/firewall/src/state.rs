@@ -265,7 +265,7 @@ fn install_with(
     others: &mut Option<Others>,
 ) -> Result<Share> {
     let mut installed = share.clone();
-    let mut scattered = false;
+    let (mut scattered, mut lacking) = (false, false);
     repeat(|| {
         let generation = socket.generation()?;
         let key = RecordKey::of(&share.attachment);
@@ -273,10 +273,13 @@ fn install_with(
         installed = share.clone();
         // First, because without the record nobody would know what firewalld must forget.
         removal::forget_stale_sources(socket, share, record.as_ref())?;
-        let changes = changes(socket, &mut installed, record.as_ref(), host, others)?;
+        let damaged = damaged_skeletons(socket, &share.skeletons(), lacking || record.is_some())?;
+        let changes = changes(socket, &mut installed, record.as_ref(), damaged, host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
         scattered = outcome.as_ref().is_err_and(is_about_records);
+        // Somebody has taken a set away into which no rule looks: the quick look passes over that.
+        lacking |= outcome.as_ref().is_err_and(|error| error.errno() == Some(Errno::ENOENT));
         outcome
     })?;
     Ok(installed)
@@ -289,21 +292,21 @@ fn is_about_records(error: &CommitError) -> bool {
 }
 
 /// Does it again as long as somebody else comes between; and once if the kernel's answer got lost, because what has become
-/// of it is seen by what is there.
+/// of it is seen by what is there. What it was in the end that came between is told.
 pub fn repeat(mut attempt: impl FnMut() -> Result<(), CommitError>) -> Result<()> {
-    let mut unanswered = false;
-    for n in 0..TRIES {
+    let (mut unanswered, mut n) = (false, 0);
+    loop {
         match attempt() {
             Ok(()) => return Ok(()),
             Err(error) if error.is_unanswered() && !unanswered => unanswered = true,
-            Err(error) if is_contention(&error) => {
+            Err(error) if is_contention(&error) && n < TRIES => {
                 log::debug!("attempt {n}: {error:?}");
                 sleep(Duration::from_micros(u64::from(n * n) * 50));
+                n += 1;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Error::TryAgain { what: "the host's nftables rules keep changing".into() })
 }
 
 /// EEXIST: what was absent has come; ENOENT: what was there has gone; EBUSY: it has got a user; ERESTART: anything.
@@ -317,11 +320,11 @@ fn changes(
     socket: &mut NftSocket,
     share: &mut Share,
     record: Option<&Record>,
+    rebuilding: Vec<Skeleton>,
     host: &[HostPart],
     others: &mut Option<Others>,
 ) -> Result<Changes> {
-    let mut changes =
-        Changes { rebuilding: damaged_skeletons(socket, &share.skeletons(), record.is_some())?, ..Changes::default() };
+    let mut changes = Changes { rebuilding, ..Changes::default() };
     let others =
         if changes.rebuilding.is_empty() { None } else { Some(others.get_or_insert_with(|| Others::of(share))) };
     share.notes.shared |= record.is_some_and(|record| record.notes.shared);
@@ -364,12 +367,12 @@ fn changes(
     Ok(changes)
 }
 
-/// The skeletons that aren't in place. An attachment's first ADD is content with a quick look; one that finds its own
-/// record there is a repair, and looks at every rule.
+/// The skeletons that aren't in place. An attachment's first ADD is content with a quick look, which counts the rules of every
+/// chain (nothing but rules leads to those of ours); one that finds its own record there is a repair, and looks at every rule.
 pub fn damaged_skeletons(socket: &mut NftSocket, skeletons: &[Skeleton], thoroughly: bool) -> Result<Vec<Skeleton>> {
     let mut damaged = Vec::new();
     for skeleton in skeletons {
-        let whole = socket.is_in_place(skeleton)? && (!thoroughly || socket.differences(skeleton)?.is_empty());
+        let whole = socket.is_whole(skeleton)? && (!thoroughly || socket.differences(skeleton)?.is_empty());
         if !whole {
             damaged.push(skeleton.clone());
         }

@@ -1,6 +1,6 @@
 //! Whether ADD can succeed on this host, and whether what it admits gets through.
 
-use common::nft::{IpVersion, NftSocket};
+use common::nft::{IpVersion, NftSocket, Skeleton};
 use common::{Difference, Error, Result};
 
 use crate::config::Config;
@@ -11,6 +11,9 @@ use crate::legacy;
 use crate::observe;
 use crate::plan::HostPart;
 use crate::rules::{self, TABLE};
+
+/// More often the tables don't change while somebody looks.
+const TRIES: usize = 20;
 
 /// STATUS.
 pub fn status(config: &Config) -> Result<()> {
@@ -24,6 +27,7 @@ pub fn status(config: &Config) -> Result<()> {
         weigh(version, legacy::can_mend(version, &part).map_err(unavailable))?;
     }
     look_for_other_marks(&mut socket, &host)?;
+    compare_own_tables(&mut socket, host.mark)?;
     for version in IpVersion::ALL {
         let before = host::dropped_before(&mut socket, &host, version)?;
         weigh(version, before.first().map_or(Ok(()), |blocked| Err(limited(blocked, REMEDY))))?;
@@ -66,4 +70,51 @@ fn look_for_other_marks(socket: &mut NftSocket, host: &HostPart) -> Result<()> {
         Some(found) => Err(limited(found, "repeat the ADD of a container with this configuration")),
         None => Ok(()),
     }
+}
+
+/// An ADD counts the rules of our tables and doesn't read them: what has the right number and is none of ours is found here. What the
+/// next ADD sees is no reason to say no, because who hears that makes no ADD.
+fn compare_own_tables(socket: &mut NftSocket, mark: u32) -> Result<()> {
+    for skeleton in [rules::skeleton(mark), rules::bridge_skeleton(), rules::sources_skeleton()] {
+        // One that isn't there, or is another version's, comes with the ADD that needs it.
+        if !socket.has_skeleton(&skeleton)? {
+            continue;
+        }
+        let Some(found) = settled_differences(socket, &skeleton)?.into_iter().next() else { continue };
+        let table = &skeleton.table;
+        if !is_mended_by_any_add(socket, &skeleton)? {
+            let next = format!(
+                "repeat the ADD of a container with this configuration, or `nft delete table {table}` and any ADD: that \
+                 puts in again what all containers have there"
+            );
+            return Err(limited(&found, &next));
+        }
+        log::warn!("{found}; the next ADD that needs table {table} puts it right");
+    }
+    Ok(())
+}
+
+/// What is read while another call puts the table in may be of before and after it.
+fn settled_differences(socket: &mut NftSocket, skeleton: &Skeleton) -> Result<Vec<Difference>> {
+    for _ in 0..TRIES {
+        let before = socket.generation()?;
+        let found = socket.differences(skeleton)?;
+        if found.is_empty() || socket.generation()? == before {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// A missing set makes the kernel refuse the ADD's transaction, which is then thought out with everything read.
+fn is_mended_by_any_add(socket: &mut NftSocket, skeleton: &Skeleton) -> Result<bool> {
+    if !socket.is_whole(skeleton)? {
+        return Ok(true);
+    }
+    for set in &skeleton.sets {
+        if socket.set(&skeleton.table, &set.name)?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
