@@ -119,6 +119,67 @@ fn of_firewall_removes_what_it_can() {
     assert_eq!(left(), [false, false, false]);
 }
 
+/// What can stand where a plugin's directory was, so that it can't be opened, and the way back.
+const OBSTACLES: [(&str, &str); 4] = [
+    ("rm -r DIRECTORY; touch DIRECTORY", "rm DIRECTORY"),
+    ("rm -r DIRECTORY; mkfifo DIRECTORY", "rm DIRECTORY"),
+    ("rm -r DIRECTORY; ln -s DIRECTORY DIRECTORY", "rm DIRECTORY"),
+    ("mv /run/cni /run/before; touch /run/cni", "rm /run/cni; mv /run/before /run/cni"),
+];
+
+/// DEL, or GC, removes what `is_left` sees, and says that there is a directory into which it can't look; then STATUS says no.
+fn goes_without_its_directory(stage: &Stage, is_left: &dyn Fn() -> bool) {
+    let host = &stage.lab.host;
+    let directory = format!("/run/cni/{}", stage.config["type"].as_str().unwrap());
+    let own = |verb: Verb| {
+        let mut config = stage.config.clone();
+        config["cniVersion"] = "1.1.0".into();
+        config["cni.dev/valid-attachments"] = json!([]);
+        stage.plugin.call(host, verb, &config, &stage.container.target())
+    };
+    for (obstacle, way_back) in
+        OBSTACLES.map(|(to, back)| (to.replace("DIRECTORY", &directory), back.replace("DIRECTORY", &directory)))
+    {
+        for verb in [Verb::Del, Verb::Gc] {
+            stage.add(&stage.plugin);
+            assert!(is_left());
+            host.pipe("sh", &obstacle).unwrap();
+            for _ in 0..2 {
+                let error = own(verb).fails_with(106);
+                assert!(error.msg.contains(&directory) && error.msg.contains("can't be opened"), "{error:?}");
+                assert!(!is_left(), "{verb:?} behind `{obstacle}`: {}", host.run("nft list ruleset"));
+            }
+            let error = own(Verb::Status).fails_with(50);
+            assert!(error.msg.contains(&directory) && error.details.contains("DEL"), "{error:?}");
+            host.pipe("sh", &way_back).unwrap();
+            stage.del();
+            own(Verb::Gc).succeeds();
+            own(Verb::Status).succeeds();
+            assert!(!host.run("nft list ruleset").contains(&stage.container.id), "{obstacle}");
+            let files = host.pipe("sh", &format!("ls -A {directory} 2>/dev/null || true")).unwrap();
+            assert_eq!(files, "", "{obstacle}");
+        }
+    }
+}
+
+#[test]
+fn of_firewall_needs_no_directory_to_take_a_container_s_addresses_out() {
+    let stage = Stage::new("firewall", json!({"ingressPolicy": "same-bridge", "antiSpoof": true}));
+    goes_without_its_directory(&stage, &|| stage.lab.host.run("nft list ruleset").contains(&stage.container.id));
+}
+
+#[test]
+fn of_portmap_needs_no_directory_to_close_ports_and_links() {
+    let ports =
+        json!({"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    let stage = Stage::new("portmap", ports);
+    let is_left = || {
+        let host = &stage.lab.host;
+        host.run("nft list ruleset").contains("tcp . 8080") || host.sysctl("net/ipv4/conf/cni0/route_localnet") != "0"
+    };
+    goes_without_its_directory(&stage, &is_left);
+}
+
 /// A value that can't be put back is a warning, as in the reference: the file is kept, and the next DEL has another try.
 #[test]
 fn of_tuning_puts_back_what_it_can_and_keeps_the_file_for_the_next() {

@@ -18,6 +18,9 @@ use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
 use crate::stored::{Shelf, Source};
 
+/// The shelf, or why it can't be opened: what is in the kernel goes all the same, and then it is told.
+type Opened = Result<Option<Shelf>>;
+
 /// What is to go, by its owner; `None` where nothing is known of it but that it may have a file.
 type Leaving = BTreeMap<RecordKey, Option<Record>>;
 
@@ -107,14 +110,15 @@ fn remove_all(
     socket: &mut NftSocket,
     find: impl Fn(&mut NftSocket, Option<&Shelf>) -> Result<Leaving>,
 ) -> Result<BTreeSet<IpAddr>> {
-    let shelf = Shelf::open()?;
+    let opened = Shelf::open();
+    let shelf = opened.as_ref().ok().and_then(Option::as_ref);
     let firewalld = Sought::default();
     let (mut keys, mut removed) = (BTreeSet::new(), BTreeSet::new());
     let mut forgotten: BTreeMap<RecordKey, Vec<IpAddr>> = BTreeMap::new();
     let mut errors: BTreeMap<RecordKey, Error> = BTreeMap::new();
     repeat(|| {
         let generation = socket.generation()?;
-        let mut leaving = find(socket, shelf.as_ref())?;
+        let mut leaving = find(socket, shelf)?;
         leaving.retain(|key, _| !errors.contains_key(key));
         let heirs = Heirs::of(socket, leaving.values().flatten())?;
         let mut removal = Removal::default();
@@ -128,7 +132,7 @@ fn remove_all(
                 Some(addresses) => own.remember_sources(addresses, zone, &firewalld),
             };
             // Whose record says nothing of firewalld has told it nothing: the file needn't be read.
-            let more = if record.zone.is_some() { telling(record.key, shelf.as_ref()) } else { BTreeSet::new() };
+            let more = if record.zone.is_some() { telling(record.key, shelf) } else { BTreeSet::new() };
             let more = more.into_iter().filter(|source| record.sources().all(|own| own != *source)).collect();
             if let Err(error) = outcome.and_then(|()| forget(socket, record, more, &firewalld)) {
                 errors.insert(record.key, error);
@@ -139,12 +143,13 @@ fn remove_all(
             removed.extend(own.addresses);
         }
         keys = leaving.into_keys().filter(|key| !errors.contains_key(key)).collect();
-        removal.release_policies(socket, shelf.as_ref(), &keys)?;
+        removal.release_policies(socket, &opened, &keys)?;
         // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
         socket.commit_at(&removal.transaction, generation)
     })?;
     let left = shelf.iter().flat_map(|shelf| keys.iter().filter_map(|key| shelf.remove(*key).err()));
-    Error::gather(std::mem::take(&mut errors).into_values().chain(left).collect()).map(|()| removed)
+    let failures: Vec<Error> = std::mem::take(&mut errors).into_values().chain(left).collect();
+    Error::gather(failures.into_iter().chain(opened.err()).collect()).map(|()| removed)
 }
 
 /// Who had before what somebody has taken over, and still claims it: by the place.
@@ -317,12 +322,12 @@ impl Removal {
     fn release_policies(
         &mut self,
         socket: &mut NftSocket,
-        shelf: Option<&Shelf>,
+        opened: &Opened,
         leaving: &BTreeSet<RecordKey>,
     ) -> Result<()> {
         for (policy, bridge, references) in &self.policies {
             // What isn't counted may have been lost for others, too.
-            if *references == 0 && is_needed(shelf, *policy, bridge, leaving)? {
+            if *references == 0 && is_needed(opened, *policy, bridge, leaving)? {
                 continue;
             }
             release_policy(socket, *policy, bridge, *references, &mut self.transaction)?;
@@ -337,9 +342,10 @@ fn references(record: &Record, policy: BridgePolicy, bridge: &str) -> u32 {
     u32::from(jumps(&record.lines).any(|jump| jump == chain))
 }
 
-/// Whether any attachment on the shelf needs the policy, besides those that are leaving.
-fn is_needed(shelf: Option<&Shelf>, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
-    let shares: Vec<Share> = shelf.map(Shelf::all).transpose()?.unwrap_or_default();
+/// Whether any attachment on the shelf needs the policy, besides those that are leaving; one that can't be opened may say so.
+fn is_needed(opened: &Opened, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
+    let Ok(shelf) = opened else { return Ok(true) };
+    let shares: Vec<Share> = shelf.as_ref().map(Shelf::all).transpose()?.unwrap_or_default();
     let needs = |share: &Share| share.policy.as_ref().is_some_and(|(p, b)| *p == policy && b == bridge);
     Ok(shares.iter().any(|share| needs(share) && !leaving.contains(&RecordKey::of(&share.attachment))))
 }
@@ -385,16 +391,16 @@ fn release_policy(
     Ok(())
 }
 
-/// Policies that no attachment needs: what a record removed by hand leaves behind.
+/// Policies that no attachment needs: what a record removed by hand leaves behind. Where nobody can say that, they stay.
 fn collect_policies(socket: &mut NftSocket) -> Result<()> {
-    let shelf = Shelf::open()?;
+    let opened = Shelf::open();
     repeat(|| {
         let generation = socket.generation()?;
         let mut transaction = Transaction::new();
         for chain in socket.chains(&TABLE)?.into_iter().filter(|chain| chain.uses == 0) {
             for policy in BRIDGE_POLICIES {
                 if let Some(bridge) = policy.bridge_of(&chain.name)
-                    && !is_needed(shelf.as_ref(), policy, &bridge, &BTreeSet::new())?
+                    && !is_needed(&opened, policy, &bridge, &BTreeSet::new())?
                 {
                     release_policy(socket, policy, &bridge, 0, &mut transaction)?;
                 }

@@ -11,6 +11,10 @@ use crate::legacy;
 use crate::observe;
 use crate::plan::HostPart;
 use crate::rules::{self, TABLE};
+use crate::stored::Shelf;
+
+/// What to do about a directory that can't be opened.
+const IN_THE_WAY: &str = "remove what stands there: as long as it does, ADD succeeds and DEL doesn't";
 
 /// More often the tables don't change while somebody looks.
 const TRIES: usize = 20;
@@ -19,6 +23,7 @@ const TRIES: usize = 20;
 pub fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error::NotAvailable { reason: error.to_string(), next: error.details() };
     let firewalld = observe::firewalld(config.backend).map_err(unavailable)?.is_some();
+    Shelf::open().map_err(|error| Error::NotAvailable { reason: error.to_string(), next: IN_THE_WAY.into() })?;
     let mut socket = NftSocket::new();
     socket.has_table(&TABLE).map_err(unavailable)?;
     let host = HostPart::of(config, firewalld, IpVersion::ALL.into());

@@ -99,6 +99,8 @@ impl Plugin for Portmap {
         let asked = NftSocket::open().and_then(|mut socket| socket.generation());
         // A name that is always there: what is looked at is whether there are sysctls to read at all.
         let asked = asked.and_then(|_| localnet::read("all"));
-        asked.map(drop).map_err(|error| Error::NotAvailable { reason: error.to_string(), next: error.details() })
+        asked.map_err(|error| Error::NotAvailable { reason: error.to_string(), next: error.details() })?;
+        let next = "remove what stands there: ADD can't note there what a link was, and DEL doesn't come to its end";
+        localnet::look().map_err(|error| Error::NotAvailable { reason: error.to_string(), next: next.into() })
     }
 }

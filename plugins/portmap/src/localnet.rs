@@ -80,17 +80,24 @@ pub fn open(link: &Link) -> Result<()> {
 /// Of a ruleset that somebody has restored after a reboot, the index is another link's: one of another name is left alone, if
 /// there is no file that says that it was opened since.
 pub fn close(link: &Link, before: &str) -> Result<()> {
-    let files = OpenLinks::find()?;
+    let files = OpenLinks::find();
     if let Some(name) = netns::ifname(link.index)? {
         let is_kept = match &files {
-            Some(files) if name != link.name => files.before(link.index)?.is_some(),
+            Ok(Some(files)) if name != link.name => files.before(link.index)?.is_some(),
             _ => false,
         };
         if name == link.name || is_kept {
             write(&name, before)?;
         }
     }
-    files.map_or(Ok(()), |files| files.forget(link.index))
+    // The link is closed, whatever is the matter with the file.
+    files?.map_or(Ok(()), |files| files.forget(link.index))
+}
+
+/// Fails if there may be files that can't be found: what stands in the place of their directory keeps ADD from noting what a link
+/// was, and DEL from coming to its end.
+pub fn look() -> Result<()> {
+    Directory::open(Path::new(DIRECTORY)).map(drop)
 }
 
 /// What a link goes back to: what is remembered of it from before the table was flushed, or else its value now.

@@ -295,7 +295,8 @@ impl Removal {
 
     /// Gives the links back the value they had before their first user.
     pub fn restore_loopback(&self) -> Result<()> {
-        self.loopback.iter().try_for_each(|(link, before)| localnet::close(link, before))
+        let closed = self.loopback.iter().map(|(link, before)| localnet::close(link, before));
+        Error::gather(closed.filter_map(Result::err).collect())
     }
 
     /// Takes [`Removal::restore_loopback`] back where the transaction has come to nothing.
