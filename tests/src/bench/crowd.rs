@@ -1,14 +1,16 @@
 //! Many attachments on one host, beside the one that is looked at.
 //!
-//! Ours are made by calls of the plugin. The reference's would take an hour that way: one is made by its plugin, and the
-//! others by iptables-restore(8) of exactly the lines that it has added, with other names, ports and addresses.
+//! They are made by calls of the plugin. Those of plugins that write iptables' tables would take an hour that way: one is made by
+//! the plugin, and the others by iptables-restore(8) of exactly the lines that it has added, with other names, ports and addresses.
 
 use std::io::{Error, Result};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::Contender;
 use super::calls::ports;
 use super::launch::{self, stdin_of};
 use super::site::{Site, Subject};
@@ -86,6 +88,64 @@ pub fn all_alive(site: &Site, subject: &Subject, members: usize) -> Vec<u8> {
 /// So many share a container's namespace, where a plugin looks at what others have set there.
 const AT_HOME: usize = 50;
 
+/// A contender's host, with more and more attachments beside the one that is looked at.
+#[derive(Debug)]
+pub struct Crowd<'a> {
+    /// Whose plugins.
+    pub contender: &'a Contender,
+    /// The host, and the container that is looked at.
+    pub site: Site,
+    subject: &'a Subject,
+    /// What makes another attachment without its plugin, where that writes iptables' tables.
+    lines: Option<Lines>,
+    /// Namespaces of attachments that need one.
+    homes: Vec<Netns>,
+    there: usize,
+    /// Of calls so far.
+    took: Duration,
+}
+
+/// A contender whose calls would take longer than this for a step gets no further.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl<'a> Crowd<'a> {
+    /// A host without any others yet.
+    pub fn new(contender: &'a Contender, subject: &'a Subject) -> Result<Crowd<'a>> {
+        let site = Site::new();
+        let writes_tables = !contender.is_ours() && matches!(subject.plugin, "portmap" | "firewall");
+        let lines = if writes_tables { Lines::of(&site, &contender.bin, subject)? } else { None };
+        Ok(Crowd { contender, site, subject, lines, homes: vec![], there: 0, took: Duration::ZERO })
+    }
+
+    /// Leaves out what is of IPv6.
+    pub fn of_ipv4(mut self) -> Crowd<'a> {
+        self.lines = self.lines.map(Lines::of_ipv4);
+        self
+    }
+
+    /// Whether it would come to so many in a time that is worth it.
+    pub fn can_grow(&self, size: usize) -> bool {
+        let each = self.took / u32::try_from(self.there.max(1)).unwrap_or(u32::MAX);
+        let more = u32::try_from(size.saturating_sub(self.there)).unwrap_or(u32::MAX);
+        self.lines.is_some() || self.contender.is_ours() || each.saturating_mul(more) < PATIENCE
+    }
+
+    /// Makes it so many; `step` is told how many more there are.
+    pub fn grow(&mut self, size: usize, step: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        let (members, begun) = (self.there..size, Instant::now());
+        match &self.lines {
+            Some(lines) => {
+                lines.put(&self.site, members.clone())?;
+                step(members.len());
+            }
+            None => self.homes.extend(add(&self.site, &self.contender.bin, self.subject, members, &|| step(1))?),
+        }
+        self.took += begun.elapsed();
+        self.there = size;
+        Ok(())
+    }
+}
+
 /// Makes these by calls of the plugin; `step` is told after each. Those of `tuning` have namespaces of their own, to be kept.
 pub fn add(
     site: &Site,
@@ -133,7 +193,7 @@ fn homes(members: usize) -> Vec<Netns> {
 
 /// What one ADD of the reference adds to the host's tables, by family.
 #[derive(Debug)]
-pub struct Lines {
+struct Lines {
     /// (program, table, lines)
     added: Vec<(&'static str, String, Vec<String>)>,
 }
@@ -141,8 +201,8 @@ pub struct Lines {
 const SAVERS: [(&str, &str); 2] = [("iptables-save", "iptables-restore"), ("ip6tables-save", "ip6tables-restore")];
 
 impl Lines {
-    /// Calls ADD of the reference for the first member, and looks at what it adds.
-    pub fn of(site: &Site, bin: &Path, subject: &Subject) -> Result<Lines> {
+    /// Calls ADD for the first member, and looks at what it adds. If that is nothing, it has gone again.
+    fn of(site: &Site, bin: &Path, subject: &Subject) -> Result<Option<Lines>> {
         let config = Member(0).config(site, subject).to_string();
         let call = |verb| {
             let mut command = Member(0).command(site, bin, subject.plugin, verb);
@@ -164,21 +224,26 @@ impl Lines {
                 }
             }
             for name in ["filter", "nat"] {
-                let of_table = lines.iter().filter(|(table, _)| table == name).map(|(_, line)| line.clone()).collect();
+                let of_table: Vec<String> =
+                    lines.iter().filter(|(table, _)| table == name).map(|(_, line)| line.clone()).collect();
                 added.push((restore, name.to_owned(), of_table));
             }
         }
-        Ok(Lines { added })
+        if added.iter().all(|(_, _, lines)| lines.is_empty()) {
+            call("DEL")?;
+            return Ok(None);
+        }
+        Ok(Some(Lines { added }))
     }
 
     /// Only those of IPv4.
-    pub fn of_ipv4(mut self) -> Lines {
+    fn of_ipv4(mut self) -> Lines {
         self.added.retain(|(restore, _, _)| *restore == SAVERS[0].1);
         self
     }
 
     /// Puts in the same for these members; the first is there already.
-    pub fn put(&self, site: &Site, members: std::ops::Range<usize>) -> Result<()> {
+    fn put(&self, site: &Site, members: std::ops::Range<usize>) -> Result<()> {
         for (restore, table, lines) in self.added.iter().filter(|(_, _, lines)| !lines.is_empty()) {
             let mut text = format!("*{table}\n");
             for declared in [true, false] {

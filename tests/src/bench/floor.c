@@ -36,10 +36,11 @@ static int receive(int socket)
 static int open_socket(int *descriptor, int protocol)
 {
     struct timeval patience = { .tv_sec = 10 };
-    int room = 8 << 20;
+    int on = 1;
     *descriptor = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
     return *descriptor >= 0 && !setsockopt(*descriptor, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience)
-        && !setsockopt(*descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+        && !setsockopt(*descriptor, SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on)
+        && !setsockopt(*descriptor, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
 }
 
 static int step(const uint32_t *head, const char *data)

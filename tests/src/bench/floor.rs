@@ -3,31 +3,37 @@
 //! What a plugin says to the kernel is recorded once (its netlink messages, its sysctls, its changes of namespace), and a
 //! program that does nothing else, `floor.c`, says it again: the same bytes, the same number of answers awaited.
 //!
-//! Three things in the bytes belong to the moment: a batch's generation number is left out; a rule that is deleted by its
+//! It opens its sockets with the same options. Three things in the bytes belong to the moment: a batch's generation number is
+//! left out; a rule that is deleted by its
 //! handle goes by emptying its chain; and a link that is to be made asks for the index that it got when the bytes were
 //! recorded, because later messages name it.
 
 use std::collections::HashMap;
 use std::io::{Error, Result};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::libc;
-use tempfile::TempDir;
 
 use super::trace::{Syscall, Traced};
 
 /// The name of the program in the directory of [`build`].
 pub const PROGRAM: &str = "floor";
 
-/// Compiles the program; the directory goes with the value.
-pub fn build() -> Result<TempDir> {
-    let dir = tempfile::tempdir()?;
-    let source = dir.path().join("floor.c");
-    std::fs::write(&source, include_str!("floor.c"))?;
+/// Compiles the program; gives the directory it is in.
+pub fn build() -> Result<PathBuf> {
+    let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../build/floor"));
+    std::fs::create_dir_all(dir)?;
+    // Another run may be using it.
+    let made = dir.join(format!("{PROGRAM}-{}", std::process::id()));
     let mut cc = Command::new("cc");
-    cc.args(["-O2", "-static", "-o"]).arg(dir.path().join(PROGRAM)).arg(source);
+    cc.args(["-O2", "-static", "-o"]).arg(&made).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/floor.c"));
     let done = cc.output()?;
-    if done.status.success() { Ok(dir) } else { Err(Error::other(String::from_utf8_lossy(&done.stderr).into_owned())) }
+    if !done.status.success() {
+        return Err(Error::other(String::from_utf8_lossy(&done.stderr).into_owned()));
+    }
+    std::fs::rename(made, dir.join(PROGRAM))?;
+    Ok(dir.to_owned())
 }
 
 /// As floor.c numbers them.

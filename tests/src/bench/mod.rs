@@ -147,11 +147,33 @@ pub struct Bench {
 impl Bench {
     /// `more` are directories of plugins.
     pub fn new(rounds: usize, more: &[PathBuf]) -> Bench {
-        let mut contenders = vec![Contender { name: "ours".into(), bin: directory() }];
+        let mut contenders = vec![Contender { name: OURS.into(), bin: directory() }];
         let reference = Plugin::reference("portmap").path().parent().map(Path::to_owned);
-        contenders.extend(reference.map(|bin| Contender { name: "reference".into(), bin }));
-        contenders.extend(more.iter().map(|dir| Contender { name: dir.display().to_string(), bin: dir.clone() }));
+        contenders.extend(reference.map(|bin| Contender { name: REFERENCE.into(), bin }));
+        contenders.extend(more.iter().map(|dir| Contender { name: short_name(dir, more), bin: dir.clone() }));
         Bench { contenders, rounds }
+    }
+
+    /// What keeps it from being run, if anything does: told before anything is measured.
+    pub fn check(&self) -> Result<(), String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err("plugins change network namespaces: run it as root".into());
+        }
+        if self.rounds == 0 {
+            return Err("ROUNDS=0: nothing would be measured".into());
+        }
+        for Contender { name, bin } in &self.contenders {
+            for plugin in PLUGINS {
+                let path = bin.join(plugin);
+                if !path.is_file() {
+                    return Err(format!(
+                        "{name}: {} is missing; each directory needs all four plugins",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A bar of so many steps on the terminal; nothing in a pipe.
@@ -166,17 +188,61 @@ impl Bench {
     }
 }
 
-/// A quantile (0 to 1) of samples in ascending order.
+/// What ours are called.
+const OURS: &str = "ours";
+
+/// What the distribution's are called.
+const REFERENCE: &str = "reference";
+
+/// The plugins, in the order of the tables.
+const PLUGINS: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
+
+impl Contender {
+    /// Whether they are this build's.
+    pub fn is_ours(&self) -> bool {
+        self.name == OURS
+    }
+
+    /// Whether they are the distribution's.
+    pub fn is_reference(&self) -> bool {
+        self.name == REFERENCE
+    }
+}
+
+/// A directory's last part, if no other's is the same.
+fn short_name(dir: &Path, all: &[PathBuf]) -> String {
+    let alike = all.iter().filter(|other| other.file_name() == dir.file_name()).count();
+    match dir.file_name() {
+        Some(last) if alike == 1 && last != OURS && last != REFERENCE => last.to_string_lossy().into_owned(),
+        _ => dir.display().to_string(),
+    }
+}
+
+/// A quantile (0 to 1) of samples in ascending order; between two of them where it falls there.
 pub fn quantile(ascending: &[f64], part: f64) -> f64 {
-    let last = ascending.len().saturating_sub(1);
-    let at = ((last as f64) * part).round() as usize;
-    ascending.get(at.min(last)).copied().unwrap_or(f64::NAN)
+    let at = ascending.len().saturating_sub(1) as f64 * part;
+    let [below, above] = [at.floor(), at.ceil()].map(|at| ascending.get(at as usize).copied().unwrap_or(f64::NAN));
+    below + (above - below) * at.fract()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::chosen;
+    use super::{chosen, quantile, short_name};
+
+    #[test]
+    fn a_median_of_an_even_number_is_between_the_two_in_the_middle() {
+        assert_eq!(quantile(&[1.0, 3.0], 0.5), 2.0);
+        assert_eq!(quantile(&[1.0, 2.0, 9.0], 0.5), 2.0);
+        assert_eq!([0.0, 1.0].map(|part| quantile(&[1.0, 2.0, 9.0], part)), [1.0, 9.0]);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn directories_have_short_names_that_tell_them_apart() {
+        let all = ["/a/bin", "/b/bin", "/c/old"].map(std::path::PathBuf::from);
+        assert_eq!(all.each_ref().map(|dir| short_name(dir, &all)), ["/a/bin", "/b/bin", "old"]);
+    }
 
     #[test]
     fn a_case_and_an_item_are_chosen_by_a_part_of_their_names() {

@@ -7,13 +7,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use nix::sys::socket::{Backlog, listen};
 use serde_json::json;
 
 use super::calls::ports;
-use super::crowd::{self, Lines};
+use super::crowd::Crowd;
 use super::report::{Cell, Chart, Column, Report, Series, Table};
 use super::site::{Site, Subject};
-use super::{Bench, Case, Contender, quantile};
+use super::{Bench, Case, quantile};
 use crate::lab::{CLIENT, HOST};
 use crate::namespace::Netns;
 use crate::traffic::Proto;
@@ -27,11 +28,20 @@ const PLUGINS: [&str; 2] = ["portmap", "firewall"];
 
 const ENTRIES: [usize; 4] = [1, 100, 1_000, 10_000];
 
-/// New connections a figure is made of.
-const CONNECTIONS: usize = 2_000;
+/// A figure is made of so many measurements, contender after contender.
+const TURNS: usize = 4;
+
+/// New connections of one.
+const CONNECTIONS: usize = 500;
+
+/// How many are made at the same time where their rate is measured.
+const AT_ONCE: usize = 2;
+
+/// Connections that wait for their acceptance at the most (net.core.somaxconn).
+const ROOM: i32 = 4_096;
 
 /// Of a throughput, in seconds.
-const SECONDS: u32 = 2;
+const SECONDS: u32 = 1;
 
 /// Where who listens, and whom the others ask.
 struct Way<'a> {
@@ -59,9 +69,11 @@ impl Case for Packets {
     fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
         let mut report = Report::default();
         report.notes.push(
-            "The container is the newest of so many. The reference's other rules are put in by iptables-restore, exactly as \
-             its plugin writes them; only IPv4's, because only IPv4 is measured."
-                .into(),
+            format!(
+                "The container is the newest of so many. The reference's other rules are put in by iptables-restore, exactly as \
+                 its plugin writes them; only IPv4's, because only IPv4 is measured. Times of connections one after the other, \
+                 rates of {AT_ONCE} at a time; {TURNS} turns of {CONNECTIONS} connections and of a flow of {SECONDS} s."
+            ),
         );
         for plugin in PLUGINS.into_iter().filter(|plugin| *plugin == item) {
             measure(bench, &mut report, plugin)?;
@@ -76,32 +88,26 @@ fn measure(bench: &Bench, report: &mut Report, plugin: &'static str) -> Result<(
     columns.push(Column::number("new connections", "1/s", 0));
     columns.push(Column::number("throughput", "Gbit/s", 2));
     let mut table = Table::new(&format!("through {plugin}"), columns);
-    let mut series = Vec::new();
-    for contender in &bench.contenders {
-        let mut line = Series::new(&contender.name, vec![]);
-        let subject = Subject { plugin, keys: if plugin == "portmap" { ports(1) } else { json!({}) } };
-        let (site, mut there) = (Site::new(), 1);
-        if plugin == "firewall" {
-            site.lab.host.drop_forwarded();
+    let subject = Subject { plugin, keys: if plugin == "portmap" { ports(1) } else { json!({}) } };
+    let crowds = bench.contenders.iter().map(|contender| Ok(Crowd::new(contender, &subject)?.of_ipv4()));
+    let mut crowds: Vec<Crowd<'_>> = crowds.collect::<Result<_>>()?;
+    if plugin == "firewall" {
+        crowds.iter().for_each(|crowd| crowd.site.lab.host.drop_forwarded());
+    }
+    let mut series: Vec<Series> = crowds.iter().map(|crowd| Series::new(&crowd.contender.name, vec![])).collect();
+    let progress = bench.progress(&format!("packets through {plugin}"), ENTRIES[3] * crowds.len());
+    for entries in ENTRIES {
+        for crowd in &mut crowds {
+            crowd.grow(entries - 1, &|steps| progress.inc(steps as u64))?;
         }
-        let is_ours = bench.contenders.first().is_some_and(|ours| ours.bin == contender.bin);
-        let lines = if is_ours { None } else { Some(Lines::of(&site, &contender.bin, &subject)?.of_ipv4()) };
-        let progress = bench.progress(&format!("packets through {plugin}: {}", contender.name), ENTRIES[3]);
-        for entries in ENTRIES {
-            match &lines {
-                None => drop(crowd::add(&site, &contender.bin, &subject, there - 1..entries - 1, &|| progress.inc(1))?),
-                Some(lines) => lines.put(&site, there - 1..entries - 1)?,
-            }
-            there = entries;
-            let figures = with_container(&site, contender, &subject)?;
+        for ((crowd, figures), line) in crowds.iter().zip(with_containers(&crowds, &subject)?).zip(&mut series) {
             line.points.push((entries as f64, figures[0]));
-            let mut row = vec![Cell::Number(entries as f64), contender.name.as_str().into()];
+            let mut row = vec![Cell::Number(entries as f64), crowd.contender.name.as_str().into()];
             row.extend(figures.map(Cell::from));
             table.row(row);
         }
-        progress.finish_and_clear();
-        series.push(line);
     }
+    progress.finish_and_clear();
     let title = format!("A new connection through {plugin}, by number of entries");
     report.charts.push(
         Chart::lines(&format!("packets-{plugin}"), &title, ("entries", ""), ("median", "µs"), series).logarithmic(),
@@ -110,37 +116,54 @@ fn measure(bench: &Bench, report: &mut Report, plugin: &'static str) -> Result<(
     Ok(())
 }
 
-/// ADD, measure, DEL: so the container stays the newest.
-fn with_container(site: &Site, contender: &Contender, subject: &Subject) -> Result<[f64; 4]> {
-    let config = site.config(subject).to_string();
-    let call = |plugin, verb, config: &str| {
-        let run = site.call(&contender.bin, plugin, verb, config.as_bytes())?;
-        if run.success { Ok(()) } else { Err(Error::other(format!("{verb} of {} {plugin} failed", contender.name))) }
+/// ADD, measure in turns, DEL: so the containers stay the newest.
+fn with_containers(crowds: &[Crowd<'_>], subject: &Subject) -> Result<Vec<[f64; 4]>> {
+    let ways = crowds.iter().map(|crowd| way(&crowd.site, subject)).collect::<Result<Vec<Way<'_>>>>()?;
+    let call = |verb| {
+        crowds.iter().try_for_each(|Crowd { site, contender, .. }| {
+            let run = site.call(&contender.bin, subject.plugin, verb, site.config(subject).to_string().as_bytes())?;
+            let failed = || Error::other(format!("{verb} of {} {} failed", contender.name, subject.plugin));
+            if run.success { Ok(()) } else { Err(failed()) }
+        })
     };
+    call("ADD")?;
+    let (mut micros, mut rates, mut flows) =
+        (vec![Vec::new(); ways.len()], vec![0.0; ways.len()], vec![0.0; ways.len()]);
+    for _ in 0..TURNS {
+        for (((way, micros), rate), flow) in ways.iter().zip(&mut micros).zip(&mut rates).zip(&mut flows) {
+            micros.extend(new_connections(way, 1)?.0);
+            *rate += new_connections(way, AT_ONCE)?.1 / TURNS as f64;
+            let throughput = throughput_via(way.from, way.to, Proto::Tcp, way.address, way.via, SECONDS);
+            *flow += throughput.bits_per_second() / 1e9 / TURNS as f64;
+        }
+    }
+    call("DEL")?;
+    let figures = micros.into_iter().zip(rates).zip(flows).map(|((mut micros, rate), flow)| {
+        micros.sort_by(f64::total_cmp);
+        [quantile(&micros, 0.5), quantile(&micros, 0.95), rate, flow]
+    });
+    Ok(figures.collect())
+}
+
+fn way<'a>(site: &'a Site, subject: &Subject) -> Result<Way<'a>> {
     let (client, container) = (&site.lab.client, &site.container.netns);
     let at = |address: &str, port| -> Result<SocketAddr> {
         Ok(SocketAddr::new(address.parse().map_err(Error::other)?, port))
     };
-    let way = if subject.plugin == "portmap" {
+    if subject.plugin == "portmap" {
         let address = at(&site.container.addresses[0], 80)?;
-        Way { from: client, to: container, address, via: at(HOST[0], 20_000)? }
+        Ok(Way { from: client, to: container, address, via: at(HOST[0], 20_000)? })
     } else {
         let address = at(CLIENT[0], 80)?;
-        Way { from: container, to: client, address, via: address }
-    };
-    call(subject.plugin, "ADD", &config)?;
-    let mut micros = new_connections(&way)?;
-    let seconds = micros.iter().sum::<f64>() / 1e6;
-    micros.sort_by(f64::total_cmp);
-    let flow = throughput_via(way.from, way.to, Proto::Tcp, way.address, way.via, SECONDS);
-    call(subject.plugin, "DEL", &config)?;
-    let rate = micros.len() as f64 / seconds;
-    Ok([quantile(&micros, 0.5), quantile(&micros, 0.95), rate, flow.bits_per_second() / 1e9])
+        Ok(Way { from: container, to: client, address, via: address })
+    }
 }
 
-/// How long each of many connections takes to be made, one after the other, in microseconds.
-fn new_connections(way: &Way<'_>) -> Result<Vec<f64>> {
+/// How long each of many connections takes to be made, in microseconds, and how many there are in a second; so many at once.
+fn new_connections(way: &Way<'_>, at_once: usize) -> Result<(Vec<f64>, f64)> {
     let listener = way.to.inside(|| TcpListener::bind(("0.0.0.0", 80)))?;
+    // As many as there will be: one for which there is no room is tried again after a second.
+    listen(&listener, Backlog::new(ROOM)?)?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let accepting = scope.spawn(|| {
@@ -149,20 +172,32 @@ fn new_connections(way: &Way<'_>) -> Result<Vec<f64>> {
                 let _ = listener.accept();
             }
         });
-        let made = way.from.inside(|| {
-            let connect = || {
-                let begun = Instant::now();
-                TcpStream::connect(way.via).map(|_| begun.elapsed().as_secs_f64() * 1e6)
-            };
-            // The first ones resolve neighbours.
-            for _ in 0..20 {
-                connect()?;
-            }
-            (0..CONNECTIONS).map(|_| connect()).collect::<Result<Vec<f64>>>()
-        });
+        // The first ones resolve neighbours.
+        let warm = connections(way, 20);
+        let begun = Instant::now();
+        let each = |_| scope.spawn(|| connections(way, CONNECTIONS / at_once));
+        let connecting: Vec<_> = (0..at_once).map(each).collect();
+        let made: Result<Vec<Vec<f64>>> = connecting
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            .collect();
+        let took = begun.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
         let _ = way.from.inside(|| TcpStream::connect(way.via));
         let _ = accepting.join();
-        made
+        let made = warm.and(made)?.concat();
+        let rate = made.len() as f64 / took;
+        Ok((made, rate))
+    })
+}
+
+/// Makes so many, one after the other.
+fn connections(way: &Way<'_>, count: usize) -> Result<Vec<f64>> {
+    way.from.inside(|| {
+        let connect = |_| {
+            let begun = Instant::now();
+            TcpStream::connect(way.via).map(|_| begun.elapsed().as_secs_f64() * 1e6)
+        };
+        (0..count).map(connect).collect()
     })
 }

@@ -19,7 +19,7 @@ use crate::plugin::Plugin;
 #[derive(Debug)]
 pub struct Pod;
 
-const CHAINED: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
+const CHAINED: [&str; 4] = super::PLUGINS;
 
 /// The end is the start backwards.
 const VERBS: [&str; 2] = ["ADD", "DEL"];
@@ -160,7 +160,7 @@ fn report(tracks: &[Track<'_>]) -> Report {
     for (verb, what) in [(0, "start"), (1, "end")] {
         for (step, plugins) in steps.iter().take(2) {
             let short = if plugins.start == 0 { "with bridge" } else { step };
-            let medians = tracks.iter().map(|track| track.median(plugins.clone(), verb)).collect();
+            let medians = tracks.iter().map(|track| Some(track.median(plugins.clone(), verb))).collect();
             groups.push((format!("{what}: {short}"), medians));
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::calls::{ports, rates, tunings};
-use super::crowd::{self, Lines, Member};
+use super::crowd::{self, Crowd, Member};
 use super::launch;
 use super::report::{Cell, Chart, Column, Report, Series, Table};
 use super::site::{Site, Subject};
@@ -23,6 +23,10 @@ const TOGETHER: [usize; 5] = [1, 5, 10, 25, 50];
 /// More of them take the reference minutes a call.
 const REFERENCE_EXISTING: usize = 1_000;
 const REFERENCE_PORTS: usize = 100;
+
+const EXISTING_NOTE: &str = "Beside others: the reference's are put in by iptables-restore, exactly as its plugin writes them, and \
+    no more than 1,000 of them, because its calls then take seconds; its bandwidth and tuning keep nothing that grows with others. \
+    No more than 1,000 of bandwidth's: with ten thousand links the kernel takes minutes. “fails” is a call that fails.";
 
 /// A link and an ifb each: making and removing ten thousand takes the kernel minutes.
 const BANDWIDTH_EXISTING: usize = 1_000;
@@ -70,33 +74,43 @@ impl Case for Scaling {
     }
 }
 
-/// Medians of the verbs of one contender, in milliseconds, at one size.
-fn medians(site: &Site, bin: &Path, subject: &Subject, verbs: &[(&str, Vec<u8>)], rounds: usize) -> Result<Vec<Cell>> {
-    let mut micros = vec![Vec::new(); verbs.len()];
-    for _ in 0..=rounds {
-        for ((verb, config), micros) in verbs.iter().zip(&mut micros) {
-            let run = site.call(bin, subject.plugin, verb, config)?;
-            micros.push(if run.success { run.micros } else { f64::NAN });
+/// One contender's place of measurement.
+struct Place<'a> {
+    site: &'a Site,
+    bin: &'a Path,
+    /// Verbs and what they get on stdin.
+    calls: Vec<(&'static str, Vec<u8>)>,
+    rounds: usize,
+}
+
+/// Medians of the calls of each, in milliseconds, measured in turns: a round of each after the other.
+fn medians(plugin: &str, places: &[Place<'_>]) -> Result<Vec<Vec<Cell>>> {
+    let mut micros: Vec<Vec<Vec<f64>>> = places.iter().map(|place| vec![Vec::new(); place.calls.len()]).collect();
+    let most = places.iter().map(|place| place.rounds).max().unwrap_or_default();
+    for round in 0..=most {
+        for (place, micros) in places.iter().zip(&mut micros).filter(|(place, _)| round <= place.rounds) {
+            for ((verb, config), micros) in place.calls.iter().zip(micros) {
+                let run = place.site.call(place.bin, plugin, verb, config)?;
+                micros.push(if run.success { run.micros } else { f64::NAN });
+            }
         }
     }
-    Ok(micros
-        .into_iter()
-        .map(|all| {
-            // The first round warms up.
-            let mut kept = all.get(1..).unwrap_or_default().to_vec();
-            kept.sort_by(f64::total_cmp);
-            Cell::from(quantile(&kept, 0.5) / 1e3)
-        })
-        .collect())
+    Ok(micros.into_iter().map(|calls| calls.into_iter().map(median).collect()).collect())
+}
+
+/// The first round warms up. What fails now and then has no figure, either.
+fn median(micros: Vec<f64>) -> Cell {
+    let mut kept = micros.get(1..).unwrap_or_default().to_vec();
+    if kept.iter().any(|time| time.is_nan()) {
+        return "fails".into();
+    }
+    kept.sort_by(f64::total_cmp);
+    Cell::from(quantile(&kept, 0.5) / 1e3)
 }
 
 fn cycle(site: &Site, subject: &Subject) -> Vec<(&'static str, Vec<u8>)> {
     let config = site.config(subject).to_string().into_bytes();
     vec![("ADD", config.clone()), ("CHECK", config.clone()), ("DEL", config)]
-}
-
-fn is_ours(bench: &Bench, contender: &Contender) -> bool {
-    bench.contenders.first().is_some_and(|ours| ours.bin == contender.bin)
 }
 
 fn columns(first: &str, verbs: &[&str]) -> Vec<Column> {
@@ -122,45 +136,45 @@ fn chart(file: &str, title: &str, x: &str, table: &Table) -> Chart {
     Chart::lines(file, title, (x, ""), ("median", "ms"), series).logarithmic()
 }
 
+/// Where the calls of a contender are measured, the reference's less often.
+fn place<'a>(bench: &Bench, crowd: &'a Crowd<'_>, calls: Vec<(&'static str, Vec<u8>)>) -> Place<'a> {
+    let most = if crowd.contender.is_reference() { 3 } else { 15 };
+    Place { site: &crowd.site, bin: &crowd.contender.bin, calls, rounds: bench.rounds.min(most) }
+}
+
 /// ADD, CHECK, DEL and GC beside so many attachments.
 fn existing(bench: &Bench, report: &mut Report, subject: Subject) -> Result<()> {
     let verbs = ["ADD", "CHECK", "DEL", "GC"];
     let title = format!("{}, beside so many attachments", subject.plugin);
     let mut table = Table::new(&title, columns("attachments", &verbs));
+    report.notes.push(EXISTING_NOTE.into());
     let tables_grow = matches!(subject.plugin, "portmap" | "firewall");
-    let takes_part = |c: &&Contender| is_ours(bench, c) || tables_grow;
-    for contender in bench.contenders.iter().filter(takes_part) {
-        let ours = is_ours(bench, contender);
-        let most = match subject.plugin {
-            "bandwidth" => BANDWIDTH_EXISTING,
-            _ if ours => usize::MAX,
-            _ => REFERENCE_EXISTING,
-        };
-        let (site, mut there, mut homes) = (Site::new(), 0, Vec::new());
-        let lines = if ours { None } else { Some(Lines::of(&site, &contender.bin, &subject)?) };
-        let sizes = EXISTING.into_iter().filter(|n| *n <= most);
-        let progress = bench.progress(&format!("{title}: {}", contender.name), sizes.clone().max().unwrap_or_default());
-        for size in sizes {
-            match &lines {
-                None => homes.extend(crowd::add(&site, &contender.bin, &subject, there..size, &|| progress.inc(1))?),
-                Some(lines) => lines.put(&site, there..size)?,
-            }
-            there = size;
-            let rounds = if ours { bench.rounds.min(15) } else { bench.rounds.min(3) };
-            let mut row = vec![Cell::Number(size as f64), contender.name.as_str().into()];
-            row.extend(medians(&site, &contender.bin, &subject, &cycle(&site, &subject), rounds)?);
-            if ours {
-                // By itself: what follows the look through all of it finds the processor's caches full of that.
-                let calls = [("GC", crowd::all_alive(&site, &subject, size))];
-                row.extend(medians(&site, &contender.bin, &subject, &calls, rounds)?);
-            }
-            row.resize(2 + verbs.len(), Cell::Nothing);
-            table.row(row);
+    let takes_part = |c: &&Contender| !c.is_reference() || tables_grow;
+    let crowds = bench.contenders.iter().filter(takes_part).map(|contender| Crowd::new(contender, &subject));
+    let mut crowds: Vec<Crowd<'_>> = crowds.collect::<Result<_>>()?;
+    let most = if subject.plugin == "bandwidth" { BANDWIDTH_EXISTING } else { usize::MAX };
+    let sizes = EXISTING.into_iter().filter(|size| *size <= most);
+    let progress = bench.progress(&title, sizes.clone().max().unwrap_or_default() * crowds.len());
+    for size in sizes {
+        crowds.retain(|crowd| crowd.can_grow(size) && !(crowd.contender.is_reference() && size > REFERENCE_EXISTING));
+        for crowd in &mut crowds {
+            crowd.grow(size, &|steps| progress.inc(steps as u64))?;
         }
-        progress.finish_and_clear();
+        let attachment =
+            crowds.iter().map(|crowd| place(bench, crowd, cycle(&crowd.site, &subject))).collect::<Vec<_>>();
+        // By itself: what follows the look through all of it finds the processor's caches full of that.
+        let gc = |crowd: &Crowd<'_>| vec![("GC", crowd::all_alive(&crowd.site, &subject, size))];
+        let network = crowds.iter().map(|crowd| place(bench, crowd, gc(crowd))).collect::<Vec<_>>();
+        let measured = medians(subject.plugin, &attachment)?.into_iter().zip(medians(subject.plugin, &network)?);
+        for (crowd, (mut figures, gc)) in crowds.iter().zip(measured) {
+            figures.extend(gc);
+            let head = [Cell::Number(size as f64), crowd.contender.name.as_str().into()];
+            table.row(head.into_iter().chain(figures).collect::<Vec<_>>());
+        }
     }
+    progress.finish_and_clear();
     let file = format!("scaling-{}", subject.plugin);
-    report.charts.push(chart(&file, &format!("A call {title}"), "attachments", &table));
+    report.charts.push(chart(&file, &format!("A call of {title}"), "attachments", &table));
     report.tables.push(table);
     Ok(())
 }
@@ -168,20 +182,31 @@ fn existing(bench: &Bench, report: &mut Report, subject: Subject) -> Result<()> 
 /// ADD, CHECK and DEL of one container with so many ports.
 fn many_ports(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut table = Table::new("portmap, with so many ports", columns("ports", &["ADD", "CHECK", "DEL"]));
-    let progress = bench.progress("portmap, with so many ports", PORTS.len() * bench.contenders.len());
-    for contender in &bench.contenders {
-        let (site, ours) = (Site::new(), is_ours(bench, contender));
-        for count in PORTS {
-            progress.inc(1);
-            if !ours && count > REFERENCE_PORTS {
-                continue;
-            }
-            let subject = Subject { plugin: "portmap", keys: ports(count) };
-            let rounds = if ours { bench.rounds.min(15) } else { 1 };
-            let mut row = vec![Cell::Number(count as f64), contender.name.as_str().into()];
-            row.extend(medians(&site, &contender.bin, &subject, &cycle(&site, &subject), rounds)?);
-            table.row(row);
+    report
+        .notes
+        .push(format!("The reference takes a second a hundred ports, so it has no more than {REFERENCE_PORTS}, once."));
+    let progress = bench.progress("portmap, with so many ports", PORTS.len());
+    let sites: Vec<(&Contender, Site)> = bench.contenders.iter().map(|contender| (contender, Site::new())).collect();
+    for count in PORTS {
+        let subject = Subject { plugin: "portmap", keys: ports(count) };
+        let taking_part = || sites.iter().filter(|(c, _)| !c.is_reference() || count <= REFERENCE_PORTS);
+        let place = |(contender, site): &'_ (&Contender, Site)| {
+            let most = if contender.is_reference() { 1 } else { 15 };
+            (contender.bin.clone(), cycle(site, &subject), bench.rounds.min(most))
+        };
+        let prepared: Vec<_> = taking_part().map(place).collect();
+        let places = taking_part().zip(&prepared).map(|((_, site), (bin, calls, rounds))| Place {
+            site,
+            bin,
+            calls: calls.clone(),
+            rounds: *rounds,
+        });
+        let measured = medians(subject.plugin, &places.collect::<Vec<_>>())?;
+        for ((contender, _), figures) in taking_part().zip(measured) {
+            let head = [Cell::Number(count as f64), contender.name.as_str().into()];
+            table.row(head.into_iter().chain(figures).collect::<Vec<_>>());
         }
+        progress.inc(1);
     }
     progress.finish_and_clear();
     report.charts.push(chart("scaling-ports", "A call of portmap, with so many ports", "ports", &table));
@@ -194,35 +219,31 @@ fn together(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut head = columns("processes", &["ADD", "DEL"]);
     head.push(Column::number("failures", "", 0));
     let mut table = Table::new("portmap, calls at the same time: until the last has ended", head);
-    let progress = bench.progress("portmap, calls at the same time", TOGETHER.len() * bench.contenders.len());
+    report.notes.push("Calls at the same time: five rounds, the reference one.".into());
+    let progress = bench.progress("portmap, calls at the same time", TOGETHER.len());
     let subject = subject("portmap");
-    for contender in &bench.contenders {
-        let site = Site::new();
-        let rounds = if is_ours(bench, contender) { bench.rounds.min(5) } else { 1 };
-        for count in TOGETHER {
-            let mut row = vec![Cell::Number(count as f64), contender.name.as_str().into()];
-            let mut failures = 0;
-            let mut micros = [Vec::new(), Vec::new()];
-            for _ in 0..rounds {
-                for (verb, micros) in ["ADD", "DEL"].into_iter().zip(&mut micros) {
-                    let members = || (0..count).map(Member);
-                    let stdins: Vec<Vec<u8>> =
-                        members().map(|m| m.config(&site, &subject).to_string().into_bytes()).collect();
-                    let mut commands: Vec<_> =
-                        members().map(|m| m.command(&site, &contender.bin, "portmap", verb)).collect();
-                    let (time, failed) = site.lab.host.inside(|| launch::timed_together(&mut commands, &stdins))?;
+    let sites: Vec<(&Contender, Site)> = bench.contenders.iter().map(|contender| (contender, Site::new())).collect();
+    for count in TOGETHER {
+        let mut of_each: Vec<([Vec<f64>; 2], usize)> = vec![Default::default(); sites.len()];
+        for round in 0..bench.rounds.min(5) {
+            let turns = sites.iter().zip(&mut of_each).filter(|((c, _), _)| round == 0 || !c.is_reference());
+            for ((contender, site), (micros, failures)) in turns {
+                for (verb, micros) in ["ADD", "DEL"].into_iter().zip(micros) {
+                    let (time, failed) = all_at_once(site, contender, &subject, verb, count)?;
                     micros.push(time);
-                    failures += failed;
+                    *failures += failed;
                 }
             }
-            for all in &mut micros {
-                all.sort_by(f64::total_cmp);
-                row.push(Cell::from(quantile(all, 0.5) / 1e3));
-            }
-            row.push(Cell::Number(failures as f64));
-            table.row(row);
-            progress.inc(1);
         }
+        for ((contender, _), (micros, failures)) in sites.iter().zip(of_each) {
+            let figures = micros.map(|mut all| {
+                all.sort_by(f64::total_cmp);
+                Cell::from(quantile(&all, 0.5) / 1e3)
+            });
+            let head = [Cell::Number(count as f64), contender.name.as_str().into()];
+            table.row(head.into_iter().chain(figures).chain([Cell::Number(failures as f64)]).collect::<Vec<_>>());
+        }
+        progress.inc(1);
     }
     progress.finish_and_clear();
     let mut drawn = table.clone();
@@ -230,4 +251,18 @@ fn together(bench: &Bench, report: &mut Report) -> Result<()> {
     report.charts.push(chart("scaling-together", "portmap, so many calls at the same time", "processes", &drawn));
     report.tables.push(table);
     Ok(())
+}
+
+/// Microseconds until the last has ended, and how many failed.
+fn all_at_once(
+    site: &Site,
+    contender: &Contender,
+    subject: &Subject,
+    verb: &str,
+    count: usize,
+) -> Result<(f64, usize)> {
+    let members = || (0..count).map(Member);
+    let stdins: Vec<Vec<u8>> = members().map(|m| m.config(site, subject).to_string().into_bytes()).collect();
+    let mut commands: Vec<_> = members().map(|m| m.command(site, &contender.bin, subject.plugin, verb)).collect();
+    site.lab.host.inside(|| launch::timed_together(&mut commands, &stdins))
 }

@@ -224,6 +224,7 @@ impl Case for Wait {
         let times = ["median", "95 %", "longest"].map(|what| Column::number(what, "ms", 2));
         let head = [Column::text("flow"), Column::text("plugin")].into_iter().chain(times);
         let mut table = Table::new("Round trips", head.collect());
+        let bar = bench.progress(&format!("{} {item}", self.name()), bench.contenders.len());
         for contender in &bench.contenders {
             let limited = Limited::new(&contender.bin, WAIT_RATE)?;
             let times = match item {
@@ -234,7 +235,9 @@ impl Case for Wait {
             let quantiles = [0.5, 0.95, 1.0].map(|part| Cell::from(quantile(&times, part)));
             let head = [Cell::from(item), contender.name.as_str().into()];
             table.row(head.into_iter().chain(quantiles).collect::<Vec<_>>());
+            bar.inc(1);
         }
+        bar.finish_and_clear();
         report.tables.push(table);
         Ok(report)
     }
@@ -274,7 +277,14 @@ impl Case for Picture {
              before the limit begins."
                 .into(),
         );
-        let series = bench.contenders.iter().map(pictured).collect::<Result<Vec<Series>>>()?;
+        let bar = bench.progress(self.name(), bench.contenders.len());
+        let series = bench.contenders.iter().map(|contender| {
+            let line = pictured(contender);
+            bar.inc(1);
+            line
+        });
+        let series = series.collect::<Result<Vec<Series>>>()?;
+        bar.finish_and_clear();
         let axes = (("time", "s"), ("payload received", "Mbit/s"));
         let title = "A pod limited to 10 Mbit/s: what it receives in each 100 ms";
         let mut chart = Chart::lines("shaping-10M", title, axes.0, axes.1, series);

@@ -11,13 +11,11 @@ use super::crowd;
 use super::report::{Column, Report, Table};
 use super::scaling::subject;
 use super::site::Site;
-use super::{Bench, Case, Contender, quantile};
+use super::{Bench, Case, Contender, PLUGINS, quantile};
 
 /// The case.
 #[derive(Debug)]
 pub struct Upkeep;
-
-const PLUGINS: [&str; 4] = ["portmap", "bandwidth", "firewall", "tuning"];
 
 /// Attachments that are gone.
 const STALE: usize = 5_000;
@@ -41,18 +39,19 @@ impl Case for Upkeep {
 
     fn run(&self, bench: &Bench, item: &str) -> Result<Report> {
         let mut report = Report::default();
-        report.notes.push("Ours only: the reference's STATUS and GC do nothing.".into());
+        report.notes.push("Not of the reference, which knows neither (see calls).".into());
         let plugin = PLUGINS.into_iter().find(|plugin| item.ends_with(plugin));
-        for ours in bench.contenders.iter().take(1) {
-            report.tables.push(plugin.map_or_else(|| status(bench, ours), |plugin| gc(bench, ours, plugin))?);
+        for contender in bench.contenders.iter().filter(|contender| !contender.is_reference()) {
+            let measured = plugin.map_or_else(|| status(bench, contender), |plugin| gc(bench, contender, plugin))?;
+            report.extend(Report { tables: vec![measured], ..Report::default() });
         }
         Ok(report)
     }
 }
 
 /// STATUS beside VERSION, which is what starting the program costs.
-fn status(bench: &Bench, ours: &Contender) -> Result<Table> {
-    let mut columns = vec![Column::text("plugin")];
+fn status(bench: &Bench, contender: &Contender) -> Result<Table> {
+    let mut columns = vec![Column::text("plugin"), Column::text("plugins")];
     let times = ["STATUS, min", "STATUS, median", "bare exec, min", "bare exec, median"];
     columns.extend(times.map(|name| Column::number(name, "ms", 2)));
     columns.push(Column::number("system calls", "", 0));
@@ -66,7 +65,7 @@ fn status(bench: &Bench, ours: &Contender) -> Result<Table> {
         // The first round warms up.
         for round in 0..=rounds {
             for (verb, micros) in ["STATUS", "VERSION"].into_iter().zip(&mut micros) {
-                let run = site.call(&ours.bin, plugin, verb, &config)?;
+                let run = site.call(&contender.bin, plugin, verb, &config)?;
                 failures += usize::from(!run.success);
                 micros.extend((round > 0).then_some(run.micros / 1e3));
             }
@@ -77,17 +76,17 @@ fn status(bench: &Bench, ours: &Contender) -> Result<Table> {
             all.sort_by(f64::total_cmp);
             [0.0, 0.5].map(|part| quantile(&all, part))
         });
-        let syscalls = site.trace(&ours.bin, plugin, "STATUS", &config, false)?.syscalls;
+        let syscalls = site.trace(&contender.bin, plugin, "STATUS", &config, false)?.syscalls;
         let figures = [status[0], status[1], exec[0], exec[1], syscalls as f64, failures as f64];
         let cells = figures.into_iter().map(Into::into);
-        table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
+        table.row([plugin.into(), contender.name.as_str().into()].into_iter().chain(cells).collect::<Vec<_>>());
     }
     Ok(table)
 }
 
 /// GC of so many attachments of a network whose namespace is gone, beside one that lives, and again when there is nothing
 /// left to do.
-fn gc(bench: &Bench, ours: &Contender, plugin: &'static str) -> Result<Table> {
+fn gc(bench: &Bench, contender: &Contender, plugin: &'static str) -> Result<Table> {
     let stale = if plugin == "bandwidth" { STALE_OF_BANDWIDTH } else { STALE };
     let rounds = if plugin == "bandwidth" { 1 } else { bench.rounds.min(3) };
     let progress = bench.progress(&format!("GC of {plugin}"), rounds * stale);
@@ -97,26 +96,27 @@ fn gc(bench: &Bench, ours: &Contender, plugin: &'static str) -> Result<Table> {
         // All in one namespace, which then goes with its links.
         let gone = site.lab.container(3);
         let living = std::mem::replace(&mut site.container, gone);
-        let _homes = crowd::add(&site, &ours.bin, &subject, 0..stale, &|| progress.inc(1))?;
+        let _homes = crowd::add(&site, &contender.bin, &subject, 0..stale, &|| progress.inc(1))?;
         drop(std::mem::replace(&mut site.container, living));
         let config = site.config(&subject).to_string().into_bytes();
-        let alive = site.call(&ours.bin, plugin, "ADD", &config)?;
+        let alive = site.call(&contender.bin, plugin, "ADD", &config)?;
         let own = json!([{"containerID": site.container.id, "ifname": site.container.ifname}]);
         let list = of_1_1(site.config(&subject), own);
         let before = cpu_of_children();
-        let removing = site.call(&ours.bin, plugin, "GC", &list)?;
+        let removing = site.call(&contender.bin, plugin, "GC", &list)?;
         cpu.push(cpu_of_children() - before);
-        let idle = site.call(&ours.bin, plugin, "GC", &list)?;
+        let idle = site.call(&contender.bin, plugin, "GC", &list)?;
         first.push(removing.micros / 1e3);
         again.push(idle.micros / 1e3);
         // The living one is untouched.
-        let check = site.call(&ours.bin, plugin, "CHECK", &config)?;
+        let check = site.call(&contender.bin, plugin, "CHECK", &config)?;
         failures += [alive, removing, idle, check].iter().filter(|run| !run.success).count();
     }
     progress.finish_and_clear();
     [&mut first, &mut again, &mut cpu].into_iter().for_each(|all| all.sort_by(f64::total_cmp));
     let columns = vec![
         Column::text("plugin"),
+        Column::text("plugins"),
         Column::number("stale attachments", "", 0),
         Column::number("GC, min", "ms", 1),
         Column::number("GC, median", "ms", 1),
@@ -127,7 +127,7 @@ fn gc(bench: &Bench, ours: &Contender, plugin: &'static str) -> Result<Table> {
     let mut table = Table::new("GC of attachments that are gone, beside one that lives", columns);
     let times = [quantile(&first, 0.0), quantile(&first, 0.5), quantile(&cpu, 0.5), quantile(&again, 0.5)];
     let cells = std::iter::once(stale as f64).chain(times).chain([failures as f64]).map(Into::into);
-    table.row(std::iter::once(plugin.into()).chain(cells).collect::<Vec<_>>());
+    table.row([plugin.into(), contender.name.as_str().into()].into_iter().chain(cells).collect::<Vec<_>>());
     Ok(table)
 }
 

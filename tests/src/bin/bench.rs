@@ -30,6 +30,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         .collect();
     let chosen = chosen(&variable("CASE").unwrap_or_default())?;
     let bench = Bench::new(rounds, &more);
+    bench.check()?;
     let machine = Machine::here(versions(&bench.contenders));
     let mut store = match variable("OUT") {
         Some(out) => Some(Store::open(Path::new(&out), machine, &chosen)?),
@@ -47,6 +48,22 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(())
+}
+
+/// Of which commit what the plugins are made of is, and whether it has been changed since; nothing outside a repository.
+fn sources() -> String {
+    const PATHS: [&str; 6] = ["--", "common", "plugins", "deploy", "Cargo.toml", "Cargo.lock"];
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-C", concat!(env!("CARGO_MANIFEST_DIR"), "/..")]).args(arguments).args(PATHS);
+        let said = command.output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["log", "-1", "--format=%h"]).filter(|commit| !commit.is_empty()) else {
+        return String::new();
+    };
+    let changed = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
+    format!(" ({commit}{})", if changed { ", changed" } else { "" })
 }
 
 /// What each contender and the tools beside them say of themselves.
@@ -68,6 +85,9 @@ fn versions(contenders: &[Contender]) -> Vec<(String, String)> {
             // Debian's don't know.
             let package = ["-W", "-f", "${Version}", "containernetworking-plugins"];
             own = said(Command::new("dpkg-query").args(package));
+        }
+        if contender.is_ours() {
+            own += &sources();
         }
         all.push((contender.name.clone(), own));
     }

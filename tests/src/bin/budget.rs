@@ -17,7 +17,7 @@ const NOISE: f64 = 1.0;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let budgets: Budgets = match std::fs::read(FILE) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("tests/instructions.json: {error}"))?,
         Err(_) => Budgets::new(),
     };
     let counted = count(&directory())?;
@@ -32,7 +32,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     let per_cent = (TOLERANCE - 1.0) * 100.0;
-    eprintln!("budget: {exceeded} calls need {per_cent:.0} % more than their budget, or have none.");
+    eprintln!(
+        "budget: {exceeded} beyond {per_cent:.0} % more than the budget, or without one, or with one and not there."
+    );
     eprintln!("budget: if that is the price of something, say so: make budget REASON='what it is the price of'");
     Ok(ExitCode::FAILURE)
 }
@@ -46,10 +48,14 @@ fn compare(counted: &BTreeMap<String, u64>, budgets: &Budgets) -> usize {
         let beyond = budget.is_none_or(|budget| now as f64 > budget as f64 * TOLERANCE);
         exceeded += usize::from(beyond);
         let shown = budget.map_or_else(|| "none".into(), |budget| budget.to_string());
-        let change = budget.map_or(f64::NAN, |budget| change(budget, now));
-        println!("{call:<20} {shown:>12} {now:>12} {change:>+7.1}%{}", if beyond { "  too many" } else { "" });
+        let change = budget.map_or_else(String::new, |budget| format!("{:+.1}%", change(budget, now)));
+        println!("{call:<20} {shown:>12} {now:>12} {change:>8}{}", if beyond { "  too many" } else { "" });
     }
-    exceeded
+    let forgotten: Vec<&str> = budgets.keys().filter(|call| !counted.contains_key(*call)).map(String::as_str).collect();
+    if !forgotten.is_empty() {
+        eprintln!("budget: there are no such calls any more: {}", forgotten.join(", "));
+    }
+    exceeded + forgotten.len()
 }
 
 /// In per cent.

@@ -129,6 +129,11 @@ pub enum Cell {
 }
 
 impl Cell {
+    /// The figure, if there is one.
+    pub fn figure(&self) -> Option<f64> {
+        if let Cell::Number(value) = self { Some(*value) } else { None }
+    }
+
     fn show(&self, column: &Column) -> String {
         match self {
             Cell::Number(value) => format!("{value:.*}", column.decimals),
@@ -150,8 +155,8 @@ impl From<f64> for Cell {
     }
 }
 
-/// Bars that stand together: what they are about, and their lengths.
-pub type Group = (String, Vec<f64>);
+/// Bars that stand together: what they are about, and their lengths, where there is a figure.
+pub type Group = (String, Vec<Option<f64>>);
 
 /// A picture.
 #[derive(Clone, Debug, Serialize, Deserialize)]

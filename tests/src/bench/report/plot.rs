@@ -6,22 +6,27 @@ use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{Axis, Chart, Series, Shape};
+use super::{Axis, Chart, Group, Series, Shape};
 
 /// Of one bar and of the lines' area, in pixels.
 const WIDTH: u32 = 760;
 const HEIGHT: u32 = 380;
+/// Beside the lines, for their names.
+const LEGEND: u32 = 170;
 const BAR: i32 = 16;
 /// Where the bars begin: beside their names.
 const LEFT: i32 = 250;
 
 /// Told apart by people who don't see red and green as well (Okabe and Ito).
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(120, 120, 120),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
 ];
 
 /// The whole document.
@@ -58,25 +63,29 @@ fn range(axis: &Axis, values: impl Iterator<Item = f64> + Clone) -> std::ops::Ra
 }
 
 fn lines(out: &mut String, chart: &Chart, series: &[Series]) -> Result<()> {
-    // 0 has no place on a logarithmic axis: it stands for a tenth of the first step, and the page says what was counted.
-    let shown: Vec<Series> = series.iter().map(|s| Series::new(&s.name, on_axis(chart, s))).collect();
+    // 0 has no place on a logarithmic axis: it gets one a tenth before the first step.
+    let zero = place_of_zero(chart, series);
+    let on_axis = |p: &(f64, f64)| (if p.0 <= 0.0 { zero.unwrap_or(p.0) } else { p.0 }, p.1);
+    let shown = |s: &Series| Series::new(&s.name, s.points.iter().map(on_axis).collect());
+    let shown: Vec<Series> = series.iter().map(shown).collect();
     let x = range(&chart.x, shown.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     let y = range(&chart.y, shown.iter().flat_map(|s| s.points.iter().map(|p| p.1)));
     match (chart.x.logarithmic, chart.y.logarithmic) {
-        (false, false) => lines_over(out, chart, &shown, x, y),
-        (true, false) => lines_over(out, chart, &shown, x.log_scale(), y),
-        (false, true) => lines_over(out, chart, &shown, x, y.log_scale()),
-        (true, true) => lines_over(out, chart, &shown, x.log_scale(), y.log_scale()),
+        (false, false) => lines_over(out, chart, &shown, zero, x, y),
+        (true, false) => lines_over(out, chart, &shown, zero, x.log_scale(), y),
+        (false, true) => lines_over(out, chart, &shown, zero, x, y.log_scale()),
+        (true, true) => lines_over(out, chart, &shown, zero, x.log_scale(), y.log_scale()),
     }
 }
 
-fn on_axis(chart: &Chart, series: &Series) -> Vec<(f64, f64)> {
-    let least = series.points.iter().map(|p| p.0).filter(|x| *x > 0.0).fold(f64::MAX, f64::min);
-    let x = |x: f64| if chart.x.logarithmic && x <= 0.0 { least / 10.0 } else { x };
-    series.points.iter().map(|p| (x(p.0), p.1)).collect()
+/// Where 0 stands on a logarithmic axis, if any line has it.
+fn place_of_zero(chart: &Chart, series: &[Series]) -> Option<f64> {
+    let all = || series.iter().flat_map(|s| s.points.iter().map(|p| p.0));
+    let least = all().filter(|x| *x > 0.0).fold(f64::MAX, f64::min);
+    (chart.x.logarithmic && all().any(|x| x <= 0.0)).then_some(least / 10.0)
 }
 
-fn lines_over<X, Y>(out: &mut String, chart: &Chart, series: &[Series], x: X, y: Y) -> Result<()>
+fn lines_over<X, Y>(out: &mut String, chart: &Chart, series: &[Series], zero: Option<f64>, x: X, y: Y) -> Result<()>
 where
     X: AsRangedCoord<Value = f64>,
     Y: AsRangedCoord<Value = f64>,
@@ -88,6 +97,7 @@ where
     let mut area = ChartBuilder::on(&root)
         .caption(&chart.title, text(18))
         .margin(12)
+        .margin_right(LEGEND)
         .x_label_area_size(42)
         .y_label_area_size(64)
         .build_cartesian_2d(x, y)
@@ -95,16 +105,18 @@ where
     let mut mesh = area.configure_mesh();
     mesh.disable_x_mesh().light_line_style(TRANSPARENT).bold_line_style(RGBColor(225, 225, 225));
     mesh.label_style(text(12)).axis_desc_style(text(13)).x_desc(chart.x.head()).y_desc(chart.y.head());
-    mesh.x_label_formatter(&|v| number(*v)).y_label_formatter(&|v| number(*v));
+    let x_label =
+        |v: &f64| if zero.is_some_and(|zero| (v / zero - 1.0).abs() < 1e-6) { "0".into() } else { number(*v) };
+    mesh.x_label_formatter(&x_label).y_label_formatter(&|v| number(*v));
     mesh.draw().map_err(failed)?;
     for (index, line) in series.iter().enumerate() {
         let style = colour(index).stroke_width(2);
-        let drawn = area.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(failed)?;
-        drawn.label(&line.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        area.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(failed)?;
+        let (x, y) = ((WIDTH - LEGEND) as i32 + 12, 52 + 20 * index as i32);
+        root.draw(&PathElement::new([(x, y), (x + 18, y)], style)).map_err(failed)?;
+        let left = text(12).pos(Pos::new(HPos::Left, VPos::Center));
+        root.draw(&Text::new(line.name.clone(), (x + 24, y), left)).map_err(failed)?;
     }
-    let mut legend = area.configure_series_labels();
-    legend.label_font(text(12)).background_style(WHITE.mix(0.85)).border_style(RGBColor(225, 225, 225));
-    legend.position(SeriesLabelPosition::UpperLeft).draw().map_err(failed)?;
     root.present().map_err(failed)
 }
 
@@ -119,19 +131,18 @@ fn number(value: f64) -> String {
     if shown.contains('.') { shown.trim_end_matches('0').trim_end_matches('.').to_owned() } else { shown }
 }
 
-fn bars(out: &mut String, chart: &Chart, names: &[String], groups: &[(String, Vec<f64>)]) -> Result<()> {
+fn bars(out: &mut String, chart: &Chart, names: &[String], groups: &[Group]) -> Result<()> {
     let rows: usize = groups.iter().map(|(_, values)| values.len()).sum();
-    let top = 60;
+    let keys = keys(names);
+    let top = keys.last().map_or(38, |(_, y)| *y) + 22;
     let height = top + rows as i32 * BAR + groups.len() as i32 * 12 + 12;
     let root = SVGBackend::with_string(out, (WIDTH, height.unsigned_abs())).into_drawing_area();
     root.fill(&WHITE).map_err(failed)?;
     let centred = text(18).pos(Pos::new(HPos::Center, VPos::Top));
     root.draw(&Text::new(chart.title.clone(), (WIDTH as i32 / 2, 8), centred)).map_err(failed)?;
-    let mut key = LEFT;
-    for (index, name) in names.iter().enumerate() {
-        root.draw(&Rectangle::new([(key, 38), (key + 10, 48)], colour(index).filled())).map_err(failed)?;
-        root.draw(&Text::new(name.clone(), (key + 15, 37), text(12))).map_err(failed)?;
-        key += 40 + 8 * name.chars().count() as i32;
+    for (index, (name, (x, y))) in names.iter().zip(keys).enumerate() {
+        root.draw(&Rectangle::new([(x, y), (x + 10, y + 10)], colour(index).filled())).map_err(failed)?;
+        root.draw(&Text::new(name.clone(), (x + 15, y - 1), text(12))).map_err(failed)?;
     }
     let scale = Scale::of(&chart.y, groups);
     let mut y = top;
@@ -139,7 +150,8 @@ fn bars(out: &mut String, chart: &Chart, names: &[String], groups: &[(String, Ve
         let middle = y + values.len() as i32 * BAR / 2;
         let right = text(13).pos(Pos::new(HPos::Right, VPos::Center));
         root.draw(&Text::new(group.clone(), (LEFT - 10, middle), right)).map_err(failed)?;
-        for (index, value) in values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
+        for (index, value) in values.iter().enumerate() {
+            let Some(value) = value else { continue };
             let (from, to) = (y + index as i32 * BAR + 1, y + (index as i32 + 1) * BAR - 1);
             let end = LEFT + scale.pixels(*value);
             root.draw(&Rectangle::new([(LEFT, from), (end, to)], colour(index).filled())).map_err(failed)?;
@@ -152,6 +164,21 @@ fn bars(out: &mut String, chart: &Chart, names: &[String], groups: &[(String, Ve
     root.present().map_err(failed)
 }
 
+/// Where the names of the bars stand, one line below the other.
+fn keys(names: &[String]) -> Vec<(i32, i32)> {
+    let (mut x, mut y) = (LEFT, 38);
+    let place = |name: &String| {
+        let width = 40 + 8 * name.chars().count() as i32;
+        if x > LEFT && x + width > WIDTH as i32 {
+            (x, y) = (LEFT, y + 18);
+        }
+        let place = (x, y);
+        x += width;
+        place
+    };
+    names.iter().map(place).collect()
+}
+
 /// From a value to the length of its bar.
 struct Scale {
     least: f64,
@@ -160,8 +187,8 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(axis: &Axis, groups: &[(String, Vec<f64>)]) -> Scale {
-        let values = groups.iter().flat_map(|(_, values)| values.iter().copied()).filter(|v| v.is_finite());
+    fn of(axis: &Axis, groups: &[Group]) -> Scale {
+        let values = groups.iter().flat_map(|(_, values)| values.iter().copied().flatten());
         let range = range(axis, values);
         Scale { least: range.start, largest: range.end, logarithmic: axis.logarithmic }
     }

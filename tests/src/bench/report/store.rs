@@ -184,7 +184,7 @@ mod tests {
         let mut table = Table::new("the table", vec![Column::text("limit"), Column::number("mean", "%", 1)]);
         table.row([item.into(), Cell::Number(figure)]);
         report.tables.push(table);
-        let bars = Chart::bars("bars", "bars", ("", ""), vec!["ours".into()], vec![(item.into(), vec![figure])]);
+        let bars = Chart::bars("bars", "bars", ("", ""), vec!["ours".into()], vec![(item.into(), vec![Some(figure)])]);
         report.charts.push(bars);
         (item.into(), report)
     }
