@@ -211,8 +211,13 @@ impl NftSocket {
             None if place == 0 => Some(!read::elements(bytes, &Skeleton::marker_set()).is_empty()),
             None => Some(!is_dormant(bytes)),
             Some(at) => {
-                let (wanted, found) = (chains.get(at)?, read::chain(bytes, table)?);
-                Some(found.hook == wanted.hook && usize::try_from(found.uses) == Ok(skeleton.uses_of(wanted)))
+                // No more of it is read than is compared: these are answers to most calls.
+                let (wanted, uses) = (chains.get(at)?, attributes::find_number(bytes, uapi::chain::USE)?);
+                let is_called = match wanted.hook {
+                    Some(hook) => read::hook(bytes) == Some(hook),
+                    None => attributes::find(bytes, uapi::chain::HOOK).is_none(),
+                };
+                Some(is_called && usize::try_from(uses) == Ok(skeleton.uses_of(wanted)))
             }
         };
         let found = self.channel.get_all(&asked, is_as_wanted);

@@ -24,7 +24,8 @@ pub(super) fn chain(bytes: &[u8], table: &Table) -> Option<ChainInfo> {
     })
 }
 
-fn hook(bytes: &[u8]) -> Option<Hook> {
+/// What makes a chain a base chain, as far as the model has words for it.
+pub(super) fn hook(bytes: &[u8]) -> Option<Hook> {
     use HookPoint::{Forward, Input, Output, Postrouting, Prerouting};
     let hook = find(bytes, uapi::chain::HOOK)?;
     let number = find_number(hook, uapi::chain::HOOK_NUMBER)?;

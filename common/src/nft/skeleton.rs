@@ -11,7 +11,7 @@ use rustc_hash::FxHasher;
 use super::dump::element_request;
 use super::kernel::NftSocket;
 use super::message::Message;
-use super::model::{Chain, Element, Hook, Set, Skeleton, Statement, Verdict};
+use super::model::{Chain, Element, Hook, Rule, Set, Skeleton, Statement, Verdict};
 use super::transaction::{Command, Presence};
 use super::value::{DataType, Value};
 use crate::cni::error::Result;
@@ -41,9 +41,12 @@ impl Skeleton {
     /// What the kernel counts of a chain if nothing else leads there: its rules, and the rules that jump or go to it
     /// (nf_tables_newrule and nft_verdict_init, net/netfilter/nf_tables_api.c).
     pub(super) fn uses_of(&self, chain: &Chain) -> usize {
-        let leads_there = |statement: &&Statement| matches!(statement, Statement::Verdict(Verdict::Jump(to) | Verdict::Goto(to)) if *to == chain.name);
-        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
-        chain.rules.len() + rules.flat_map(|rule| &rule.statements).filter(leads_there).count()
+        // Nothing stands behind a verdict.
+        let leads_there = |rule: &&Rule| match rule.statements.last() {
+            Some(Statement::Verdict(Verdict::Jump(to) | Verdict::Goto(to))) => *to == chain.name,
+            _ => false,
+        };
+        chain.rules.len() + self.chains.iter().flat_map(|chain| &chain.rules).filter(leads_there).count()
     }
 
     /// Asks whether this very skeleton is in place.
