@@ -487,6 +487,28 @@ fn each_side_restores_what_the_reference_and_we_saved() {
     }
 }
 
+/// The reference's file names no namespace, so what was noted of ours under the same name is not found by it.
+#[test]
+fn what_was_noted_of_our_file_goes_with_the_references() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let mut config = bench.config(json!({"mtu": 1400}));
+    config["cniVersion"] = "1.0.0".into();
+    config["prevResult"]["cniVersion"] = "1.0.0".into();
+    let (ours, theirs) = (Plugin::ours("tuning"), Plugin::reference("tuning"));
+    let nowhere = Target::new("c1", "", "eth0");
+    for target in [&bench.target, &nowhere] {
+        ours.call(&bench.host, Verb::Add, &config, &bench.target).succeeds();
+        for verb in [Verb::Del, Verb::Add] {
+            theirs.call(&bench.host, verb, &config, &bench.target).succeeds();
+        }
+        ours.call(&bench.host, Verb::Del, &config, target).succeeds();
+        assert!(bench.state_files().is_empty(), "{:?}", bench.state_files());
+        bench.container.run("ip link set eth0 mtu 1500");
+    }
+    bench.assert_same_as(&before);
+}
+
 #[test]
 fn a_state_file_goes_with_its_namespace_and_with_its_interface() {
     let bench = Bench::new();

@@ -220,8 +220,15 @@ impl Slot {
 
 /// Removes a record's file.
 fn discard(directory: &Directory, name: &str, record: &Record) -> Result<()> {
-    let group = record.place().map(|place| place.netns.as_str()).filter(|group| !group.is_empty());
-    group.map_or(Ok(()), |group| directory.forget(group, name))?;
+    match record.place().map(|place| place.netns.as_str()).filter(|group| !group.is_empty()) {
+        Some(group) => directory.forget(group, name)?,
+        // The reference's. One of ours may have stood in its place, of which the reference has removed no more than the file.
+        None => {
+            for group in directory.groups()? {
+                directory.forget(&group, name).unwrap_or_else(|error| log::debug!("{error}"));
+            }
+        }
+    }
     directory.remove(name).map(drop)
 }
 
