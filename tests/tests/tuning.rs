@@ -1689,6 +1689,37 @@ fn containers_that_share_a_namespace_end_at_the_original_in_any_order() {
     }
 }
 
+/// What an ADD would have to put back, should it fail later, it must be able to.
+#[test]
+fn an_add_that_could_not_put_ipv6_back_changes_nothing() {
+    let bench = Bench::new();
+    let second_target = second_attachment(&bench);
+    // On this one the kernel makes none, and would.
+    bench.container.set_sysctl("net/ipv6/conf/eth1/addr_gen_mode", "1");
+    for own in ipv6_addresses(&bench.container, "eth1", "link") {
+        bench.container.run(&format!("ip address del {own} dev eth1"));
+    }
+    let before = bench.snapshot();
+    let mode = |mode: &str| json!({"txQLen": 7, "sysctl": {"net.ipv6.conf.IFNAME.addr_gen_mode": mode}});
+    for (keys, target) in [
+        json!({"mtu": 1400, "sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}),
+        json!({"mac": "02:aa:00:00:00:01", "sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}),
+        json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": "1"}}),
+        mode("3"),
+    ]
+    .into_iter()
+    .map(|keys| (keys, &bench.target))
+    .chain([(mode("0"), &second_target)])
+    {
+        let wrapper = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+        let config = bench.config(keys);
+        let outcome = Plugin::ours("tuning").call_under(&wrapper, &bench.host, Verb::Add, &config, target);
+        let error = outcome.fails_with(105);
+        assert!(error.msg.contains("CAP_NET_ADMIN"), "{error:?}");
+        bench.assert_same_as(&before);
+    }
+}
+
 /// As an ADD leaves it that was killed between the two.
 #[test]
 fn a_state_file_that_was_not_noted_is_noted_by_the_next_add() {

@@ -122,7 +122,7 @@ impl Container {
             facts.ipv6 = self.socket()?.ipv6_of(&all)?;
             facts.ipv6.retain(|entry| entry.is_the_kernels_own() || losing.contains(&entry.link));
         }
-        Ok(())
+        require_giving_back(facts)
     }
 
     fn sysctls(&self, config: &Config, adding: bool, awaits: bool) -> Result<Facts> {
@@ -287,6 +287,27 @@ impl Container {
     pub fn along_with(&self, names: &[Name]) -> Result<Vec<Name>> {
         self.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
     }
+}
+
+/// Fails if a later failure could not be undone: a sysctl that takes addresses and routes from an interface, or makes it others,
+/// takes no capability, but giving them back and removing the others takes CAP_NET_ADMIN.
+fn require_giving_back(facts: &Facts) -> Result<()> {
+    let losing = facts.ipv6.first().map(|entry| entry.link);
+    let losing = facts.indexes.iter().find(|(_, index)| Some(**index) == losing).map(|(name, _)| name);
+    let Some(link) = losing.or(facts.readdressed.first()) else { return Ok(()) };
+    if may_administer_networks() {
+        return Ok(());
+    }
+    let reason = "its IPv6 addresses and routes could not be put back without CAP_NET_ADMIN; run the plugin as root";
+    Err(Error::Link { link: link.clone(), reason: reason.into() })
+}
+
+/// Whether CAP_NET_ADMIN (number 12 in linux/capability.h) is among the capabilities in force (proc(5), `CapEff`).
+pub fn may_administer_networks() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // Who can't tell doesn't say no.
+    effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_none_or(|bits| bits & 1 << 12 != 0)
 }
 
 /// A namespace's file, as a record names it and as the files of a namespace are found by.

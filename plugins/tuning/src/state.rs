@@ -13,7 +13,7 @@ use common::{Attachment, Call, Difference, Error, Result, State};
 
 use crate::allowlist;
 use crate::config::{Config, DEFAULT_DATA_DIR};
-use crate::container::{Container, Outcome, group_of, read_allowlist};
+use crate::container::{Container, Outcome, group_of, may_administer_networks, read_allowlist};
 use crate::plan::{self, Facts, Step};
 use crate::record::{Held, Original, Place, Record, file_names};
 
@@ -433,14 +433,6 @@ fn forget_all_absent(directory: &Directory, inhabited: &BTreeSet<String>) -> Res
         directory.remove_empty(group)?;
     }
     Ok(())
-}
-
-/// Whether CAP_NET_ADMIN (number 12 in linux/capability.h) is among the capabilities in force (proc(5), `CapEff`).
-fn may_administer_networks() -> bool {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    // Who can't tell doesn't say no.
-    effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_none_or(|bits| bits & 1 << 12 != 0)
 }
 
 /// STATUS: the allowlist admits what is configured, and what ADD needs can be written.
