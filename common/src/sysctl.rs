@@ -273,17 +273,13 @@ fn read_whole(mut file: File, name: &Name) -> std::io::Result<Vec<u8>> {
 ///   `addrconf_fixup_forwarding`, `addrconf_disable_ipv6` and their like (net/ipv6/addrconf.c).
 /// * What is written to IPv4's `default` goes to every interface that has no address yet (`devinet_copy_dflt_conf`,
 ///   net/ipv4/devinet.c).
+/// * An interface on which IPv6 is switched on again gets its own MTU for that of IPv6 (`addrconf_notify`,
+///   net/ipv6/addrconf.c).
 /// * A secret switches its interface to addresses made from it (`addrconf_sysctl_stable_secret`).
 /// * Some settings have two files in two units.
 pub fn followers(name: &Name) -> Vec<Name> {
-    const V6: [&str; 6] = [
-        "forwarding",
-        "force_forwarding",
-        "disable_ipv6",
-        "disable_policy",
-        "addr_gen_mode",
-        "ignore_routes_with_linkdown",
-    ];
+    const V6: [&str; 5] =
+        ["forwarding", "force_forwarding", "disable_policy", "addr_gen_mode", "ignore_routes_with_linkdown"];
     let parts: Vec<&str> = name.0.split('/').collect();
     let mut names = match parts.as_slice() {
         ["net", "ipv4", "ip_forward"] | ["net", "ipv4", "conf", "all", "forwarding"] => {
@@ -291,7 +287,14 @@ pub fn followers(name: &Name) -> Vec<Name> {
                 ["net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects"].into_iter().filter_map(Name::new);
             in_every("ipv4/conf", "forwarding").chain(beside).collect()
         }
+        ["net", "ipv6", "conf", "all", "disable_ipv6"] => {
+            let mtus = in_every("ipv6/conf", "mtu").filter(|n| n.interface().is_some());
+            in_every("ipv6/conf", "disable_ipv6").chain(mtus).collect()
+        }
         ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => in_every("ipv6/conf", leaf).collect(),
+        ["net", "ipv6", "conf", interface, "disable_ipv6"] if *interface != "default" => {
+            Name::from_parts(&["net", "ipv6", "conf", interface, "mtu"]).into_iter().collect()
+        }
         ["net", "ipv4", "conf", "default", leaf] if *leaf != "forwarding" => {
             in_every("ipv4/conf", leaf).filter(|n| n.interface().is_some()).collect()
         }
@@ -555,6 +558,8 @@ mod tests {
             ("net/ipv4/conf/all/forwarding", "net/ipv4/ip_forward"),
             ("net/ipv4/conf/default/rp_filter", "net/ipv4/conf/lo/rp_filter"),
             ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/lo/disable_ipv6"),
+            ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/lo/mtu"),
+            ("net/ipv6/conf/lo/disable_ipv6", "net/ipv6/conf/lo/mtu"),
             ("net/ipv6/conf/lo/stable_secret", "net/ipv6/conf/lo/addr_gen_mode"),
             ("net/ipv4/neigh/lo/unres_qlen", "net/ipv4/neigh/lo/unres_qlen_bytes"),
             ("net/ipv4/neigh/lo/unres_qlen_bytes", "net/ipv4/neigh/lo/unres_qlen"),
@@ -568,6 +573,8 @@ mod tests {
             ("net/ipv4/conf/default/rp_filter", "net/ipv4/conf/all/rp_filter"),
             ("net/ipv4/conf/all/rp_filter", "net/ipv4/conf/lo/rp_filter"),
             ("net/ipv4/conf/lo/forwarding", "net/ipv4/ip_forward"),
+            ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/all/mtu"),
+            ("net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/default/mtu"),
         ] {
             assert!(!follows(leader, other), "{leader} {other}");
         }

@@ -1110,6 +1110,17 @@ fn an_ipv6_mtu_that_was_lower_than_the_links_comes_back() {
     assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/mtu"), "9000");
     bench.del(&keys);
     bench.assert_same_as(&before);
+    // Where IPv6 is switched on again the kernel takes the interface's.
+    for scope in ["all", "IFNAME"] {
+        for last in [json!({}), json!({"net.ipv4.conf.all.tag": "abc"})] {
+            let mut keys = json!({"sysctl": last});
+            keys["sysctl"][format!("net.ipv6.conf.{scope}.disable_ipv6")] = "1".into();
+            assert_eq!(bench.call(Verb::Add, &keys).exit == 0, last == json!({}), "{keys}");
+            bench.del(&keys);
+            bench.container.settle();
+            assert_same_in_any_order(&bench.container, &before.1);
+        }
+    }
 }
 
 /// A second interface of the container, as a runtime attaches another network to it.
@@ -1544,6 +1555,22 @@ fn no_link_local_address_is_left_of_a_hardware_address_or_mode_that_passed() {
         assert_eq!(all(), before, "{scope}.addr_gen_mode");
     }
 
+    // Where the kernel makes none there is none to come back, whatever way new interfaces have.
+    container.run(&format!("ip address del {} dev eth0", before[0][0]));
+    container.set_sysctl("net/ipv6/conf/eth0/addr_gen_mode", "1");
+    for keys in [json!({"mtu": 1200}), json!({"sysctl": {"net.ipv6.conf.IFNAME.addr_gen_mode": "0"}})] {
+        bench.add(&keys);
+        bench.add(&keys);
+        bench.del(&json!({}));
+        assert_eq!(all(), [Vec::new(), before[1].clone()], "none, {keys}");
+        let mut fails = keys.clone();
+        fails["sysctl"]["net.ipv4.conf.all.tag"] = "abc".into();
+        bench.call(Verb::Add, &fails).fails();
+        assert_eq!(all(), [Vec::new(), before[1].clone()], "none, failed, {keys}");
+    }
+    container.set_sysctl("net/ipv6/conf/eth0/addr_gen_mode", "0");
+    container.wait_until("eth0 has its own address again", || all() == before);
+
     // One attachment's switch and another's mac, in either order.
     let and_on = json!({"mac": "02:00:00:00:00:20", "sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "0"}});
     for (order, mac) in [(["first", "second"], mac()), (["second", "first"], mac()), (["second", "first"], and_on)] {
@@ -1568,13 +1595,20 @@ fn an_address_of_a_mode_that_another_attachment_has_set_stays() {
         Plugin::ours("tuning").call(&bench.host, verb, &config, &bench.target).succeeds()
     };
     let before = ipv6_addresses(&bench.container, "eth0", "link");
-    call(Verb::Add, "first", json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}));
-    call(Verb::Add, "second", json!({"sysctl": {"net.ipv6.conf.IFNAME.addr_gen_mode": "3"}}));
-    call(Verb::Del, "first", json!({}));
-    let between = ipv6_addresses(&bench.container, "eth0", "link");
-    assert!(between.len() == 2 && between.contains(&before[0]), "{between:?}");
-    call(Verb::Del, "second", json!({}));
-    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/addr_gen_mode"), "0");
+    let mode = json!({"net.ipv6.conf.IFNAME.addr_gen_mode": "3"});
+    for (off, other) in [
+        (json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}), json!({"sysctl": mode})),
+        (json!({"mtu": 1000}), json!({"sysctl": mode, "mtu": 1400})),
+    ] {
+        call(Verb::Add, "first", off);
+        call(Verb::Add, "second", other);
+        call(Verb::Del, "first", json!({}));
+        let between = ipv6_addresses(&bench.container, "eth0", "link");
+        assert!(between.len() >= 2 && between.contains(&before[0]), "{between:?}");
+        call(Verb::Del, "second", json!({}));
+        assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/addr_gen_mode"), "0");
+        assert_eq!(ipv6_addresses(&bench.container, "eth0", "link"), before);
+    }
 }
 
 #[test]
@@ -1685,6 +1719,123 @@ fn containers_that_share_a_namespace_end_at_the_original_in_any_order() {
         call(Verb::Del, gone.0, gone.1);
         call(Verb::Check, stays.0, stays.1);
         call(Verb::Del, stays.0, stays.1);
+        bench.assert_same_as(&before);
+    }
+}
+
+/// The interface's MTU changes other values along with it: the MTU of IPv6, and below 1280 bytes all that IPv6 has there. Whoever
+/// found the MTU set already puts those back all the same, if he is the last to go.
+#[test]
+fn attachments_with_the_same_mtu_end_at_the_original_in_any_order() {
+    let bench = Bench::new();
+    with_routes_of_its_own(&bench);
+    // Nothing of this is what the kernel begins with.
+    let own = ipv6_addresses(&bench.container, "eth0", "link").remove(0);
+    bench.container.set_sysctl("net/ipv6/conf/eth0/addr_gen_mode", "1");
+    bench.container.set_sysctl("net/ipv6/conf/eth0/mtu", "1290");
+    bench.container.run(&format!("ip address del {own} dev eth0"));
+    let before = bench.snapshot();
+    let call = |verb, keys: &Value, (network, container): (&str, &str)| {
+        let mut config = bench.config(keys.clone());
+        config["name"] = network.into();
+        let target = Target::new(container, &bench.container.path(), "eth0");
+        let outcome = Plugin::ours("tuning").call(&bench.host, verb, &config, &target);
+        outcome.succeeds();
+        assert!(!outcome.stderr.contains("next DEL"), "{}", outcome.call());
+    };
+    let gc = |network: &str, living: Value| {
+        call(Verb::Gc, &json!({"cni.dev/valid-attachments": living}), (network, "c1"));
+    };
+    for keys in [
+        json!({"mtu": 1400}),
+        json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "500", "net.ipv6.conf.IFNAME.disable_ipv6": "1"}}),
+        json!({"mtu": 1200}),
+    ] {
+        for [gone, stays] in [
+            [("net", "one"), ("net", "two")],
+            [("net", "two"), ("net", "one")],
+            [("net", "one"), ("other", "one")],
+            [("other", "one"), ("net", "one")],
+        ] {
+            for collected in [false, true] {
+                for attachment in if gone < stays { [gone, stays] } else { [stays, gone] } {
+                    call(Verb::Add, &keys, attachment);
+                }
+                if collected {
+                    let living = json!([{"containerID": stays.1, "ifname": "eth0"}]);
+                    gc(gone.0, if gone.0 == stays.0 { living } else { json!([]) });
+                } else {
+                    call(Verb::Del, &keys, gone);
+                }
+                call(Verb::Check, &keys, stays);
+                if collected {
+                    gc(stays.0, json!([]))
+                } else {
+                    call(Verb::Del, &keys, stays)
+                }
+                bench.container.settle();
+                bench.host.assert_same_as(&before.0);
+                assert_same_in_any_order(&bench.container, &before.1);
+            }
+        }
+    }
+}
+
+/// The MTU of IPv6 can't be greater than the interface's: what goes back to a value that the interface can't carry any more, by
+/// another attachment's wish or by somebody else's, goes as near to it as it can.
+#[test]
+fn an_ipv6_mtu_goes_back_as_far_as_the_interface_lets_it() {
+    let bench = Bench::new();
+    bench.container.run("ip link set eth0 mtu 1400");
+    let before = bench.snapshot();
+    let call = |verb, container: &str, keys: Value| {
+        let target = Target::new(container, &bench.container.path(), "eth0");
+        let outcome = Plugin::ours("tuning").call(&bench.host, verb, &bench.config(keys), &target);
+        outcome.succeeds();
+        assert!(!outcome.stderr.contains("next DEL"), "{}", outcome.call());
+    };
+    call(Verb::Add, "one", json!({"mtu": 1500}));
+    call(Verb::Add, "two", json!({"sysctl": {"net.ipv6.conf.IFNAME.mtu": "1450"}}));
+    call(Verb::Del, "one", json!({}));
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/mtu"), "1400");
+    call(Verb::Del, "two", json!({}));
+    bench.assert_same_as(&before);
+    call(Verb::Add, "one", json!({"sysctl": {"net.ipv6.conf.IFNAME.mtu": "1290"}}));
+    bench.container.run("ip link set eth0 mtu 1350");
+    bench.container.set_sysctl("net/ipv6/conf/eth0/mtu", "1290");
+    call(Verb::Del, "one", json!({}));
+    assert_eq!(bench.container.sysctl("net/ipv6/conf/eth0/mtu"), "1350");
+    assert!(bench.state_files().is_empty(), "{:?}", bench.state_files());
+}
+
+/// Its file stays for the next DEL, but it holds nothing any more against those that go after it.
+#[test]
+fn an_attachment_whose_del_could_not_put_everything_back_keeps_no_other_from_doing_so() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let target = |container: &str| Target::new(container, &bench.container.path(), "eth0");
+    let config = |value: &str| bench.config(json!({"sysctl": {"net.core.somaxconn": value}}));
+    let call = |verb, container: &str, value: &str| {
+        Plugin::ours("tuning").call(&bench.host, verb, &config(value), &target(container)).succeeds()
+    };
+    for again in [false, true] {
+        call(Verb::Add, "one", "100");
+        call(Verb::Add, "two", "200");
+        let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\"";
+        let wrapper = ["unshare", "--mount", "sh", "-c", script];
+        let outcome =
+            Plugin::ours("tuning").call_under(&wrapper, &bench.host, Verb::Del, &config("200"), &target("two"));
+        outcome.succeeds();
+        assert!(outcome.stderr.contains("next DEL"), "{}", outcome.call());
+        if again {
+            call(Verb::Add, "two", "300");
+            call(Verb::Del, "one", "100");
+            call(Verb::Check, "two", "300");
+        } else {
+            call(Verb::Del, "one", "100");
+            bench.container.assert_same_as(&before.1);
+        }
+        call(Verb::Del, "two", "200");
         bench.assert_same_as(&before);
     }
 }

@@ -211,7 +211,12 @@ impl Container {
             if original.link.is_empty() { Vec::new() } else { self.put_back_link(&original.link, ifindex) };
         if !original.sysctls.is_empty() {
             let _ = self.put_back_sysctls(original.sysctls.iter().rev());
-            errors.extend(self.put_back_sysctls(original.sysctls.iter()));
+            match self.put_back_sysctls(original.sysctls.iter()) {
+                Ok(refused) => {
+                    errors.extend(refused.into_iter().filter_map(|(s, e)| self.put_back_bounded(s, e).err()))
+                }
+                Err(error) => errors.push(error),
+            }
         }
         errors.extend(self.put_back_ipv6(&original.ipv6).err());
         errors.extend(self.remove_other_addresses(original).err());
@@ -248,7 +253,8 @@ impl Container {
         }
     }
 
-    fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Vec<Error> {
+    /// Gives those that could not be put back, and why.
+    fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Result<Vec<(&'a Former, Error)>> {
         let put_back = |former: &Former| {
             let Some(name) = present_name(former)? else { return Ok(()) };
             match sysctl::read(&name)? {
@@ -257,8 +263,24 @@ impl Container {
                 Some(_) => sysctl::write(&name, &former.value),
             }
         };
-        let all = || Ok(sysctls.filter_map(|s| put_back(s).err()).collect());
-        self.enter(all).unwrap_or_else(|error| vec![error])
+        self.enter(|| Ok(sysctls.filter_map(|s| Some((s, put_back(s).err()?))).collect()))
+    }
+
+    /// The MTU of IPv6 can't be greater than the interface's (`addrconf_sysctl_mtu`, net/ipv6/addrconf.c). That is another
+    /// attachment's or somebody else's wish by now, so it goes back as far as that lets it.
+    fn put_back_bounded(&self, former: &Former, refusal: Error) -> Result<()> {
+        let is_bound = matches!(refusal, Error::Kernel { errno: nix::errno::Errno::EINVAL, .. })
+            && plan::changes_with_mtu(former.name.as_str(), plan::IPV6_MIN_MTU);
+        if !is_bound {
+            return Err(refusal);
+        }
+        let Some(name) = self.enter(|| present_name(former))? else { return Ok(()) };
+        let link = name.interface().map_or(Ok(None), |interface| self.socket()?.link_facts(interface))?;
+        let mtu = link.and_then(|link| link.attributes.mtu);
+        match mtu.filter(|mtu| former.value.parse::<u32>().is_ok_and(|wanted| wanted > *mtu)) {
+            Some(mtu) => self.enter(|| sysctl::write(&name, &mtu.to_string())),
+            None => Err(refusal),
+        }
     }
 
     /// Puts addresses and routes back on the links that have IPv6; those of the others are returned.

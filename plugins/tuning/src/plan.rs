@@ -269,7 +269,8 @@ pub fn losing_ipv6(config: &Config, ifname: &str, link: Option<&LinkFacts>, sysc
             continue;
         }
         let own = content.value().map(|value| (name, value));
-        let on = own.into_iter().chain(followers.iter().map(|(n, v)| (n, v.as_str()))).filter(|(_, v)| *v == "0");
+        let switches = followers.iter().filter(|(name, _)| name.as_str().ends_with("/disable_ipv6"));
+        let on = own.into_iter().chain(switches.map(|(n, v)| (n, v.as_str()))).filter(|(_, v)| *v == "0");
         losing.extend(on.filter_map(|(name, _)| name.interface().map(str::to_owned)));
     }
     losing
@@ -281,11 +282,31 @@ pub fn is_about_addresses(name: &str) -> bool {
     name.starts_with("net/ipv6/conf/") && ["/addr_gen_mode", "/stable_secret"].iter().any(|leaf| name.ends_with(leaf))
 }
 
+/// Whether this is an interface's `addr_gen_mode` with which the kernel makes no addresses for it (`IN6_ADDR_GEN_MODE_NONE`,
+/// linux/if_link.h): none that it has made are to be there, then, but those that are known.
+pub fn makes_no_addresses(name: &str, value: &str) -> bool {
+    name.starts_with("net/ipv6/conf/") && name.ends_with("/addr_gen_mode") && value == "1"
+}
+
+/// Whether the kernel changes an interface's sysctl of this name along with such an MTU: that of IPv6 follows, and below 1280 bytes
+/// all that IPv6 has there go (`addrconf_notify`, net/ipv6/addrconf.c).
+pub fn changes_with_mtu(name: &str, mtu: u32) -> bool {
+    match name.split('/').collect::<Vec<_>>().as_slice() {
+        ["net", "ipv6", "conf", _, "mtu"] => true,
+        ["net", "ipv6", "conf" | "neigh", _, _] => mtu < IPV6_MIN_MTU,
+        _ => false,
+    }
+}
+
 /// The interfaces whose way of making addresses changes.
 pub fn readdressed(sysctls: &[Found]) -> BTreeSet<String> {
     let mut readdressed = BTreeSet::new();
     for found in sysctls {
-        let Found::There { name, followers, .. } = found else { continue };
+        let (name, followers) = match found {
+            Found::There { name, followers, .. } => (name, followers.as_slice()),
+            Found::Awaited { name } => (name, [].as_slice()),
+            Found::Directory { .. } | Found::Locked { .. } | Found::Missing { .. } => continue,
+        };
         let changed = std::iter::once(name).chain(followers.iter().map(|(name, _)| name));
         let concerned = changed.filter(|name| is_about_addresses(name.as_str()));
         readdressed.extend(concerned.filter_map(Name::interface).map(str::to_owned));

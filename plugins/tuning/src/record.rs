@@ -11,6 +11,9 @@
 //! it writes, not what an earlier one of the same attachment has. Whoever goes leaves (or puts back) what the last of those
 //! that stay has written; the last one to go puts back the original. So the order of going does not matter, and no record is
 //! ever changed by another attachment.
+//!
+//! The kernel changes sysctls along with an interface's MTU. Whoever finds the MTU set already writes nothing, so nothing changes
+//! along, but he may be the last to put it back: so he takes over what the others know of those sysctls, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +25,7 @@ use common::{Attachment, store};
 use serde::{Deserialize, Serialize};
 
 use crate::config::parse_mac;
-use crate::plan::{Facts, IPV6_MIN_MTU, Step, is_about_addresses};
+use crate::plan::{Facts, IPV6_MIN_MTU, Step, changes_with_mtu, is_about_addresses, makes_no_addresses};
 
 /// The content of a state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -216,12 +219,15 @@ pub struct Original {
     pub own_addresses: BTreeSet<u32>,
 }
 
+/// When a sysctl was set, and whether it was written itself, which counts of two that are equally old; and to what.
+type HeldValue = ((u64, bool), String);
+
 /// What those that stay have set: of each key, what was written last.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
     links: BTreeMap<u32, LinkAttributes>,
     /// By name, and by the index of the interface whose it is.
-    sysctls: BTreeMap<String, BTreeMap<Option<u32>, (u64, String)>>,
+    sysctls: BTreeMap<String, BTreeMap<Option<u32>, HeldValue>>,
     /// The links of which they have said how they come by their addresses.
     addressed: BTreeSet<u32>,
 }
@@ -248,10 +254,11 @@ impl Held {
     }
 
     fn take(&mut self, saved: &Saved, order: u64) {
+        let Some(value) = saved.held() else { return };
         if is_about_addresses(&saved.name) {
             self.addressed.extend(saved.ifindex);
         }
-        let Some(value) = saved.held() else { return };
+        let order = (order, saved.written.is_some());
         let of_name = self.sysctls.entry(saved.name.clone()).or_default();
         match of_name.get(&saved.ifindex) {
             Some((later, _)) if *later > order => {}
@@ -284,6 +291,9 @@ impl Original {
                 original.link = original.link.or(before.clone());
             }
             for (name, before) in step.changed() {
+                if before.is_some_and(|value| makes_no_addresses(name.as_str(), value)) {
+                    original.own_addresses.extend(name.interface().and_then(|i| facts.indexes.get(i)));
+                }
                 if let Some(value) = before.filter(|_| original.sysctls.iter().all(|known| known.name != *name)) {
                     original.sysctls.push(Former { name: name.clone(), value: value.clone(), ifindex: None });
                 }
@@ -291,6 +301,11 @@ impl Original {
         }
         original
     }
+}
+
+/// The MTU of IPv6 on an interface that gets this one; below 1280 bytes there is no IPv6.
+fn ipv6_mtu(mtu: u32) -> Option<String> {
+    (mtu >= IPV6_MIN_MTU).then(|| mtu.to_string())
 }
 
 /// The links of which an address is known that the kernel has made: so all of those it had are.
@@ -414,10 +429,15 @@ impl Record {
         self.advance(order, &written);
         let set = written.or(self.set.as_ref().map(LinkAttributes::from).unwrap_or_default());
         self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
+        // It asks what was known before.
+        self.remember_ipv6(steps, claimed, facts, others);
         for step in steps {
             self.remember_sysctls(step, facts, others);
         }
-        self.remember_ipv6(steps, claimed, facts, others);
+        if let Some(mtu) = claimed.mtu.filter(|_| !others.is_empty()) {
+            let is_written = steps.iter().any(|step| matches!(step, Step::Link { after, .. } if after.mtu.is_some()));
+            self.take_over_with_mtu(mtu, is_written, others);
+        }
     }
 
     /// What was set before stays as old as it is, but for what is `written` now.
@@ -447,10 +467,14 @@ impl Record {
         let theirs: Vec<Entry> = others.iter().flat_map(entries).collect();
         let mut known = links_with_own_addresses(&theirs);
         known.extend(links_with_own_addresses(&entries(self)));
+        let saved = others.iter().chain([&*self]).flat_map(|record| &record.sysctls);
+        let made_none = |s: &&Saved| s.before.as_ref().is_some_and(|before| makes_no_addresses(&s.name, before));
+        known.extend(saved.filter(made_none).filter_map(|s| s.ifindex));
         let switches = |(name, _): (&Name, _)| name.as_str().ends_with("/disable_ipv6");
         let holds_off =
             claimed.mtu.is_some_and(|mtu| mtu < IPV6_MIN_MTU) || steps.iter().flat_map(Step::changed).any(switches);
-        let concerned = links_with_own_addresses(&facts.ipv6);
+        let mut concerned = links_with_own_addresses(&facts.ipv6);
+        concerned.extend(facts.readdressed.iter().filter_map(|interface| facts.indexes.get(interface)));
         let found = facts.ipv6.iter().filter(|e| !(e.is_the_kernels_own() && known.contains(&e.link)));
         let inherited = theirs.iter().filter(|e| holds_off || (e.is_the_kernels_own() && concerned.contains(&e.link)));
         for entry in found.chain(inherited) {
@@ -466,9 +490,10 @@ impl Record {
             let inherited = others.iter().find_map(|r| r.saved(name, ifindex));
             let (written, kept) = match step {
                 Step::Sysctl { name: own, after, .. } if own == name => (Some(after.clone()), None),
+                // Switching IPv6 off leaves its MTU as it is; switching it on again does not.
+                Step::Sysctl { .. } if changes_with_mtu(name.as_str(), IPV6_MIN_MTU) => (None, before.cloned()),
                 Step::Sysctl { after, .. } => (None, Some(after.clone())),
-                // Below that there are none left.
-                Step::Link { after, .. } => (None, after.mtu.filter(|m| *m >= IPV6_MIN_MTU).map(|mtu| mtu.to_string())),
+                Step::Link { after, .. } => (None, after.mtu.and_then(ipv6_mtu)),
             };
             match self.sysctls.iter_mut().find(|s| s.name == name.as_str()) {
                 Some(saved) if written.is_some() => (saved.written, saved.kept, saved.order) = (written, None, None),
@@ -483,6 +508,40 @@ impl Record {
                 }),
             }
         }
+    }
+
+    /// Takes over from others what changes along with an MTU that is claimed. If it is not written, the interface having it
+    /// already, that is as old as it is with the last of them: what somebody has set since stays the later.
+    fn take_over_with_mtu(&mut self, mtu: u32, is_written: bool, others: &[Record]) {
+        let Some(ifindex) = self.ifindex() else { return };
+        let follows = |saved: &Saved| saved.ifindex == Some(ifindex) && changes_with_mtu(&saved.name, mtu);
+        let mut known: BTreeMap<&str, (bool, u64, &Saved)> = BTreeMap::new();
+        for other in others {
+            for saved in other.sysctls.iter().filter(|saved| follows(saved)) {
+                let order = saved.order.unwrap_or(other.order);
+                let theirs = (saved.written.is_none(), order, saved);
+                let best = known.entry(&saved.name).or_insert(theirs);
+                if (theirs.0, theirs.1) > (best.0, best.1) {
+                    *best = theirs;
+                }
+            }
+        }
+        for (_, order, saved) in known.into_values() {
+            if self.sysctls.iter().all(|own| own.name != saved.name) {
+                self.sysctls.push(Saved { order: Some(order), written: None, kept: None, ..saved.clone() });
+            }
+        }
+        for own in self.sysctls.iter_mut().filter(|own| own.written.is_none() && follows(own)) {
+            own.kept = ipv6_mtu(mtu);
+            own.order = own.order.filter(|_| !is_written);
+        }
+    }
+
+    /// The record of an attachment that has gone without everything being put back: what it found, and nothing that it has set.
+    pub fn released(&self) -> Record {
+        let released = |saved: &Saved| Saved { order: None, written: None, kept: None, ..saved.clone() };
+        let sysctls = self.sysctls.iter().map(released).collect();
+        Record { set: None, earlier: Vec::new(), sysctls, ..self.clone() }
     }
 
     fn on_this_link<'a>(&'a self, others: &'a [Record]) -> impl DoubleEndedIterator<Item = &'a Record> {
@@ -530,18 +589,18 @@ impl Record {
             let value = held.sysctl(&s.name, s.ifindex).cloned().or(s.before.clone())?;
             Some(Former { name: Name::new(&s.name)?, value, ifindex: s.ifindex })
         });
+        let own: Vec<Former> = own.collect();
         let foreign = along.iter().filter(|n| self.sysctls.iter().all(|s| s.name != n.as_str()));
         let foreign = foreign.filter_map(|name| {
             let value = held.sysctl(name.as_str(), None)?.clone();
             Some(Former { name: name.clone(), value, ifindex: None })
         });
         let ipv6: Vec<Entry> = self.ipv6.iter().filter_map(Dropped::entry).collect();
-        Original {
-            link: link.values_in(&theirs).or(link),
-            sysctls: foreign.chain(own).collect(),
-            own_addresses: links_with_own_addresses(&ipv6).difference(&held.addressed).copied().collect(),
-            ipv6,
-        }
+        let mut own_addresses = links_with_own_addresses(&ipv6);
+        let without = own.iter().filter(|former| makes_no_addresses(former.name.as_str(), &former.value));
+        own_addresses.extend(without.filter_map(|former| former.ifindex));
+        own_addresses.retain(|link| !held.addressed.contains(link));
+        Original { link: link.values_in(&theirs).or(link), sysctls: foreign.chain(own).collect(), own_addresses, ipv6 }
     }
 }
 
@@ -732,6 +791,60 @@ mod tests {
         assert_eq!(again(&[mtu(1300, 1450)]), ("2".into(), 1450));
         assert_eq!(again(&[sysctl(key, "2", "5")]), ("5".into(), 1450));
         assert!(first.earlier.is_empty() || first.earlier.len() == 1, "{first:?}");
+    }
+
+    #[test]
+    fn what_changes_along_with_an_mtu_is_known_to_whoever_finds_it_set() {
+        let of_ipv6 = |leaf: &str| name(&format!("net/ipv6/conf/eth0/{leaf}"));
+        let mut facts = Facts::default();
+        facts.indexes.insert("eth0".into(), 3);
+        let link = |mtu| LinkAttributes { mtu: Some(mtu), ..LinkAttributes::default() };
+        let add = |record: &mut Record, now: u32, claimed: u32, found: &[(&str, &str)], others: &[Record]| {
+            let followers = found.iter().map(|(leaf, value)| (of_ipv6(leaf), (*value).to_owned())).collect();
+            let step = Step::Link { before: link(now), after: link(claimed), followers };
+            let steps = if now == claimed { Vec::new() } else { vec![step] };
+            record.remember(&steps, &link(claimed), &facts, others);
+        };
+        let back = |record: &Record, others: &[&Record]| {
+            let original = record.original(&Held::by(others.iter().copied()), &[]);
+            let value = |leaf| value(&original, of_ipv6(leaf).as_str()).unwrap_or_default();
+            (original.link.mtu.unwrap(), value("mtu"), value("hop_limit"))
+        };
+        let is = |mtu: u32, ipv6: &str, hops: &str| (mtu, ipv6.to_owned(), hops.to_owned());
+
+        let [mut first, mut second, mut third] = [record(), record(), record()];
+        add(&mut first, 1500, 1400, &[("mtu", "1300")], &[]);
+        add(&mut second, 1400, 1400, &[], std::slice::from_ref(&first));
+        assert_eq!(back(&first, &[&second]), is(1400, "1400", ""));
+        assert_eq!(back(&second, &[]), is(1500, "1300", ""));
+        // What was written since, itself, stays.
+        third.remember(&[sysctl("net/ipv6/conf/eth0/mtu", "1400", "1350")], &link(1400), &facts, &[first.clone()]);
+        add(&mut second, 1400, 1400, &[], &[first.clone(), third.clone()]);
+        assert_eq!(back(&first, &[&second, &third]), is(1400, "1350", ""));
+        assert_eq!(back(&third, &[&second, &first]), is(1400, "1400", ""));
+
+        let [mut first, mut second, mut third] = [record(), record(), record()];
+        add(&mut first, 1500, 1200, &[("hop_limit", "33"), ("mtu", "1300")], &[]);
+        add(&mut second, 1200, 1000, &[], std::slice::from_ref(&first));
+        assert_eq!(back(&first, &[&second]), is(1000, "1300", "33"), "they are gone");
+        assert_eq!(back(&second, &[]), is(1500, "1300", "33"));
+        // It makes IPv6 come again, with the kernel's own values.
+        add(&mut third, 1000, 1400, &[], &[first.clone(), second.clone()]);
+        assert_eq!(back(&second, &[&third]), is(1400, "1400", "33"));
+        assert_eq!(back(&third, &[]), is(1500, "1300", ""));
+    }
+
+    #[test]
+    fn what_could_not_be_put_back_holds_nothing_and_is_put_back_later() {
+        let mut released = remembering(&[mtu(1500, 1400), sysctl("net/core/somaxconn", "4096", "1")], &[]);
+        remember(&mut released, &[sysctl("net/core/somaxconn", "1", "2")]);
+        released = released.released();
+        assert_eq!(Record::parse(&released.to_bytes()), Ok(released.clone()));
+        let next = remembering(&[mtu(1400, 1300), sysctl("net/core/somaxconn", "2", "3")], &[released.clone()]);
+        for (record, other) in [(&next, &released), (&released, &record())] {
+            let original = record.original(&Held::by([other]), &[]);
+            assert_eq!((value(&original, "net/core/somaxconn"), original.link.mtu), (Some("4096".into()), Some(1500)));
+        }
     }
 
     proptest::proptest! {

@@ -232,6 +232,14 @@ fn discard(directory: &Directory, name: &str, record: &Record) -> Result<()> {
     directory.remove(name).map(drop)
 }
 
+/// Leaves the file for the next time: it speaks of what could not be put back, but holds nothing against those that go later.
+fn release(directory: &Directory, name: &str, record: &Record) {
+    let released = record.released();
+    if released != *record {
+        directory.write(name, &released.to_bytes()).unwrap_or_else(|error| log::debug!("{error}"));
+    }
+}
+
 /// The attachment's record and its file; a spoilt file at the attachment's own place is removed on the way.
 fn find_record(
     directory: &Directory,
@@ -293,6 +301,7 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
     if errors.is_empty() {
         return discard(&directory, &name, &record);
     }
+    release(&directory, &name, &record);
     for error in errors {
         log::warn!("{error}; {} is kept for the next DEL", directory.path_of(&name).display());
     }
@@ -411,6 +420,7 @@ impl Dead {
             Ok(Ok(container)) => {
                 let unable = put_back(&container, &self.record, held).unwrap_or_else(|error| vec![error]);
                 if !unable.is_empty() {
+                    release(directory, &self.name, &self.record);
                     return unable;
                 }
             }
