@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::floor::Extent;
 use super::report::{Cell, Chart, Column, Report, Table};
 use super::site::{Site, Subject};
 use super::{Bench, Case, PLUGINS, floor, quantile};
@@ -31,9 +32,13 @@ pub struct Scenario {
 /// The reference's DEL of bandwidth leaves these on a link that stays; its next ADD would fail.
 const QDISCS: &[&str] = &["tc qdisc del dev veth2 root", "tc qdisc del dev veth2 ingress"];
 
+/// The least that could be done: the last contenders.
+const FLOORS: [(&str, Extent); 2] = [("floor", Extent::Messages), ("floor and files", Extent::Files)];
+
 const FLOOR: &str = "“floor” is a static C program that says to the kernel what our plugin says (netlink messages, \
     namespaces, sysctls) and does nothing else: exec and the kernel's own work. The messages are the plugin's own bytes, but for \
-    what belongs to the moment: generations, rules' handles, indices of links. A ratio a little below 1 is noise. A contender that \
+    what belongs to the moment: generations, rules' handles, indices of links. “floor and files” also does what our plugin does \
+    with files: state that outlives the call, the lists of iptables-legacy's tables, whether a directory is safe. A ratio a little below 1 is noise. A contender that \
     has taken 3 s of a scenario has no further rounds. What fails has no ratio.";
 
 /// Beyond so many microseconds in one scenario, a slow contender has no further rounds.
@@ -122,7 +127,7 @@ enum Kind {
     /// A directory of plugins.
     Plugins(PathBuf),
     /// The least that could be done instead of what these plugins do.
-    Floor { program: PathBuf, plugins: PathBuf },
+    Floor { program: PathBuf, plugins: PathBuf, extent: Extent },
 }
 
 /// What is run for a scenario: a program and what each verb gets on stdin.
@@ -138,7 +143,10 @@ impl Track {
         let mut all: Vec<Track> =
             bench.contenders.iter().map(|c| track(&c.name, Kind::Plugins(c.bin.clone()))).collect();
         if let Some(ours) = bench.contenders.first() {
-            all.push(track("floor", Kind::Floor { program: floor::build()?, plugins: ours.bin.clone() }));
+            let program = floor::build()?;
+            all.extend(FLOORS.map(|(name, extent)| {
+                track(name, Kind::Floor { program: program.clone(), plugins: ours.bin.clone(), extent })
+            }));
         }
         Ok(all)
     }
@@ -149,7 +157,7 @@ impl Track {
         let prepared = |bin, program, stdins| Prepared { bin, program, stdins };
         match &self.kind {
             Kind::Plugins(bin) => Ok(prepared(bin, plugin, vec![config; scenario.verbs.len()])),
-            Kind::Floor { program, plugins } => {
+            Kind::Floor { program, plugins, extent } => {
                 // What is said the second time: the first puts in the static chains.
                 let stdins = vec![config.clone(); scenario.verbs.len()];
                 self.run(
@@ -157,7 +165,7 @@ impl Track {
                     &prepared(plugins, plugin, stdins),
                     &mut vec![Cost::default(); scenario.verbs.len()],
                 )?;
-                let record = |verb: &&str| self.site.record(plugins, plugin, verb, &config);
+                let record = |verb: &&str| self.site.record(plugins, plugin, verb, &config, *extent);
                 let scripts = scenario.verbs.iter().map(record).collect::<Result<_>>()?;
                 self.tidy(scenario);
                 Ok(prepared(program, floor::PROGRAM, scripts))
@@ -274,7 +282,8 @@ fn complaints(tracks: &[Track], scenario: &Scenario, costs: &[Vec<Cost>]) -> Vec
 fn columns() -> Vec<Column> {
     let mut columns: Vec<Column> = ["scenario", "verb", "plugins"].map(Column::text).into();
     columns.extend(["min", "median", "p95"].map(|name| Column::number(name, "ms", 2)));
-    columns.extend(["× ours", "× floor"].map(|name| Column::number(name, "", 2)));
+    columns.push(Column::number("× ours", "", 2));
+    columns.extend(FLOORS.map(|(name, _)| Column::number(&format!("× {name}"), "", 2)));
     columns.extend(["programs", "system calls"].map(|name| Column::number(name, "", 0)));
     columns.push(Column::number("peak memory", "MiB", 1));
     columns.extend(["rounds", "failures"].map(|name| Column::number(name, "", 0)));
@@ -282,11 +291,13 @@ fn columns() -> Vec<Column> {
 }
 
 fn rows(table: &mut Table, tracks: &[Track], scenario: &Scenario, verb: &str, costs: &[&Cost]) {
-    let [ours, floor] = [costs.first(), costs.last()].map(|cost| cost.map_or(f64::NAN, |cost| cost.comparable()));
+    // Ours come first, the floors last.
+    let floors = costs.get(costs.len().saturating_sub(FLOORS.len())..).unwrap_or_default();
+    let others: Vec<f64> = costs.iter().take(1).chain(floors).map(|cost| cost.comparable()).collect();
     for (track, cost) in tracks.iter().zip(costs) {
         let mut row: Vec<Cell> = vec![scenario.name.as_str().into(), verb.into(), track.name.as_str().into()];
         row.extend([0.0, 0.5, 0.95].map(|part| Cell::from(quantile(&cost.micros, part) / 1e3)));
-        row.extend([ours, floor].map(|other| Cell::from(cost.comparable() / other)));
+        row.extend(others.iter().map(|other| Cell::from(cost.comparable() / other)));
         row.extend([cost.programs as f64, cost.syscalls as f64].map(Cell::from));
         row.extend([cost.peak_kib as f64 / 1024.0, cost.micros.len() as f64, cost.failures as f64].map(Cell::from));
         table.row(row);

@@ -11,15 +11,20 @@
 #include <sched.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { SOCKET = 1, SEND, RECEIVE, OPEN, SETNS, WRITE, READ, CLOSE, REFUSED };
+enum {
+    SOCKET = 1, SEND, RECEIVE, OPEN, SETNS, WRITE, READ, CLOSE, REFUSED,
+    ABSENT, STAT, SYNC, LINK, UNLINK, MKDIR, MKNOD
+};
 
 static char script[8 << 20] __attribute__((aligned(4)));
 static char answer[64 << 10] __attribute__((aligned(4)));
 static int descriptors[1024];
 static uint32_t refused;
+static struct statx status;
 
 static int receive(int socket)
 {
@@ -51,12 +56,19 @@ static int step(const uint32_t *head, const char *data)
     case SOCKET: return open_socket(descriptor, head[2]);
     case SEND: return send(*descriptor, data, len, 0) == len;
     case RECEIVE: return receive(*descriptor);
-    case OPEN: return (*descriptor = open(data, head[2] | O_CLOEXEC)) >= 0;
+    case OPEN: return (*descriptor = open(data, head[2] | O_CLOEXEC, 0600)) >= 0;
     case SETNS: return !setns(*descriptor, CLONE_NEWNET);
     case WRITE: return write(*descriptor, data, len) == len;
     case READ: return pread(*descriptor, answer, sizeof answer, 0) >= 0;
     case CLOSE: return !close(*descriptor);
     case REFUSED: return refused == head[2];
+    case ABSENT: return open(data, head[2] | O_CLOEXEC) < 0;
+    case STAT: return !statx(len ? AT_FDCWD : *descriptor, len ? data : "", len ? head[2] : AT_EMPTY_PATH, STATX_ALL, &status);
+    case SYNC: return !fsync(*descriptor);
+    case LINK: return !linkat(*descriptor, "", AT_FDCWD, data, AT_EMPTY_PATH);
+    case UNLINK: return !unlinkat(AT_FDCWD, data, head[2]);
+    case MKDIR: return !mkdir(data, head[2]);
+    case MKNOD: return !mknod(data, head[2], 0);
     }
     return 0;
 }

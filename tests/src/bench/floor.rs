@@ -3,6 +3,9 @@
 //! What a plugin says to the kernel is recorded once (its netlink messages, its sysctls, its changes of namespace), and a
 //! program that does nothing else, `floor.c`, says it again: the same bytes, the same number of answers awaited.
 //!
+//! With what it does with files besides (state, lists of the kernel's, whether a path is safe), that is the least that a plugin can
+//! do that keeps its promises: [`Extent::Files`].
+//!
 //! It opens its sockets with the same options. Three things in the bytes belong to the moment: a batch's generation number is
 //! left out; a rule that is deleted by its
 //! handle goes by emptying its chain; and a link that is to be made asks for the index that it got when the bytes were
@@ -48,6 +51,18 @@ enum Kind {
     Read,
     Close,
     Refused,
+    Absent,
+    Stat,
+    Sync,
+    Link,
+    Unlink,
+    MakeDirectory,
+    MakeNode,
+}
+
+/// How a file is opened. What openat2(2) opens is a sysctl.
+fn flags(call: &Syscall) -> u32 {
+    if call.number == libc::SYS_openat { call.arguments[2] as u32 } else { libc::O_RDWR as u32 }
 }
 
 struct Step {
@@ -65,10 +80,19 @@ struct Descriptor {
     is_socket: bool,
 }
 
+/// How much is said again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Netlink, namespaces, sysctls.
+    Messages,
+    /// Other files, too.
+    Files,
+}
+
 /// The script that says again what was recorded; `index_of` gives the index of a link that was made meanwhile.
-pub fn script(seen: &Traced, index_of: &dyn Fn(&str) -> Option<u32>) -> Vec<u8> {
-    let mut recorder = Recorder { steps: vec![], open: HashMap::new(), slots: 0, refused: 0, index_of };
-    seen.calls.iter().filter(|call| call.returned >= 0).for_each(|call| recorder.take(call));
+pub fn script(seen: &Traced, extent: Extent, index_of: &dyn Fn(&str) -> Option<u32>) -> Vec<u8> {
+    let mut recorder = Recorder { steps: vec![], open: HashMap::new(), slots: 0, refused: 0, index_of, extent };
+    seen.calls.iter().for_each(|call| recorder.take(call));
     let mut steps = recorder.steps;
     steps.push(Step { kind: Kind::Refused, slot: 0, argument: recorder.refused, data: vec![] });
     // A file counts if a namespace was entered by it, or if it is a sysctl that was read or written.
@@ -78,7 +102,8 @@ pub fn script(seen: &Traced, index_of: &dyn Fn(&str) -> Option<u32>) -> Vec<u8> 
             || step.data.starts_with(b"/proc/sys/") && used(step.slot, &[Kind::Read, Kind::Write])
     };
     let opened = steps.iter().filter(|step| step.kind == Kind::Open);
-    let left_out: Vec<u32> = opened.filter(|step| !counts(step)).map(|step| step.slot).collect();
+    let left_out: Vec<u32> =
+        opened.filter(|step| extent == Extent::Messages && !counts(step)).map(|step| step.slot).collect();
     steps.iter().filter(|step| !left_out.contains(&step.slot)).flat_map(bytes).collect()
 }
 
@@ -97,10 +122,17 @@ struct Recorder<'a> {
     slots: u32,
     refused: u32,
     index_of: &'a dyn Fn(&str) -> Option<u32>,
+    extent: Extent,
 }
 
 impl Recorder<'_> {
     fn take(&mut self, call: &Syscall) {
+        if self.extent == Extent::Files {
+            self.take_file(call);
+        }
+        if call.returned < 0 {
+            return;
+        }
         let [first, _, third, fourth, ..] = call.arguments;
         match call.number {
             libc::SYS_socket if first == libc::AF_NETLINK as u64 => {
@@ -110,8 +142,7 @@ impl Recorder<'_> {
             libc::SYS_openat | libc::SYS_openat2 => {
                 let path = self.absolute(first, &call.data);
                 let slot = self.opened(call, Descriptor { path: path.clone(), ..Descriptor::default() });
-                let flags = if call.number == libc::SYS_openat { third as i32 & libc::O_ACCMODE } else { libc::O_RDWR };
-                self.step(Kind::Open, slot, flags as u32, [&path[..], b"\0"].concat());
+                self.step(Kind::Open, slot, flags(call), [&path[..], b"\0"].concat());
             }
             libc::SYS_sendto | libc::SYS_sendmsg => {
                 let data = messages(&call.data).into_iter().flat_map(|m| self.timeless(m)).collect();
@@ -127,6 +158,27 @@ impl Recorder<'_> {
                     self.step(Kind::Close, descriptor.slot, 0, vec![]);
                 }
             }
+            _ => {}
+        }
+    }
+
+    /// What concerns files that need not be opened by this program.
+    fn take_file(&mut self, call: &Syscall) {
+        let [first, _, third, ..] = call.arguments;
+        let path = [&self.absolute(first, &call.data)[..], b"\0"].concat();
+        match call.number {
+            libc::SYS_openat | libc::SYS_openat2 if call.returned < 0 => self.step(Kind::Absent, 0, flags(call), path),
+            _ if call.returned < 0 => {}
+            libc::SYS_statx if call.data.is_empty() => self.with(first, false, Kind::Stat, vec![]),
+            libc::SYS_statx => self.step(Kind::Stat, 0, third as u32, path),
+            libc::SYS_fsync => self.with(first, false, Kind::Sync, vec![]),
+            libc::SYS_linkat => {
+                let path = [&self.absolute(third, &call.data)[..], b"\0"].concat();
+                self.with(first, false, Kind::Link, path);
+            }
+            libc::SYS_unlinkat => self.step(Kind::Unlink, 0, third as u32, path),
+            libc::SYS_mkdirat => self.step(Kind::MakeDirectory, 0, third as u32, path),
+            libc::SYS_mknodat => self.step(Kind::MakeNode, 0, third as u32, path),
             _ => {}
         }
     }

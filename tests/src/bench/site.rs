@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::floor;
+use super::floor::{self, Extent};
 use super::launch::{self, Run};
 use super::trace::{self, Traced};
 use crate::lab::{Container, Lab};
@@ -79,11 +79,11 @@ impl Site {
         self.lab.host.inside(|| trace::trace(&mut self.command(bin, plugin, verb), stdin, verbatim))
     }
 
-    /// Records what a plugin says to the kernel, for the floor.
-    pub fn record(&self, bin: &Path, plugin: &str, verb: &str, stdin: &[u8]) -> Result<Vec<u8>> {
+    /// Records what a plugin says to the kernel, for a floor.
+    pub fn record(&self, bin: &Path, plugin: &str, verb: &str, stdin: &[u8], extent: Extent) -> Result<Vec<u8>> {
         let seen = self.trace(bin, plugin, verb, stdin, true)?;
         let index_of = |name: &str| self.lab.host.inside(|| nix::net::if_::if_nametoindex(name).ok());
-        Ok(floor::script(&seen, &index_of))
+        Ok(floor::script(&seen, extent, &index_of))
     }
 }
 

@@ -179,6 +179,12 @@ fn is_told(number: i64) -> bool {
         libc::SYS_write,
         libc::SYS_socket,
         libc::SYS_setns,
+        libc::SYS_statx,
+        libc::SYS_fsync,
+        libc::SYS_linkat,
+        libc::SYS_unlinkat,
+        libc::SYS_mkdirat,
+        libc::SYS_mknodat,
         libc::SYS_sendto,
         libc::SYS_sendmsg,
         libc::SYS_recvfrom,
@@ -189,12 +195,12 @@ fn is_told(number: i64) -> bool {
 
 /// What the call gives the kernel.
 fn given(pid: Pid, call: &Syscall) -> Vec<u8> {
-    let [_, second, third, ..] = call.arguments;
+    let [_, second, third, fourth, ..] = call.arguments;
+    let path = |at| memory(pid, at, 4096).split(|b| *b == 0).next().unwrap_or_default().to_vec();
     match call.number {
-        libc::SYS_openat | libc::SYS_openat2 => {
-            let bytes = memory(pid, second, 4096);
-            bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec()
-        }
+        libc::SYS_openat | libc::SYS_openat2 | libc::SYS_statx => path(second),
+        libc::SYS_unlinkat | libc::SYS_mkdirat | libc::SYS_mknodat => path(second),
+        libc::SYS_linkat => path(fourth),
         libc::SYS_write | libc::SYS_sendto => memory(pid, second, third),
         libc::SYS_sendmsg => vectors(pid, second).into_iter().flat_map(|(at, len)| memory(pid, at, len)).collect(),
         _ => Vec::new(),
