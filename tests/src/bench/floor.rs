@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::io::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::libc;
@@ -25,8 +25,8 @@ pub const PROGRAM: &str = "floor";
 
 /// Compiles the program; gives the directory it is in.
 pub fn build() -> Result<PathBuf> {
-    let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../build/floor"));
-    std::fs::create_dir_all(dir)?;
+    let dir = super::workshop();
+    std::fs::create_dir_all(&dir)?;
     // Another run may be using it.
     let made = dir.join(format!("{PROGRAM}-{}", std::process::id()));
     let mut cc = Command::new("cc");
@@ -36,7 +36,7 @@ pub fn build() -> Result<PathBuf> {
         return Err(Error::other(String::from_utf8_lossy(&done.stderr).into_owned()));
     }
     std::fs::rename(made, dir.join(PROGRAM))?;
-    Ok(dir.to_owned())
+    Ok(dir)
 }
 
 /// As floor.c numbers them.

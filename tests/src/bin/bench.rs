@@ -31,6 +31,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let chosen = chosen(&variable("CASE").unwrap_or_default())?;
     let bench = Bench::new(rounds, &more);
     bench.check()?;
+    let bench = bench.settle()?;
     let machine = Machine::here(versions(&bench.contenders));
     let mut store = match variable("OUT") {
         Some(out) => Some(Store::open(Path::new(&out), machine, &chosen)?),

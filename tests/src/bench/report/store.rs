@@ -128,7 +128,7 @@ impl Store {
 const FILE: &str = "results.json";
 
 const HEAD: &str = "# Figures\n\nWritten by `make bench OUT=docs/bench`; the figures are in `results.json` too. Times are \
-    wall-clock times from before fork to after wait. Contenders take turns within a run.\n";
+    wall-clock times from before fork to after wait. Contenders take turns within a run. All executables are copied before, so that the page cache keeps them alike.\n";
 
 /// Everything that can be measured, in the order of the page.
 fn cases_with_items() -> Vec<(&'static str, String)> {
