@@ -405,6 +405,12 @@ fn kernel_details(errno: Errno, ext_ack: &str) -> String {
             "another program is changing the same state; repeat the call"
         }
         Errno::ENODEV => "the interface has gone; the container is probably being deleted",
+        Errno::EROFS => {
+            "it is mounted read-only here; mount it read-write, or run the plugin in the host's mount namespace"
+        }
+        Errno::EINVAL | Errno::ERANGE => "the kernel takes no such value here; its log (dmesg) may say why",
+        Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (RLIMIT_NOFILE, fs.file-max)",
+        Errno::ENOSPC | Errno::EDQUOT => "there is no room left for it; free some",
         _ => "",
     };
     match (ext_ack.is_empty(), next.is_empty()) {
@@ -427,4 +433,27 @@ pub struct ErrorDocument<'a> {
     /// The story and the next step.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub details: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operator_can_change_is_told_behind_the_kernel_s_errno() {
+        let told = |errno| Error::kernel("write", "sysctl net/ipv4/ip_forward", errno).details();
+        let of_each = [
+            (Errno::EPERM, "CAP_NET_ADMIN"),
+            (Errno::EROFS, "mount it read-write"),
+            (Errno::EINVAL, "dmesg"),
+            (Errno::EMFILE, "RLIMIT_NOFILE"),
+            (Errno::ENOSPC, "no room left"),
+        ];
+        for (errno, word) in of_each {
+            let told = told(errno);
+            assert!(told.starts_with(&format!("errno {}: ", errno as i32)) && told.contains(word), "{told}");
+        }
+        // Where nothing is known, nothing is made up.
+        assert_eq!(told(Errno::EIO), "errno 5");
+    }
 }
