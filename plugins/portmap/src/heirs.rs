@@ -94,9 +94,10 @@ pub fn hand_over(
             continue;
         }
         log::info!("{} ports of {} are {}'s now", claims.len(), record.label, heir.label);
-        add_elements(transaction, &Record { claims, ..heir.clone() });
         // Whoever waits behind it waits for it from now on.
         let behind: Vec<Heir> = rest.clone().cloned().collect();
+        let behind = waiting_for(socket, &behind, &claims)?;
+        add_elements(transaction, &Record { claims, ..heir.clone() });
         rewrites.change(&recorded, |heirs| {
             let new = behind.into_iter().filter(|new| heirs.iter().all(|heir| heir.key != new.key));
             let new: Vec<Heir> = new.collect();
@@ -104,6 +105,22 @@ pub fn hand_over(
         });
     }
     Ok(())
+}
+
+/// Those of the heirs that want any of these ports.
+pub fn waiting_for(socket: &mut NftSocket, heirs: &[Heir], claims: &[Claim]) -> Result<Vec<Heir>> {
+    let mut waiting = Vec::new();
+    if heirs.is_empty() {
+        return Ok(waiting);
+    }
+    let places: BTreeSet<Place> = claims.iter().map(Claim::place).collect();
+    for heir in heirs {
+        let recorded = Recorded::read_key(socket, heir.key)?;
+        if recorded.is_some_and(|heir| heir.record.claims.iter().any(|claim| places.contains(&claim.place()))) {
+            waiting.push(heir.clone());
+        }
+    }
+    Ok(waiting)
 }
 
 /// Adds a record's elements. In a map, somebody else's claim must fail; in the sets beside it there is nobody's claim.

@@ -226,9 +226,12 @@ impl Share {
             let before = if *is_there { String::new() } else { localnet::before(link)? };
             add_shared(socket, &rules::loopback(link, &before), *is_there, seen, transaction)?;
         }
-        let record = self.record_since(before);
+        let mut record = self.record_since(before);
+        let owned = record.without(kept);
+        // Other ports than before may be ones that nobody waits for.
+        record.heirs = heirs::waiting_for(socket, &record.heirs, &owned.claims)?;
         transaction.add_elements(&TABLE, &records::map().name, Presence::Exclusive, record.lines());
-        add_elements(transaction, &record.without(kept));
+        add_elements(transaction, &owned);
         Ok(())
     }
 

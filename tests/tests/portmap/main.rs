@@ -273,6 +273,15 @@ fn a_network_that_waits_for_a_port_leaves_nothing_when_it_goes_first() {
         check(&lab, &container, &keys);
     }
     lab.host.assert_same_as(&alone);
+    // The first one has other ports: what it noted of the other goes, too.
+    add(&lab, &container, &port(8081, 80));
+    let alone = lab.host.snapshot();
+    add(&lab, &container, &keys);
+    Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    add(&lab, &container, &port(8081, 80));
+    Plugin::ours("portmap").call(&lab.host, Verb::Del, &config, &target).succeeds();
+    lab.host.assert_same_as(&alone);
+    add(&lab, &container, &keys);
     // Whatever way the first one goes.
     Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
     gc(&lab, "net", json!([])).succeeds();
@@ -282,6 +291,24 @@ fn a_network_that_waits_for_a_port_leaves_nothing_when_it_goes_first() {
     Plugin::ours("portmap").call(&lab.host, Verb::Check, &config, &target).succeeds();
     gc(&lab, "net1", json!([])).succeeds();
     assert!(lab.host.try_run(&format!("nft list table {TABLE}")).is_err(), "the table is gone");
+}
+
+/// Networks that wait for different ports of the first one don't wait for each other when they have them.
+#[test]
+fn a_network_that_gets_its_port_is_followed_by_those_alone_that_want_it() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let [first, second] = [8080, 8081].map(|n| json!({"hostPort": n, "containerPort": 80, "protocol": "tcp"}));
+    let keys = ports(json!([first, second]));
+    add(&lab, &container, &keys);
+    for (n, keys) in [(1, ports(json!([first]))), (2, ports(json!([second]))), (3, ports(json!([first])))] {
+        let (config, target) = second_network(&lab, &container, n, &keys);
+        Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &target).succeeds();
+    }
+    del(&lab, &container, &keys);
+    let rules = rules(&lab);
+    let waiting: Vec<&str> = rules.split("\"then ").skip(1).filter_map(|then| then.split('"').next()).collect();
+    assert!(waiting.len() == 1 && waiting[0].ends_with("net3/container-2/eth3"), "{waiting:?} in {rules}");
 }
 
 #[test]
