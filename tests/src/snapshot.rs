@@ -44,6 +44,8 @@ pub enum Part {
     LegacyRules,
     /// Links, qdiscs and filters.
     Links,
+    /// Addresses and routes.
+    Addresses,
     /// The sysctls of the network.
     Sysctls,
     /// Files in the private directories; directories are no state.
@@ -56,6 +58,7 @@ impl Part {
             Part::Rules => &["nft --stateless list ruleset"],
             Part::LegacyRules => &["iptables-legacy-save", "ip6tables-legacy-save"],
             Part::Links => &["ip -d link show", "tc qdisc show"],
+            Part::Addresses => &["ip address show", "ip -4 route show table all", "ip -6 route show table all"],
             Part::Sysctls | Part::Files => &[],
         }
     }

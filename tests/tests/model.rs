@@ -1,9 +1,10 @@
 //! Random sequences of calls: after each, the kernel and the files hold exactly what a model says.
 //!
 //! The model knows no plugin from inside. What an attachment alone leaves on a host is learned at the beginning, as a set
-//! of lines; what is there at any time must be what each living attachment leaves, and nothing else.
+//! of lines; what is there at any time must be what each living attachment leaves, and nothing else. Some share an interface:
+//! a value that several set in their container is the last ADD's, of those that live, and the original when all have gone.
 //!
-//! `CNI_CHAIN_MODEL_CASES` is the number of sequences for each plugin (default 12, of up to 30 steps each); a sequence
+//! `CNI_CHAIN_MODEL_CASES` is the number of sequences for each plugin (default 12, of up to 26 steps each); a sequence
 //! that fails is shortened to the shortest that does.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -30,22 +31,45 @@ enum Step {
     Flush,
 }
 
-const ATTACHMENTS: usize = 4;
+#[derive(Debug)]
+struct Attachment {
+    container: &'static str,
+    network: &'static str,
+    /// Whose interface it has.
+    netns: usize,
+}
+
+const fn attachment(container: &'static str, network: &'static str, netns: usize) -> Attachment {
+    Attachment { container, network, netns }
+}
+
+/// One container that is on two networks by one interface, another that shares its namespace, and two for themselves.
+const ATTACHMENTS: [Attachment; 5] = [
+    attachment("twice", "one", 0),
+    attachment("twice", "two", 0),
+    attachment("beside", "one", 0),
+    attachment("apart", "two", 1),
+    attachment("alone", "one", 2),
+];
+const NETWORKS: [&str; 2] = ["one", "two"];
+const NAMESPACES: usize = 3;
 const VARIANTS: usize = 2;
 
+/// In the end all go, each by DEL or GC, whichever comes first.
 fn steps(flushes: bool) -> impl Strategy<Value = Vec<Step>> {
-    let attachment = 0..ATTACHMENTS;
+    let attachment = 0..ATTACHMENTS.len();
+    let ends = attachment.clone().map(Step::Del).chain((0..NETWORKS.len()).map(|n| Step::Gc(n, 0)));
+    let ends = Just(ends.collect::<Vec<Step>>()).prop_shuffle();
     let step = prop_oneof![
         6 => (attachment.clone(), 0..VARIANTS).prop_map(|(a, v)| Step::Add(a, v)),
         4 => attachment.clone().prop_map(Step::Del),
         2 => attachment.prop_map(Step::Check),
-        1 => (0..2usize, any::<u8>()).prop_map(|(n, live)| Step::Gc(n, live)),
+        1 => (0..NETWORKS.len(), any::<u8>()).prop_map(|(n, live)| Step::Gc(n, live)),
         u32::from(flushes) => Just(Step::Flush),
     ];
-    prop::collection::vec(step, 1..30)
+    (prop::collection::vec(step, 1..20), ends).prop_map(|(steps, ends)| [steps, ends].concat())
 }
 
-/// Four attachments on two networks.
 struct World {
     plugin: &'static str,
     lab: Lab,
@@ -56,17 +80,13 @@ struct World {
 impl World {
     fn new(plugin: &'static str) -> World {
         let lab = Lab::new();
-        let containers = (0..ATTACHMENTS).map(|n| lab.container(u8::try_from(n).unwrap() + 2)).collect();
+        let containers = (0..NAMESPACES).map(|n| lab.container(u8::try_from(n).unwrap() + 2)).collect();
         let parts: &[Part] = match plugin {
             "bandwidth" => &[Part::Links],
             "tuning" => &[Part::Files],
             _ => &[Part::Rules],
         };
         World { plugin, lab, containers, parts }
-    }
-
-    fn network(attachment: usize) -> &'static str {
-        ["one", "two"][attachment % 2]
     }
 
     fn keys(&self, attachment: usize, variant: usize) -> Value {
@@ -86,28 +106,35 @@ impl World {
                 json!({"ingressRate": 9_000_000, "ingressBurst": 900_000, "egressRate": 8_000_000, "egressBurst": 800_000})
             }
             (_, 0) => json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "78"}}),
-            (_, _) => json!({"mtu": 1300, "sysctl": {"net.core.somaxconn": "77"}}),
+            // Below 1280 bytes an interface has no IPv6.
+            (_, _) => {
+                json!({"mtu": 1200, "sysctl": {"net.core.somaxconn": "77", "net.ipv4.conf.IFNAME.arp_notify": "1"}})
+            }
         }
     }
 
     fn call(&self, verb: Verb, attachment: usize, variant: usize) -> Outcome {
-        let container = &self.containers[attachment];
+        let Attachment { container, network, netns } = ATTACHMENTS[attachment];
+        let interface = &self.containers[netns];
         let mut config = self.keys(attachment, variant);
         config["cniVersion"] = "1.1.0".into();
-        config["name"] = World::network(attachment).into();
+        config["name"] = network.into();
         config["type"] = self.plugin.into();
-        config["prevResult"] = container.prev_result("1.1.0");
-        Plugin::ours(self.plugin).call(&self.lab.host, verb, &config, &container.target())
+        config["prevResult"] = interface.prev_result("1.1.0");
+        // An interface may be shared, addresses are not.
+        config["prevResult"]["ips"][0]["address"] = format!("10.88.0.{}/24", 20 + attachment).into();
+        config["prevResult"]["ips"][1]["address"] = format!("fd00:88::{}/64", 20 + attachment).into();
+        let target = Target::new(container, &interface.netns.path(), &interface.ifname);
+        Plugin::ours(self.plugin).call(&self.lab.host, verb, &config, &target)
     }
 
     fn gc(&self, network: usize, live: &BTreeSet<usize>) -> Outcome {
-        let name = World::network(network);
-        let of_network = live.iter().filter(|a| World::network(**a) == name);
+        let of_network = live.iter().map(|a| &ATTACHMENTS[*a]).filter(|a| a.network == NETWORKS[network]);
         let valid: Vec<Value> = of_network
-            .map(|a| json!({"containerID": self.containers[*a].id, "ifname": self.containers[*a].ifname}))
+            .map(|a| json!({"containerID": a.container, "ifname": self.containers[a.netns].ifname}))
             .collect();
         let config = json!({
-            "cniVersion": "1.1.0", "name": name, "type": self.plugin, "cni.dev/valid-attachments": valid,
+            "cniVersion": "1.1.0", "name": NETWORKS[network], "type": self.plugin, "cni.dev/valid-attachments": valid,
         });
         Plugin::ours(self.plugin).call(&self.lab.host, Verb::Gc, &config, &Target::new("", "", ""))
     }
@@ -119,30 +146,56 @@ impl World {
         for (name, text) in glance.sections() {
             for line in text.lines() {
                 let elements = line.trim().trim_start_matches("elements = {").trim_end_matches('}').split("\", ");
-                let elements = elements.map(|line| without_what_passes(line.trim_matches([' ', ',', '"'])));
+                let elements = elements.map(|line| match name {
+                    "files" => owner(line),
+                    _ => without_what_passes(line.trim_matches([' ', ',', '"'])),
+                });
                 lines.extend(elements.filter(|line| !line.is_empty()).map(|line| format!("{name}: {line}")));
             }
         }
         lines
     }
 
-    /// As if it were another container.
-    fn renew(&self, attachment: usize) {
-        if self.plugin == "tuning" {
-            let netns = &self.containers[attachment].netns;
-            netns.run("ip link set eth0 mtu 1500");
-            netns.set_sysctl("net/core/somaxconn", "4096");
+    /// What a container's attachments may set in it, by namespace and key.
+    fn values(&self) -> Values {
+        let mut values = Values::new();
+        for (n, container) in self.containers.iter().enumerate().filter(|_| self.plugin == "tuning") {
+            let link = container.netns.run("ip link show dev eth0");
+            let mtu = link.split_once(" mtu ").and_then(|(_, after)| after.split(' ').next()).unwrap_or_default();
+            values.insert((n, "mtu"), mtu.to_owned());
+            for key in ["net/core/somaxconn", "net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/mtu"] {
+                let value = container.netns.inside(|| std::fs::read_to_string(format!("/proc/sys/{key}")));
+                values.insert((n, key), value.unwrap_or_default().trim().to_owned());
+            }
         }
+        values
     }
 
-    fn clear(&self) {
-        for attachment in 0..ATTACHMENTS {
-            self.call(Verb::Del, attachment, 0).succeeds();
-            self.renew(attachment);
+    /// What must be as it was when everybody has gone, and takes too long to be looked at after each step.
+    fn whole(&self) -> BTreeSet<String> {
+        let in_containers: &[Part] = match self.plugin {
+            "tuning" => &[Part::Links, Part::Addresses, Part::Sysctls],
+            _ => &[],
+        };
+        let containers = self.containers.iter().map(|container| (&container.netns, in_containers));
+        let mut lines = BTreeSet::new();
+        for (netns, parts) in containers.chain([(&*self.lab.host, &[Part::Sysctls][..])]) {
+            netns.settle();
+            let glance = netns.glance(parts);
+            let all = glance.sections().flat_map(|(_, text)| text.lines());
+            lines.extend(all.map(|line| format!("{}: {line}", netns.name())));
         }
-        self.lab.host.nft("flush ruleset");
-        self.lab.host.run("rm -rf /run/cni");
+        lines
     }
+}
+
+type Values = BTreeMap<(usize, &'static str), String>;
+
+/// Whose a state file is: the rest of it, and its name, depends on who else has one.
+fn owner(file: &str) -> String {
+    let file = file.replace("\\n", "").replace(['\\', ' '], "");
+    let owner = file.split_once("\"owner\":{").and_then(|(_, after)| after.split('}').next());
+    owner.unwrap_or_default().to_owned()
 }
 
 /// Times, numbers that the kernel gives, and hardware addresses of its choice.
@@ -166,38 +219,47 @@ fn without_what_passes(line: &str) -> String {
 }
 
 /// What is expected to be there.
-struct Model<'a> {
-    world: &'a World,
+struct Model {
+    world: World,
     nothing: BTreeSet<String>,
     settled: BTreeSet<String>,
-    /// What each attachment leaves in each variant.
-    shares: BTreeMap<(usize, usize), BTreeSet<String>>,
+    originals: Values,
+    /// What each attachment leaves in each variant: on the host, and in its container.
+    shares: BTreeMap<(usize, usize), (BTreeSet<String>, Values)>,
     /// Who lives, and in which variant.
     living: BTreeMap<usize, usize>,
+    /// Who has set what in a container, the last ADD's at the end.
+    set: Vec<(usize, Values)>,
     /// Whose share a stranger has taken away.
     flushed: BTreeSet<usize>,
     /// Whether anything static is there.
     is_settled: bool,
+    /// [`World::whole`], before the case.
+    whole: BTreeSet<String>,
 }
 
-impl<'a> Model<'a> {
-    fn learn(world: &'a World) -> Model<'a> {
-        world.clear();
-        let nothing = world.lines();
+impl Model {
+    fn learn(plugin: &'static str) -> Model {
+        let world = World::new(plugin);
+        let (nothing, originals, whole) = (world.lines(), world.values(), world.whole());
         let mut shares = BTreeMap::new();
-        for (attachment, variant) in (0..ATTACHMENTS).flat_map(|a| (0..VARIANTS).map(move |v| (a, v))) {
+        for (attachment, variant) in (0..ATTACHMENTS.len()).flat_map(|a| (0..VARIANTS).map(move |v| (a, v))) {
             world.call(Verb::Add, attachment, variant).succeeds();
-            shares.insert((attachment, variant), world.lines());
+            let mut values = world.values();
+            values.retain(|key, value| *value != originals[key]);
+            shares.insert((attachment, variant), (world.lines(), values));
             world.call(Verb::Del, attachment, variant).succeeds();
         }
         let settled = world.lines();
-        Model { world, nothing, settled, shares, living: BTreeMap::new(), flushed: BTreeSet::new(), is_settled: false }
+        let (living, set, flushed) = Default::default();
+        Model { world, nothing, settled, originals, shares, living, set, flushed, is_settled: false, whole }
     }
 
+    /// Nobody lives, but what is static may be there.
     fn begin(&mut self) {
-        self.world.clear();
-        self.living.clear();
-        self.flushed.clear();
+        let host = &self.world.lab.host;
+        host.nft("flush ruleset");
+        host.run("rm -rf /run/cni");
         self.is_settled = false;
     }
 
@@ -209,26 +271,64 @@ impl<'a> Model<'a> {
             if self.flushed.contains(attachment) {
                 continue;
             }
-            let share = &self.shares[&(*attachment, *variant)];
+            let (share, _) = &self.shares[&(*attachment, *variant)];
             expected.retain(|line| share.contains(line) || !self.settled.contains(line));
             expected.extend(share.difference(&self.settled).cloned());
         }
         expected
     }
 
-    fn is_taken(&self, attachment: usize, variant: usize) -> bool {
-        let others = self.living.iter().filter(|(other, _)| **other != attachment && !self.flushed.contains(other));
-        self.world.plugin == "portmap" && variant == 1 && others.into_iter().any(|(_, v)| *v == 1)
+    fn expected_values(&self) -> Values {
+        let set = self.set.iter().flat_map(|(_, values)| values.clone());
+        self.originals.clone().into_iter().chain(set).collect()
+    }
+
+    /// Those that have what this one wants: the port, or the link.
+    fn rivals(&self, attachment: usize, variant: usize) -> impl Iterator<Item = &'static Attachment> {
+        let there = self.living.iter().filter(move |(other, _)| **other != attachment && !self.flushed.contains(other));
+        there.filter_map(move |(other, v)| {
+            let other = &ATTACHMENTS[*other];
+            let is_rival = match self.world.plugin {
+                "portmap" => variant == 1 && *v == 1,
+                "bandwidth" => other.netns == ATTACHMENTS[attachment].netns,
+                _ => false,
+            };
+            is_rival.then_some(other)
+        })
+    }
+
+    /// One container may want one port on two networks: the second waits for it.
+    fn waits(&self, attachment: usize, variant: usize) -> bool {
+        self.rivals(attachment, variant).any(|other| other.container == ATTACHMENTS[attachment].container)
+    }
+
+    /// The code that refuses it.
+    fn refusal(&self, attachment: usize, variant: usize) -> Option<u64> {
+        match self.world.plugin {
+            "portmap" => self
+                .rivals(attachment, variant)
+                .any(|other| other.container != ATTACHMENTS[attachment].container)
+                .then_some(100),
+            _ => self.rivals(attachment, variant).next().map(|_| 105),
+        }
+    }
+
+    fn goes(&mut self, attachment: usize) {
+        self.living.remove(&attachment);
+        self.flushed.remove(&attachment);
+        self.set.retain(|(who, _)| *who != attachment);
     }
 
     fn take(&mut self, step: Step) -> Result<(), String> {
         match step {
             Step::Add(attachment, variant) => {
                 let outcome = self.world.call(Verb::Add, attachment, variant);
-                if self.is_taken(attachment, variant) {
-                    return expect(&outcome, Some(100));
+                let refusal = self.refusal(attachment, variant);
+                if refusal.is_some() {
+                    return expect(&outcome, refusal);
                 }
                 self.living.insert(attachment, variant);
+                self.set.push((attachment, self.shares[&(attachment, variant)].1.clone()));
                 self.is_settled = true;
                 self.flushed.remove(&attachment);
                 if self.world.plugin == "firewall" {
@@ -238,27 +338,24 @@ impl<'a> Model<'a> {
                 expect(&outcome, None)
             }
             Step::Del(attachment) => {
-                let variant = self.living.remove(&attachment).unwrap_or_default();
-                self.flushed.remove(&attachment);
+                let variant = self.living.get(&attachment).copied().unwrap_or_default();
+                self.goes(attachment);
                 expect(&self.world.call(Verb::Del, attachment, variant), None)
             }
             Step::Check(attachment) => {
-                let variant = self.living.get(&attachment).copied();
-                let there = variant.is_some() && !self.flushed.contains(&attachment);
+                let lives = self.living.contains_key(&attachment) && !self.flushed.contains(&attachment);
+                let variant = self.living.get(&attachment).copied().unwrap_or_default();
+                let (values, (_, wanted)) = (self.expected_values(), &self.shares[&(attachment, variant)]);
+                // Values that are as wished for are so whoever has set them.
+                let there = (lives || self.world.plugin == "tuning") && wanted.iter().all(|(k, v)| values[k] == *v);
                 // What a stranger flushes of the host's filters, and what one has in the container, is another matter.
-                let outcome = self.world.call(Verb::Check, attachment, variant.unwrap_or_default());
+                let outcome = self.world.call(Verb::Check, attachment, variant);
                 expect(&outcome, if there { None } else { Some(101) })
             }
             Step::Gc(network, live) => {
-                let name = World::network(network);
-                let dies = |a: &usize| World::network(*a) == name && live & (1 << a) == 0;
-                let alive: BTreeSet<usize> = self.living.keys().copied().filter(|a| !dies(a)).collect();
-                self.living.retain(|a, _| !dies(a));
-                self.flushed.retain(|a| !dies(a));
-                let outcome = self.world.gc(network, &alive);
-                // What was in a container goes with it.
-                (0..ATTACHMENTS).filter(|a| dies(a)).for_each(|a| self.world.renew(a));
-                expect(&outcome, None)
+                let dies = |a: &usize| ATTACHMENTS[*a].network == NETWORKS[network] && live & (1 << a) == 0;
+                (0..ATTACHMENTS.len()).filter(dies).for_each(|a| self.goes(a));
+                expect(&self.world.gc(network, &self.living.keys().copied().collect()), None)
             }
             Step::Flush => {
                 self.world.lab.host.nft("flush ruleset");
@@ -270,15 +367,25 @@ impl<'a> Model<'a> {
     }
 
     fn look(&self) -> Result<(), String> {
-        let (expected, found) = (self.expected(), self.world.lines());
-        if expected == found {
-            return Ok(());
+        let (values, found) = (self.expected_values(), self.world.values());
+        if values != found {
+            return Err(format!("expected {values:?}, found {found:?}"));
         }
-        let list = |of: &BTreeSet<String>, without: &BTreeSet<String>, sign: char| -> String {
-            of.difference(without).map(|line| format!("{sign} {line}\n")).collect()
-        };
-        Err(format!("{}{}", list(&expected, &found, '-'), list(&found, &expected, '+')))
+        // How it is noted who waits for what is the plugin's own affair.
+        if self.living.iter().any(|(a, v)| !self.flushed.contains(a) && self.waits(*a, *v)) {
+            Ok(())
+        } else {
+            same(&self.expected(), &self.world.lines())
+        }
     }
+}
+
+fn same(expected: &BTreeSet<String>, found: &BTreeSet<String>) -> Result<(), String> {
+    let list = |of: &BTreeSet<String>, without: &BTreeSet<String>, sign: char| -> String {
+        of.difference(without).map(|line| format!("{sign} {line}\n")).collect()
+    };
+    let differences = list(expected, found, '-') + &list(found, expected, '+');
+    if differences.is_empty() { Ok(()) } else { Err(differences) }
 }
 
 fn expect(outcome: &Outcome, code: Option<u64>) -> Result<(), String> {
@@ -288,23 +395,31 @@ fn expect(outcome: &Outcome, code: Option<u64>) -> Result<(), String> {
 
 fn the_kernel_holds_what_the_model_says(plugin: &'static str) {
     let cases = std::env::var("CNI_CHAIN_MODEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    let world = World::new(plugin);
-    let model = RefCell::new(Model::learn(&world));
+    let model = RefCell::new(Model::learn(plugin));
     let taken = RefCell::new(0);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let flushes = matches!(plugin, "portmap" | "firewall");
     let outcome = TestRunner::new(config).run(&steps(flushes), |steps| {
         let mut model = model.borrow_mut();
         model.begin();
-        for (n, step) in steps.iter().enumerate() {
+        let judged = steps.iter().enumerate().try_for_each(|(n, step)| {
             *taken.borrow_mut() += 1;
             let judged = model.take(*step).and_then(|()| model.look());
-            judged.map_err(|what| TestCaseError::fail(format!("step {n}, {step:?}: {what}")))?;
-        }
-        Ok(())
+            judged.map_err(|what| format!("step {n}, {step:?}: {what}"))
+        });
+        let at_the_end = || {
+            let whole = model.world.whole();
+            // What a sysctl of the host was goes with the rules.
+            if steps.contains(&Step::Flush) { Ok(whole) } else { same(&model.whole, &whole).map(|()| whole) }
+        };
+        let ended = judged.and_then(|()| at_the_end());
+        // A case that failed may have left anything.
+        ended.map(|whole| model.whole = whole).map_err(|what| {
+            *model = Model::learn(plugin);
+            TestCaseError::fail(what)
+        })
     });
     println!("{plugin}: {} steps", taken.borrow());
-    world.clear();
     if let Err(error) = outcome {
         panic!("{plugin}: {error}");
     }
