@@ -100,6 +100,10 @@ impl World {
                 json!({"runtimeConfig": {"portMappings": [mapping(20_000 + attachment), mapping(20_999)]}})
             }
             ("firewall", 0) => json!({}),
+            // What goes by the host's end of the link is the last ADD's alone.
+            ("firewall", _) if ATTACHMENTS[attachment].netns > 0 => {
+                json!({"ingressPolicy": "isolated", "antiSpoof": true})
+            }
             ("firewall", _) => json!({"ingressPolicy": "same-bridge"}),
             ("bandwidth", 0) => json!({"ingressRate": 8_000_000, "ingressBurst": 800_000}),
             ("bandwidth", _) => {
@@ -171,6 +175,12 @@ impl World {
         values
     }
 
+    /// Takes away what is static, and what a flush has made nobody's.
+    fn wipe(&self) {
+        self.lab.host.nft("flush ruleset");
+        self.lab.host.run("rm -rf /run/cni");
+    }
+
     /// What must be as it was when everybody has gone, and takes too long to be looked at after each step.
     fn whole(&self) -> BTreeSet<String> {
         let in_containers: &[Part] = match self.plugin {
@@ -218,22 +228,30 @@ fn without_what_passes(line: &str) -> String {
     words.join(" ")
 }
 
+/// What an attachment leaves in a variant, if it is alone.
+struct Share {
+    /// On the host.
+    lines: BTreeSet<String>,
+    /// In its container.
+    values: Values,
+    /// On the host, when it has gone.
+    settled: BTreeSet<String>,
+}
+
 /// What is expected to be there.
 struct Model {
     world: World,
     nothing: BTreeSet<String>,
-    settled: BTreeSet<String>,
     originals: Values,
-    /// What each attachment leaves in each variant: on the host, and in its container.
-    shares: BTreeMap<(usize, usize), (BTreeSet<String>, Values)>,
+    shares: BTreeMap<(usize, usize), Share>,
     /// Who lives, and in which variant.
     living: BTreeMap<usize, usize>,
     /// Who has set what in a container, the last ADD's at the end.
     set: Vec<(usize, Values)>,
     /// Whose share a stranger has taken away.
     flushed: BTreeSet<usize>,
-    /// Whether anything static is there.
-    is_settled: bool,
+    /// What is there whoever lives.
+    settled: BTreeSet<String>,
     /// [`World::whole`], before the case.
     whole: BTreeSet<String>,
 }
@@ -244,36 +262,30 @@ impl Model {
         let (nothing, originals, whole) = (world.lines(), world.values(), world.whole());
         let mut shares = BTreeMap::new();
         for (attachment, variant) in (0..ATTACHMENTS.len()).flat_map(|a| (0..VARIANTS).map(move |v| (a, v))) {
+            world.wipe();
             world.call(Verb::Add, attachment, variant).succeeds();
-            let mut values = world.values();
+            let (lines, mut values) = (world.lines(), world.values());
             values.retain(|key, value| *value != originals[key]);
-            shares.insert((attachment, variant), (world.lines(), values));
             world.call(Verb::Del, attachment, variant).succeeds();
+            shares.insert((attachment, variant), Share { lines, values, settled: world.lines() });
         }
-        let settled = world.lines();
-        let (living, set, flushed) = Default::default();
-        Model { world, nothing, settled, originals, shares, living, set, flushed, is_settled: false, whole }
+        let (living, set, flushed, settled) = Default::default();
+        Model { world, nothing, originals, shares, living, set, flushed, settled, whole }
     }
 
     /// Nobody lives, but what is static may be there.
     fn begin(&mut self) {
-        let host = &self.world.lab.host;
-        host.nft("flush ruleset");
-        host.run("rm -rf /run/cni");
-        self.is_settled = false;
+        self.world.wipe();
+        self.settled.clear();
     }
 
     /// Links that have limits don't look as they do without, so what is under a share is taken from it alone.
     fn expected(&self) -> BTreeSet<String> {
-        let base = if self.is_settled { &self.settled } else { &self.nothing };
-        let mut expected = base.clone();
-        for (attachment, variant) in &self.living {
-            if self.flushed.contains(attachment) {
-                continue;
-            }
-            let (share, _) = &self.shares[&(*attachment, *variant)];
-            expected.retain(|line| share.contains(line) || !self.settled.contains(line));
-            expected.extend(share.difference(&self.settled).cloned());
+        let mut expected = &self.nothing | &self.settled;
+        for (attachment, variant) in self.living.iter().filter(|(attachment, _)| !self.flushed.contains(attachment)) {
+            let Share { lines, settled, .. } = &self.shares[&(*attachment, *variant)];
+            expected.retain(|line| lines.contains(line) || !settled.contains(line));
+            expected.extend(lines.difference(settled).cloned());
         }
         expected
     }
@@ -328,12 +340,12 @@ impl Model {
                     return expect(&outcome, refusal);
                 }
                 self.living.insert(attachment, variant);
-                self.set.push((attachment, self.shares[&(attachment, variant)].1.clone()));
-                self.is_settled = true;
-                self.flushed.remove(&attachment);
-                if self.world.plugin == "firewall" {
-                    // Whoever finds the tables gone puts in what all had.
-                    self.flushed.clear();
+                self.set.push((attachment, self.shares[&(attachment, variant)].values.clone()));
+                // Whoever finds the tables gone puts in what all had.
+                let mends = self.world.plugin == "firewall";
+                for (who, variant) in self.living.iter().filter(|(who, _)| mends || **who == attachment) {
+                    self.settled.extend(self.shares[&(*who, *variant)].settled.iter().cloned());
+                    self.flushed.remove(who);
                 }
                 expect(&outcome, None)
             }
@@ -345,7 +357,7 @@ impl Model {
             Step::Check(attachment) => {
                 let lives = self.living.contains_key(&attachment) && !self.flushed.contains(&attachment);
                 let variant = self.living.get(&attachment).copied().unwrap_or_default();
-                let (values, (_, wanted)) = (self.expected_values(), &self.shares[&(attachment, variant)]);
+                let (values, wanted) = (self.expected_values(), &self.shares[&(attachment, variant)].values);
                 // Values that are as wished for are so whoever has set them.
                 let there = (lives || self.world.plugin == "tuning") && wanted.iter().all(|(k, v)| values[k] == *v);
                 // What a stranger flushes of the host's filters, and what one has in the container, is another matter.
@@ -360,7 +372,7 @@ impl Model {
             Step::Flush => {
                 self.world.lab.host.nft("flush ruleset");
                 self.flushed = self.living.keys().copied().collect();
-                self.is_settled = false;
+                self.settled.clear();
                 Ok(())
             }
         }
