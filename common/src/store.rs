@@ -6,7 +6,8 @@
 //! A directory in which somebody else can give names to files, or which somebody else can exchange as a whole, is not used for
 //! new ones: what stands there could be another's.
 //! Files that belong together are found without listing all the others: a hidden directory beside them has an empty file of the
-//! same name for each ([`Directory::note`]).
+//! same name for each ([`Directory::note`]). Who works on the files of a group holds its lock ([`Directory::lock`]): a flock(2) on that
+//! directory, which the kernel takes back from a program that is killed.
 //! The directory is opened once and everything in it relative to that descriptor and without following a symlink. A file
 //! that is no regular file, or that somebody else could have written, is spoilt: its content is never believed.
 
@@ -17,10 +18,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, UnlinkatFlags, access, geteuid, linkat, unlinkat};
@@ -35,6 +37,12 @@ pub const NAME_MAX: usize = 255 - TEMPORARY.0.len() - TEMPORARY.1.len();
 
 /// How often a group's directory is made anew.
 const NOTE_TRIES: u32 = 100;
+
+/// How long a group's lock is waited for: far longer than any call holds it, far shorter than a runtime waits for a call.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// How long it takes until the lock is asked for again, at first and at most.
+const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 
 /// What a temporary file's name has before and after the name that it will get.
 const TEMPORARY: (&str, &str) = (".", ".new");
@@ -56,10 +64,36 @@ pub enum Stored {
 /// A directory of state files.
 #[derive(Debug)]
 pub struct Directory {
-    handle: OwnedFd,
+    handle: Rc<OwnedFd>,
     path: PathBuf,
     /// Whether it is known, or was told, who else can exchange what is in it.
     is_looked_at: Cell<bool>,
+}
+
+/// What has come of asking for a lock.
+enum Attempt {
+    Locked(Flock<OwnedFd>),
+    /// Somebody else has it.
+    Busy,
+    /// The directory is not the one in place any more.
+    Gone,
+}
+
+/// A group that is locked until this goes; it goes with it if it has no files then.
+#[derive(Debug)]
+pub struct GroupLock {
+    parent: Rc<OwnedFd>,
+    directory: String,
+    /// Closed last.
+    _flock: Flock<OwnedFd>,
+}
+
+impl Drop for GroupLock {
+    fn drop(&mut self) {
+        if let Err(errno) = remove_directory(&self.parent, &self.directory) {
+            log::debug!("{} can't be removed: {}", self.directory, errno.desc());
+        }
+    }
 }
 
 impl Directory {
@@ -71,7 +105,7 @@ impl Directory {
         match options.open(path) {
             Ok(file) => {
                 let is_looked_at = Cell::new(false);
-                Ok(Some(Directory { handle: file.into(), path: path.to_owned(), is_looked_at }))
+                Ok(Some(Directory { handle: Rc::new(file.into()), path: path.to_owned(), is_looked_at }))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unusable(path, format!("the directory can't be opened: {error}"))),
@@ -313,12 +347,73 @@ impl Directory {
         }
     }
 
-    /// Removes a group that has no files.
+    /// Removes a group that has no files. One that is locked is left to whoever has it locked: others would lock another
+    /// directory of this name.
     pub fn remove_empty(&self, group: &str) -> Result<()> {
         let directory = group_name(group)?;
-        match unlinkat(&self.handle, directory.as_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::ENOTDIR) => Ok(()),
+        let lock = match self.open_group(&directory) {
+            Ok(None) => return Ok(()),
+            Ok(Some(handle)) => self.try_lock(&directory, handle)?,
+            // What is no directory of ours is no lock of anybody's.
+            Err(error) if self.is_anothers(&directory) => {
+                log::debug!("{error}");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let Attempt::Locked(_lock) = lock else { return Ok(()) };
+        match remove_directory(&self.handle, &directory) {
+            Ok(()) => Ok(()),
             Err(errno) => Err(self.failed(&directory, "it can't be removed", errno)),
+        }
+    }
+
+    /// Locks a group, with or without files, against everybody else who asks for its lock; waits for it, but not for ever.
+    pub fn lock(&self, group: &str) -> Result<GroupLock> {
+        let directory = group_name(group)?;
+        let since = Instant::now();
+        let (mut pause, longest) = LOCK_PAUSE;
+        loop {
+            let handle = match self.open_group(&directory)? {
+                Some(handle) => Some(handle),
+                None => match mkdirat(&self.handle, directory.as_str(), Mode::S_IRWXU) {
+                    Ok(()) | Err(Errno::EEXIST) => self.open_group(&directory)?,
+                    Err(errno) => return Err(self.failed(&directory, "it can't be made", errno)),
+                },
+            };
+            let attempt = handle.map_or(Ok(Attempt::Gone), |handle| self.try_lock(&directory, handle))?;
+            if let Attempt::Locked(flock) = attempt {
+                return Ok(GroupLock { parent: Rc::clone(&self.handle), directory, _flock: flock });
+            }
+            if since.elapsed() >= LOCK_WAIT {
+                let path = self.path_of(&directory);
+                let what = format!(
+                    "another call has held the lock of {} for {} s; fuser(1) tells which",
+                    path.display(),
+                    LOCK_WAIT.as_secs()
+                );
+                return Err(Error::TryAgain { what });
+            }
+            if let Attempt::Busy = attempt {
+                std::thread::sleep(pause);
+                pause = longest.min(pause * 2);
+            }
+        }
+    }
+
+    /// Locks a group's open directory if nobody else has, and if it has not been removed meanwhile.
+    fn try_lock(&self, group: &str, handle: OwnedFd) -> Result<Attempt> {
+        let flock = match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
+            Ok(flock) => flock,
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(Attempt::Busy),
+            Err((_, errno)) => return Err(self.failed(group, "it can't be locked", errno)),
+        };
+        let failed = |errno| self.failed(group, "it can't be looked at", errno);
+        let locked = fstat(&*flock).map_err(failed)?;
+        match fstatat(&self.handle, group, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(named) if (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino) => Ok(Attempt::Locked(flock)),
+            Ok(_) | Err(Errno::ENOENT) => Ok(Attempt::Gone),
+            Err(errno) => Err(failed(errno)),
         }
     }
 
@@ -468,6 +563,14 @@ fn filled(file: OwnedFd, bytes: &[u8]) -> nix::Result<File> {
 fn unlink(directory: &OwnedFd, name: &str) -> nix::Result<()> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR) => unlinkat(directory, name, UnlinkatFlags::RemoveDir),
+        outcome => outcome,
+    }
+}
+
+/// Removes a directory if there is nothing in it.
+fn remove_directory(parent: &OwnedFd, name: &str) -> nix::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::ENOTDIR) => Ok(()),
         outcome => outcome,
     }
 }
@@ -673,6 +776,28 @@ mod tests {
         symlink(outer.path(), directory.path_of(".in-4:3")).unwrap();
         assert!(directory.note("4:3", "a.json").is_err() && directory.forget("4:3", "a.json").is_ok());
         assert!(!outer.path().join("a.json").exists());
+    }
+
+    #[test]
+    fn a_group_is_locked_by_one_at_a_time_and_goes_with_the_lock() {
+        let (_outer, directory) = directory();
+        let lock = directory.lock("4:1").unwrap();
+        let again = || directory.try_lock(".in-4:1", directory.open_group(".in-4:1").unwrap().unwrap()).unwrap();
+        assert!(matches!(again(), Attempt::Busy));
+        // It is not taken away below whoever has it locked.
+        directory.remove_empty("4:1").unwrap();
+        directory.forget("4:1", "a.json").unwrap();
+        assert_eq!(directory.groups().unwrap(), ["4:1"]);
+        let late = directory.open_group(".in-4:1").unwrap().unwrap();
+        drop(lock);
+        assert!(directory.groups().unwrap().is_empty());
+        // Who has opened it before it went has locked nothing.
+        assert!(matches!(directory.try_lock(".in-4:1", late).unwrap(), Attempt::Gone));
+        let lock = directory.lock("4:1").unwrap();
+        directory.note("4:1", "a.json").unwrap();
+        drop(lock);
+        assert_eq!(directory.members("4:1").unwrap(), ["a.json"]);
+        assert!(matches!(again(), Attempt::Locked(_)));
     }
 
     #[test]

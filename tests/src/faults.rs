@@ -132,14 +132,28 @@ pub fn killed(run: &Run<'_>, n: usize, side: Side) -> Option<String> {
     }
 }
 
+/// What is done while a program is held, which is given.
+pub type Meanwhile<'a> = dyn FnMut(Pid) + Send + 'a;
+
 /// Holds the program at its `n`th change while something else is done; gives what the change was, `None` if it ended
 /// before, and what came of the run.
 #[track_caller]
-pub fn held(run: &Run<'_>, n: usize, side: Side, meanwhile: &mut (dyn FnMut() + Send)) -> (Option<String>, Outcome) {
+pub fn held(run: &Run<'_>, n: usize, side: Side, meanwhile: &mut Meanwhile<'_>) -> (Option<String>, Outcome) {
     let killer = Killer { at: Some((n, side)), seen: Vec::new(), watch: Watch::default() };
     let mut holder = Holder { killer, meanwhile, met: None };
     let outcome = run.traced(&mut holder);
     (holder.met, outcome.expect("nobody has killed it"))
+}
+
+/// Whether a process holds the lock of a group of state files: others have to wait for it then (proc(5), `fdinfo`).
+pub fn holds_a_group(process: Pid) -> bool {
+    let opened = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let mut groups = opened
+        .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path.display().to_string().contains("/.in-")));
+    groups.any(|fd| {
+        let info = format!("/proc/{process}/fdinfo/{}", fd.file_name().display());
+        std::fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+    })
 }
 
 /// The calls that can fail, in order, and what came of the run.
@@ -264,18 +278,18 @@ impl Meddler for Killer {
 
 struct Holder<'a> {
     killer: Killer,
-    meanwhile: &'a mut (dyn FnMut() + Send),
+    meanwhile: &'a mut Meanwhile<'a>,
     met: Option<String>,
 }
 
 impl Holder<'_> {
-    fn hold(&mut self, deed: Deed) -> Deed {
+    fn hold(&mut self, deed: Deed, process: Pid) -> Deed {
         if !matches!(deed, Deed::Kill) {
             return deed;
         }
         if self.met.is_none() {
             self.met = self.killer.seen.last().cloned();
-            (self.meanwhile)();
+            (self.meanwhile)(process);
         }
         Deed::Go
     }
@@ -284,12 +298,12 @@ impl Holder<'_> {
 impl Meddler for Holder<'_> {
     fn enter(&mut self, call: &Call) -> Deed {
         let deed = self.killer.enter(call);
-        self.hold(deed)
+        self.hold(deed, call.pid)
     }
 
     fn leave(&mut self, call: &Call, result: &mut i64) -> Deed {
         let deed = self.killer.leave(call, result);
-        self.hold(deed)
+        self.hold(deed, call.pid)
     }
 }
 

@@ -381,7 +381,7 @@ mod disturbed {
             for (n, side) in steps {
                 guarded.call(Verb::Del, &config, &old).succeeds();
                 guarded.call(Verb::Add, &config, &old).succeeds();
-                let mut meanwhile = || drop(guarded.call(meanwhile, &config, other).succeeds());
+                let mut meanwhile = |_| drop(guarded.call(meanwhile, &config, other).succeeds());
                 let run = Run { plugin: &plugin, host, verb, config: &config, target: one };
                 let (met, outcome) = held(&run, n, side, &mut meanwhile);
                 outcome.succeeds();

@@ -127,11 +127,13 @@ fn tuning_serves_fifty_at_once() {
     fifty_at_once_each_get_their_own("tuning");
 }
 
-/// One call is held at each of its changes, before and behind it, while another runs from its beginning to its end (registers have the
-/// names of x86-64).
+/// One call is held at each of its changes, before and behind it, while another runs from its beginning to its end, or until it has to
+/// wait for what the held one has locked (registers have the names of x86-64).
 #[cfg(target_arch = "x86_64")]
 mod held {
-    use netns_tests::faults::{Run, Side, changes, held};
+    use std::thread::scope;
+
+    use netns_tests::faults::{Run, Side, changes, held, holds_a_group};
     use netns_tests::scene::{Clean, Play, Scene};
     use netns_tests::{Outcome, Target, Verb};
 
@@ -161,7 +163,7 @@ mod held {
         /// Holds one call at each of its changes while the other is made; `before` comes before each round. What `alive` has is then
         /// as it should be, and goes with its DEL.
         #[track_caller]
-        fn holds(&self, one: (Verb, &Target), other: (Verb, &Target), before: impl Fn(), alive: &Target) {
+        fn holds(&self, one: (Verb, &Target), other: (Verb, &Target), before: impl Fn(), alive: Option<&Target>) {
             before();
             let (all, outcome) = changes(&self.run(one.0, one.1));
             outcome.succeeds();
@@ -172,24 +174,33 @@ mod held {
                 }
                 self.scene.reset();
                 before();
-                let mut meanwhile = None;
-                let (met, outcome) = held(&self.run(one.0, one.1), n, side, &mut || {
-                    meanwhile = Some(self.call(other.0, other.1));
+                let ((met, outcome), meanwhile) = scope(|scope| {
+                    let mut meanwhile = None;
+                    let held = held(&self.run(one.0, one.1), n, side, &mut |process| {
+                        let call = meanwhile.insert(scope.spawn(|| self.call(other.0, other.1)));
+                        while !call.is_finished() && !holds_a_group(process) {
+                            std::thread::yield_now();
+                        }
+                    });
+                    (held, meanwhile.map(|call| call.join().unwrap()))
                 });
                 // A call that found less to do ended before.
                 let (Some(met), Some(meanwhile)) = (met, meanwhile) else { continue };
                 times_held += 1;
                 let story = format!("{:?} held {side:?} {n} ({met}) during {:?}", one.0, other.0);
-                for outcome in [meanwhile, outcome, self.call(Verb::Check, alive)] {
+                for outcome in [Some(meanwhile), Some(outcome), alive.map(|alive| self.call(Verb::Check, alive))] {
+                    let Some(outcome) = outcome else { continue };
                     assert_eq!(outcome.exit, 0, "{story}: {}", outcome.call());
                 }
-                // A runtime may repeat it.
-                if *alive != self.old {
-                    self.call(Verb::Del, &self.old).succeeds();
-                    let check = self.call(Verb::Check, alive);
-                    assert_eq!(check.exit, 0, "{story}, after another DEL: {}", check.call());
+                if let Some(alive) = alive {
+                    // A runtime may repeat it.
+                    if *alive != self.old {
+                        self.call(Verb::Del, &self.old).succeeds();
+                        let check = self.call(Verb::Check, alive);
+                        assert_eq!(check.exit, 0, "{story}, after another DEL: {}", check.call());
+                    }
+                    self.call(Verb::Del, alive).succeeds();
                 }
-                self.call(Verb::Del, alive).succeeds();
                 self.clean.assert(&story);
             }
             println!("{:?}: {:?} held {times_held} times during {:?}", self.scene.play, one.0, other.0);
@@ -203,8 +214,8 @@ mod held {
         let stage = Stage::of(&scene);
         let (old, new) = (&stage.old, &stage.new);
         let before = || drop(stage.call(Verb::Add, old).succeeds());
-        stage.holds((Verb::Add, new), (Verb::Del, old), before, new);
-        stage.holds((Verb::Del, old), (Verb::Add, new), before, new);
+        stage.holds((Verb::Add, new), (Verb::Del, old), before, Some(new));
+        stage.holds((Verb::Del, old), (Verb::Add, new), before, Some(new));
     }
 
     #[test]
@@ -226,7 +237,7 @@ mod held {
     fn the_same_add_twice_at_once_is_one(play: Play) {
         let scene = Scene::set(play);
         let stage = Stage::of(&scene);
-        stage.holds((Verb::Add, &stage.old), (Verb::Add, &stage.old), || {}, &stage.old);
+        stage.holds((Verb::Add, &stage.old), (Verb::Add, &stage.old), || {}, Some(&stage.old));
     }
 
     #[test]
@@ -246,6 +257,20 @@ mod held {
         for play in [Play::Firewall, Play::FirewallOfChains] {
             the_same_add_twice_at_once_is_one(play);
         }
+    }
+
+    /// A runtime runs one operation at a time for a container, not for a namespace.
+    #[test]
+    fn tunings_containers_that_share_a_namespace_come_and_go_at_once() {
+        let scene = Scene::set(Play::Tuning);
+        let stage = Stage::of(&scene);
+        let (old, new) = (&stage.old, &stage.new);
+        let add = |target| drop(stage.call(Verb::Add, target).succeeds());
+        let both = || [old, new].into_iter().for_each(add);
+        stage.holds((Verb::Add, new), (Verb::Add, old), || {}, Some(new));
+        stage.holds((Verb::Del, old), (Verb::Del, new), both, None);
+        stage.holds((Verb::Del, old), (Verb::Add, new), || add(old), Some(new));
+        stage.holds((Verb::Add, new), (Verb::Del, old), || add(old), Some(new));
     }
 
     #[test]

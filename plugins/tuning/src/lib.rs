@@ -22,7 +22,7 @@ pub mod state;
 use config::{Config, Written};
 use container::Container;
 use plan::Facts;
-use state::Adjustment;
+use state::{Adjustment, Claim};
 
 /// The plugin.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Plugin for Tuning {
     const NAME: &'static str = "tuning";
     type Written = Written;
     type Config = Config;
-    type Facts = (Container, Facts);
+    type Facts = (Container, Facts, Option<Claim>);
     type State = Adjustment;
 
     fn validate(written: Written, call: &Call) -> Result<Config> {
@@ -45,19 +45,20 @@ impl Plugin for Tuning {
 
     fn observe(config: &Config, call: &Call, _prev: &CniResult) -> Result<Self::Facts> {
         let container = Container::of_call(call)?;
+        let claim = if call.verb == Verb::Add { Claim::of_add(config, &container)? } else { None };
         let mut facts = container.observe(config, call)?;
         if call.verb != Verb::Add {
             facts.record = state::saved_record(config, &call.attachment)?;
         }
-        Ok((container, facts))
+        Ok((container, facts, claim))
     }
 
     fn plan(config: &Config, call: &Call, _prev: &CniResult, facts: Self::Facts) -> Result<Adjustment> {
-        let (container, facts) = facts;
+        let (container, facts, claim) = facts;
         let ifname = &call.attachment.ifname;
         // CHECK wants to name everything that is wrong, not to fail at the first.
         let steps = if call.verb == Verb::Add { plan::steps(config, ifname, &facts)? } else { Vec::new() };
-        Ok(Adjustment { config: config.clone(), facts, steps, container })
+        Ok(Adjustment { config: config.clone(), facts, steps, container, claim })
     }
 
     fn remove(call: &Call, config: Option<&Config>, _prev: Option<&CniResult>) -> Result<()> {

@@ -7,7 +7,7 @@ use common::cni::CniResult;
 use common::cni::version::Version;
 use common::link::attributes::mac_text;
 use common::netns::{self, Netns};
-use common::store::{Directory, Stored};
+use common::store::{Directory, GroupLock, Stored};
 use common::sysctl;
 use common::{Attachment, Call, Difference, Error, Result, State};
 
@@ -27,6 +27,52 @@ pub struct Adjustment {
     pub steps: Vec<Step>,
     /// Where.
     pub container: Container,
+    /// What keeps others from the namespace until all is written.
+    pub claim: Option<Claim>,
+}
+
+/// The directory of the state files, and the lock of a namespace's.
+///
+/// Containers may share a namespace (a pod's), and a runtime that runs one operation at a time for a container (SPEC.md,
+/// "Lifecycle & Ordering") may run those of several at once. What one finds and writes down must not change before it has written
+/// its own: so ADD holds the lock from its first look on, and DEL and GC hold it while they put back.
+pub struct Claim {
+    directory: Directory,
+    _lock: GroupLock,
+}
+
+impl Claim {
+    /// For an ADD. A directory that can't be used is none yet: nothing may have to be written in the end, and if something has,
+    /// writing the file says what is wrong.
+    pub fn of_add(config: &Config, container: &Container) -> Result<Option<Claim>> {
+        let claimed = Directory::create(&config.data_dir).and_then(|directory| {
+            let lock = directory.lock(&container.place.netns)?;
+            Ok(Claim { directory, _lock: lock })
+        });
+        unless_held(claimed)
+    }
+}
+
+/// A lock, or none where there can't be any; that somebody else holds it is an error.
+fn unless_held<T>(lock: Result<T>) -> Result<Option<T>> {
+    match lock {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error @ Error::TryAgain { .. }) => Err(error),
+        Err(error) => {
+            log::debug!("without a lock: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// The lock of the namespace that a record speaks of; one of the reference's does not say, and the call has to.
+fn lock_of(directory: &Directory, record: &Record, call: Option<&Call>) -> Result<Option<GroupLock>> {
+    let noted = record.place().map(|place| place.netns.clone()).filter(|group| !group.is_empty());
+    let given = || call?.netns.as_deref().and_then(netns::identity).map(|(device, inode)| group_of(device, inode));
+    match noted.or_else(given) {
+        Some(group) => unless_held(directory.lock(&group)),
+        None => Ok(None),
+    }
 }
 
 impl State for Adjustment {
@@ -35,23 +81,26 @@ impl State for Adjustment {
         if self.steps.is_empty() && self.others(call)?.is_empty() {
             return Ok(());
         }
-        let directory = Directory::create(&self.config.data_dir)?;
-        let others = records_beside(&directory, &call.attachment, place)?;
-        let mut slot = Slot::choose(&directory, &call.attachment)?;
+        let made = if self.claim.is_none() { Some(Directory::create(&self.config.data_dir)?) } else { None };
+        let Some(directory) = self.claim.as_ref().map(|claim| &claim.directory).or(made.as_ref()) else {
+            return Err(Error::Internal { what: "a directory that was opened is gone".into() });
+        };
+        let others = records_beside(directory, &call.attachment, place)?;
+        let mut slot = Slot::choose(directory, &call.attachment)?;
         if let Some(reason) = &slot.spoilt {
             let path = directory.path_of(&slot.name);
             log::warn!("state file {}: {reason}; it is replaced, nothing can be put back from it", path.display());
         }
-        let mut record = slot.take_record(&directory, call, self)?;
+        let mut record = slot.take_record(directory, call, self)?;
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
-        if let Err(error) = slot.fill(&directory, &record, place) {
+        if let Err(error) = slot.fill(directory, &record, place) {
             // It may stand there whole, if only its being on the disk for good has failed.
-            slot.revert(&directory, place).unwrap_or_else(|second| log::debug!("{second}"));
+            slot.revert(directory, place).unwrap_or_else(|second| log::debug!("{second}"));
             return Err(error);
         }
         match self.container.write(&self.steps, &self.facts) {
             Ok(outcome) => {
-                self.note(&outcome, record, &directory, &slot.name);
+                self.note(&outcome, record, directory, &slot.name);
                 Ok(())
             }
             Err(error) => {
@@ -59,7 +108,7 @@ impl State for Adjustment {
                 let stuck = self.container.put_back(&Original::of(&self.steps, &self.facts), place.ifindex);
                 // What could not be put back now, DEL will try again: by what the file says.
                 if stuck.is_empty() {
-                    errors.extend(slot.revert(&directory, place).err());
+                    errors.extend(slot.revert(directory, place).err());
                 }
                 errors.extend(stuck);
                 Error::gather(errors)
@@ -117,9 +166,7 @@ impl Adjustment {
 
 /// The records of other attachments in this namespace, the oldest first.
 ///
-/// The files of a namespace are one group, so they are found without listing everybody's. A namespace belongs to one container
-/// (SPEC.md, "container"), and a runtime runs one operation at a time for a container (SPEC.md, "Lifecycle & Ordering"), so they
-/// need no lock.
+/// The files of a namespace are one group, so they are found without listing everybody's.
 fn records_beside(directory: &Directory, attachment: &Attachment, place: &Place) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for name in directory.members(&place.netns)? {
@@ -283,6 +330,11 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
     let Some(directory) = Directory::open(data_dir(config))? else { return Ok(()) };
     let is_ours = |owner: Option<Attachment>| owner.is_none_or(|owner| owner == call.attachment);
     remove_unfinished(&directory, file_names(&call.attachment), &is_ours)?;
+    let Some((_, record)) = find_record(&directory, &call.attachment, true)? else {
+        return forget_absent(&directory, call);
+    };
+    let _lock = lock_of(&directory, &record, Some(call))?;
+    // GC may have been faster.
     let Some((name, record)) = find_record(&directory, &call.attachment, true)? else {
         return forget_absent(&directory, call);
     };
@@ -372,39 +424,93 @@ pub fn collect(network: &str, live: &BTreeSet<Attachment>, config: Option<&Confi
     let is_dead = |owner: &Attachment| owner.network == network && !live.contains(owner);
     let is_left = |owner: Option<Attachment>| owner.is_some_and(|owner| is_dead(&owner));
     errors.extend(remove_unfinished(&directory, directory.unfinished()?, &is_left).err());
-    let mut namespaces: BTreeMap<(String, Option<u64>), Found> = BTreeMap::new();
+    let mut namespaces: BTreeMap<Namespace, Found> = BTreeMap::new();
     for name in directory.names()?.into_iter().filter(|name| name.ends_with(".json")) {
-        let content = directory.read(&name).unwrap_or_else(|error| {
-            errors.push(error);
-            Stored::Absent
-        });
-        if let Stored::Bytes(bytes) = content
-            && let Ok(record) = Record::parse(&bytes)
-            && let Some(owner) = record.owner()
-        {
-            let place = record.place().cloned().unwrap_or_default();
-            let found = namespaces.entry((place.netns, place.cookie)).or_default();
-            if is_dead(&owner) { found.dead.push(Dead { name, owner, record }) } else { found.staying.push(record) }
+        match read_owned(&directory, &name) {
+            Ok(Some((owner, record))) => {
+                let found = namespaces.entry(namespace_of(&record)).or_default();
+                found.sort_in(name, owner, record, &is_dead);
+            }
+            Ok(None) => {}
+            Err(error) => errors.push(error),
         }
     }
     let inhabited: BTreeSet<String> =
         namespaces.iter().filter(|(_, f)| !f.staying.is_empty()).map(|((netns, _), _)| netns.clone()).collect();
-    for Found { mut dead, staying } in namespaces.into_values() {
-        // The last first.
-        dead.sort_by_key(|dead| std::cmp::Reverse(dead.record.order()));
-        let held = Held::by(&staying);
-        let held = (!staying.is_empty()).then_some(&held);
-        errors.extend(dead.iter().flat_map(|dead| dead.bury(&directory, held)));
+    for (namespace, found) in namespaces.into_iter().filter(|(_, found)| !found.dead.is_empty()) {
+        errors.extend(bury(&directory, &namespace, found, &is_dead));
     }
     errors.extend(forget_all_absent(&directory, &inhabited).err());
     Error::gather(errors)
+}
+
+/// A namespace: its file and its cookie.
+type Namespace = (String, Option<u64>);
+
+fn namespace_of(record: &Record) -> Namespace {
+    let place = record.place().cloned().unwrap_or_default();
+    (place.netns, place.cookie)
+}
+
+/// A file that says whose it is, and what it says.
+fn read_owned(directory: &Directory, name: &str) -> Result<Option<(Attachment, Record)>> {
+    let Stored::Bytes(bytes) = directory.read(name)? else { return Ok(None) };
+    Ok(Record::parse(&bytes).ok().and_then(|record| Some((record.owner()?, record))))
+}
+
+/// Puts back what a namespace's dead have changed, under its lock; what has been found before that may have changed.
+fn bury(
+    directory: &Directory,
+    namespace: &Namespace,
+    found: Found,
+    is_dead: &dyn Fn(&Attachment) -> bool,
+) -> Vec<Error> {
+    let lock = found.dead.first().map_or(Ok(None), |dead| lock_of(directory, &dead.record, None));
+    let again = lock.and_then(|lock| {
+        let mut names: BTreeSet<String> = found.dead.into_iter().map(|dead| dead.name).chain(found.staying).collect();
+        if lock.is_some() {
+            names.extend(directory.members(&namespace.0)?);
+        }
+        let mut found = Found::default();
+        for name in names {
+            if let Some((owner, record)) = read_owned(directory, &name)?
+                && namespace_of(&record) == *namespace
+            {
+                found.sort_in(name, owner, record, is_dead);
+            }
+        }
+        Ok((lock, found))
+    });
+    let (_lock, Found { mut dead, records, .. }) = match again {
+        Ok(again) => again,
+        Err(error) => return vec![error],
+    };
+    // The last first.
+    dead.sort_by_key(|dead| std::cmp::Reverse(dead.record.order()));
+    let held = Held::by(&records);
+    let held = (!records.is_empty()).then_some(&held);
+    dead.iter().flat_map(|dead| dead.bury(directory, held)).collect()
 }
 
 /// The attachments of a namespace.
 #[derive(Default)]
 struct Found {
     dead: Vec<Dead>,
-    staying: Vec<Record>,
+    /// The files of those that stay.
+    staying: Vec<String>,
+    /// What they say.
+    records: Vec<Record>,
+}
+
+impl Found {
+    fn sort_in(&mut self, name: String, owner: Attachment, record: Record, is_dead: &dyn Fn(&Attachment) -> bool) {
+        if is_dead(&owner) {
+            self.dead.push(Dead { name, owner, record });
+        } else {
+            self.staying.push(name);
+            self.records.push(record);
+        }
+    }
 }
 
 /// An attachment that is gone.
