@@ -535,6 +535,41 @@ fn what_an_old_container_has_left_at_an_interface_does_not_restrict_the_new_one(
     reaches(&old.container.netns, &neighbour.at(80), "container 3");
 }
 
+/// Deletes the first such line, whose text has this in it.
+fn delete_record_line(lab: &Lab, line: usize, text: &str) {
+    let records = lab.host.run("nft list map inet cni_chain_firewall records");
+    let elements = records.split_once("elements = {").unwrap().1;
+    let mut elements = elements.split(',').map(str::trim);
+    let key = elements.find(|e| e.contains(&format!(". 0x{line:08x} ")) && e.contains(text));
+    let key = key.unwrap().split(" comment").next().unwrap().split(" :").next().unwrap();
+    lab.host.run(&format!("nft delete element inet cni_chain_firewall records {{ {key} }}"));
+}
+
+#[test]
+fn del_removes_everything_though_a_line_of_the_record_was_removed_by_hand() {
+    let (lab, _server) = dropping_lab();
+    let keys = json!({"ingressPolicy": "isolated", "antiSpoof": true});
+    let (goes, stays) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys));
+    stays.add(&lab);
+    let before = sorted_rules(&lab.host);
+    for (line, text) in [(0, "container-2"), (1, "10.88.0.2 ")] {
+        for has_file in [true, false] {
+            goes.add(&lab);
+            delete_record_line(&lab, line, text);
+            if !has_file {
+                lab.host.run("rm -r /run/cni/firewall");
+            }
+            goes.del(&lab);
+            assert_eq!(sorted_rules(&lab.host), before, "line {line}, file: {has_file}");
+            is_cut_off(&goes.container.netns, &client(80));
+            stays.add(&lab);
+        }
+    }
+    stays.check(&lab);
+    stays.del(&lab);
+    assert!(!lab.host.run("nft list ruleset").contains("cni0"));
+}
+
 #[test]
 fn a_record_of_which_a_line_was_removed_by_hand_is_whole_after_the_next_add() {
     let lab = Lab::new();
@@ -546,11 +581,7 @@ fn a_record_of_which_a_line_was_removed_by_hand_is_whole_after_the_next_add() {
     tenant.add(&lab);
     let before = sorted_rules(&lab.host);
     for line in [0, 1, 2] {
-        let records = lab.host.run("nft list map inet cni_chain_firewall records");
-        let elements = records.split_once("elements = {").unwrap().1;
-        let key = elements.split(',').map(str::trim).find(|e| e.contains(&format!(". 0x{line:08x} ")));
-        let key = key.unwrap().split(" comment").next().unwrap().split(" :").next().unwrap();
-        lab.host.run(&format!("nft delete element inet cni_chain_firewall records {{ {key} }}"));
+        delete_record_line(&lab, line, "");
         tenant.call(&lab, Verb::Check).fails_with(101);
         tenant.add(&lab);
         tenant.check(&lab);

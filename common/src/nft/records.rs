@@ -174,11 +174,11 @@ impl NftSocket {
         }
     }
 
-    /// Whether there is any of the lines that a record has as a rule, the first aside: whoever has removed the first has
-    /// made the rest invisible to [`NftSocket::record`].
-    pub fn has_usual_line(&mut self, table: &Table, key: RecordKey) -> Result<bool> {
+    /// Whether there is any of the lines that a record has as a rule behind this one: whoever has removed a line has made
+    /// those behind it invisible to [`NftSocket::record`].
+    pub fn has_usual_line_behind(&mut self, table: &Table, key: RecordKey, missing: usize) -> Result<bool> {
         let map = map();
-        let keys: Vec<_> = (1..USUAL_LINES).map(|line| key.line(line)).collect();
+        let keys: Vec<_> = (0..USUAL_LINES).skip(missing + 1).map(|line| key.line(line)).collect();
         let places: Vec<_> = keys.iter().map(|key| (table, &map, key.as_slice())).collect();
         Ok(self.elements_in(&places)?.iter().any(Option::is_some))
     }

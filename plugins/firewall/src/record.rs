@@ -11,7 +11,7 @@
 
 use std::net::IpAddr;
 
-use common::nft::records::{TEXT_MAX, jumps, texts};
+use common::nft::records::{TEXT_MAX, jumps, number, texts};
 use common::nft::{Element, NftSocket, RecordKey, Set, Table, Value};
 use common::{Attachment, Result};
 
@@ -24,7 +24,7 @@ use crate::stored::{Shelf, Source};
 pub struct Record {
     /// Whose it is, briefly.
     pub key: RecordKey,
-    /// The comment of the attachment's elements. Empty if the first line is lost: then it says nothing.
+    /// The comment of the attachment's elements. Empty if the first line is lost.
     pub label: String,
     /// The addresses it has had.
     pub addresses: Vec<IpAddr>,
@@ -154,10 +154,12 @@ impl Record {
 
     fn of_lines(key: RecordKey, lines: Vec<Element>) -> Record {
         let policy = |chain| BRIDGE_POLICIES.into_iter().find_map(|policy| Some((policy, policy.bridge_of(chain)?)));
+        let is_labelled = lines.first().and_then(number) == Some(0);
         let mut texts = texts(&lines);
+        let label = if is_labelled { texts.next() } else { None };
         let mut record = Record {
             key,
-            label: texts.next().unwrap_or_default().to_owned(),
+            label: label.unwrap_or_default().to_owned(),
             addresses: Vec::new(),
             zone: None,
             policies: jumps(&lines).filter_map(policy).collect(),
@@ -167,6 +169,27 @@ impl Record {
         };
         texts.flat_map(|text| text.split(' ')).for_each(|word| record.take(word));
         Record { lines, ..record }
+    }
+
+    /// The same with what another account of the same attachment says besides.
+    pub fn completed_by(mut self, other: Record) -> Record {
+        fn add<T: PartialEq>(known: &mut Vec<T>, more: Vec<T>) {
+            for one in more {
+                if !known.contains(&one) {
+                    known.push(one);
+                }
+            }
+        }
+        if self.label.is_empty() {
+            self.label = other.label;
+        }
+        add(&mut self.addresses, other.addresses);
+        add(&mut self.policies, other.policies);
+        add(&mut self.guards, other.guards);
+        self.zone = self.zone.or(other.zone);
+        self.notes.without_bridge_family |= other.notes.without_bridge_family;
+        self.notes.shared |= other.notes.shared;
+        self
     }
 
     /// Takes a word in; one that isn't of ours says nothing.
@@ -298,6 +321,20 @@ mod tests {
         let record = Record::of(&reduced);
         assert!(record.notes.without_bridge_family && !record.notes.shared);
         assert_eq!(record.policies, [(ISOLATED, "br@7".to_owned())]);
+    }
+
+    #[test]
+    fn each_account_says_what_the_other_has_lost() {
+        let (share, lines) = (share(), lines(&share()));
+        let whole = Record::of(&share);
+        let of = |lines: &[Element]| Record { lines: Vec::new(), ..Record::of_lines(whole.key, lines.to_vec()) };
+        let (label, rest) = lines.split_at(1);
+        assert_eq!((of(rest).label.as_str(), &of(rest).addresses), ("", &share.addresses));
+        for part in [label, rest, &[]] {
+            assert_eq!(of(part).completed_by(whole.clone()), whole);
+            assert_eq!(whole.clone().completed_by(of(part)), whole);
+        }
+        assert_eq!(of(label).completed_by(of(rest)), whole);
     }
 
     #[test]

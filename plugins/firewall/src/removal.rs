@@ -13,7 +13,7 @@ use common::{Attachment, Error, Result};
 
 use crate::firewalld::Sought;
 use crate::plan::Share;
-use crate::record::{Holder, Placed, Record, place_name};
+use crate::record::{self, Holder, Placed, Record, place_name};
 use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
 use crate::stored::{Shelf, Source};
@@ -26,21 +26,46 @@ type Leaving = BTreeMap<RecordKey, Option<Record>>;
 
 /// Removes everything that belongs to the attachment; nothing to remove is success. Gives the addresses that went.
 ///
-/// What it has had is `guessed` where all that was written down of it is lost.
+/// What it may have by its prevResult is `guessed`, for where what was written down of it is lost, or a part of that.
 pub fn remove(socket: &mut NftSocket, attachment: &Attachment, guessed: Option<&Record>) -> Result<BTreeSet<IpAddr>> {
-    let key = RecordKey::of(attachment);
     remove_all(socket, |socket, shelf| {
-        let found = Record::read(socket, key)?;
-        let known = known_record(key, found, shelf);
-        let says_nothing = known.as_ref().is_none_or(|record| record.label.is_empty());
-        let guessed = guessed.filter(|_| says_nothing).cloned();
-        let guessed = guessed.map(|guess| Record { lines: lines_of(known.as_ref()), ..guess });
-        Ok(BTreeMap::from([(key, guessed.or(known))]))
+        Ok(BTreeMap::from([(RecordKey::of(attachment), known_whole(socket, attachment, shelf, guessed)?)]))
     })
 }
 
-fn lines_of(record: Option<&Record>) -> Vec<Element> {
-    record.map(|record| record.lines.clone()).unwrap_or_default()
+/// All that is known of an attachment. That the record is as the file says is what shows that no line of it is lost; otherwise
+/// it may be that each of them knows something that the others don't.
+fn known_whole(
+    socket: &mut NftSocket,
+    attachment: &Attachment,
+    shelf: Option<&Shelf>,
+    guessed: Option<&Record>,
+) -> Result<Option<Record>> {
+    let key = RecordKey::of(attachment);
+    let mut found = Record::read(socket, key)?;
+    let share = shelf.and_then(|shelf| shelf.read(key));
+    let lines = found.as_ref().map(|record| record.lines.as_slice()).unwrap_or_default();
+    if share.as_ref().is_some_and(|share| record::lines(share) == lines) {
+        return Ok(found);
+    }
+    if share.is_some() || socket.has_usual_line_behind(&TABLE, key, lines.len())? {
+        found = Record::scattered(socket, key)?;
+    }
+    let mut known = completed(found, share.as_ref().map(Record::of));
+    if let Some(guessed) = guessed {
+        // Whose addresses are known is known to have told firewalld nothing else.
+        let is_known = known.as_ref().is_some_and(|record| !record.addresses.is_empty());
+        let zone = guessed.zone.clone().filter(|_| !is_known);
+        known = completed(known, Some(Record { zone, ..guessed.clone() }));
+    }
+    Ok(known.map(|record| Record { label: attachment.label(), ..record }))
+}
+
+fn completed(found: Option<Record>, other: Option<Record>) -> Option<Record> {
+    match (found, other) {
+        (Some(found), Some(other)) => Some(found.completed_by(other)),
+        (found, other) => found.or(other),
+    }
 }
 
 /// Removes what the dead attachments of a network own.
@@ -94,14 +119,10 @@ fn sets_of_owners() -> Vec<(Table, Set)> {
     sets
 }
 
-/// What the kernel says; if it has lost that (`nft flush ruleset`), what was put on the shelf.
+/// What the kernel says, and what was put on the shelf: either may be lost, or a part of what the kernel has (`nft flush
+/// ruleset`, somebody's hand).
 fn known_record(key: RecordKey, found: Option<Record>, shelf: Option<&Shelf>) -> Option<Record> {
-    if found.as_ref().is_some_and(|record| !record.label.is_empty()) {
-        return found;
-    }
-    let Some(share) = shelf.and_then(|shelf| shelf.read(key)) else { return found };
-    let lines = found.map(|record| record.lines).unwrap_or_default();
-    Some(Record { lines, ..Record::of(&share) })
+    completed(found, shelf.and_then(|shelf| shelf.read(key)).as_ref().map(Record::of))
 }
 
 /// Removes what `find` finds in one transaction, because each that deletes waits for a grace period of the kernel. What
@@ -273,9 +294,10 @@ pub fn forget_stale_sources(socket: &mut NftSocket, share: &Share, found: Option
     forget(socket, &former, stale, &Sought::default())
 }
 
-/// What an ADD that did not come to its end may have told firewalld: only its file says it.
+/// What an attachment's file says that firewalld was told; of an ADD that did not come to its end, nothing else says it.
 fn telling(key: RecordKey, shelf: Option<&Shelf>) -> BTreeSet<Source> {
-    shelf.and_then(|shelf| shelf.read_telling(key)).map(|(_, telling)| telling).unwrap_or_default()
+    let Some((share, telling)) = shelf.and_then(|shelf| shelf.read_telling(key)) else { return BTreeSet::new() };
+    Record::of(&share).sources().chain(telling).collect()
 }
 
 /// Takes sources out of firewalld that were an attachment's, but for those that are another's now.

@@ -2,7 +2,8 @@
 //! takes our tables away with all the others, and the shares of all containers with them.
 //!
 //! The kernel's record stays the one that counts. What is here is read in two cases only: an ADD that finds a table gone
-//! brings all shares back, and a DEL whose record is gone learns what to remove. The directory doesn't outlive a boot.
+//! brings all shares back, and DEL and GC learn what to remove where the record, or a line of it, is gone. The directory doesn't
+//! outlive a boot.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

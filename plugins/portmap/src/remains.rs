@@ -27,7 +27,7 @@ impl Recorded {
             let own = attachment.label();
             return Ok(Recorded::orphans(socket, |label| label == own)?.pop());
         }
-        let has_lines = socket.has_usual_line(&TABLE, RecordKey::of(attachment))?;
+        let has_lines = socket.has_usual_line_behind(&TABLE, RecordKey::of(attachment), 0)?;
         if has_lines { Recorded::remains(socket, attachment) } else { Ok(None) }
     }
 
