@@ -1703,6 +1703,75 @@ fn static_neighbours_survive_a_new_mac_and_come_back_with_ipv6() {
     assert_eq!(shown(), before);
 }
 
+/// Between the new mac and the neighbours' coming back there is a moment in which only the plugin, or its file, knows them.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn static_neighbours_outlive_a_call_that_is_killed_or_refused_with_a_new_mac() {
+    use netns_tests::faults::{Fault, Run, Side, Times, Which, answered, changes, killed};
+    let bench = Bench::new();
+    let container = &bench.container;
+    let keys = json!({"mac": "02:aa:00:00:00:01"});
+    let (config, plugin) = (bench.config(keys.clone()), Plugin::ours("tuning"));
+    let run = |verb| Run { plugin: &plugin, host: &bench.host, verb, config: &config, target: &bench.target };
+    let neighbours = [("-4", "10.0.0.9"), ("-6", "fd00::ff")];
+    let set = || {
+        for (family, address) in neighbours {
+            container
+                .run(&format!("ip {family} neigh replace {address} lladdr 02:00:00:00:00:77 dev eth0 nud permanent"));
+        }
+    };
+    let shown = || neighbours.map(|(family, _)| container.run(&format!("ip {family} neigh show nud permanent")));
+    set();
+    let before = (shown(), container.run("ip -o link show eth0"));
+    let is_as_before = |story: &str| {
+        assert_eq!((shown(), container.run("ip -o link show eth0")), before, "{story}");
+        assert!(bench.state_files().is_empty(), "{story}");
+    };
+    for (verb, ending) in [
+        (Verb::Add, &[Verb::Del][..]),
+        (Verb::Add, &[Verb::Add, Verb::Check, Verb::Del]),
+        (Verb::Add, &[Verb::Gc]),
+        (Verb::Del, &[Verb::Del]),
+        (Verb::Del, &[Verb::Gc]),
+    ] {
+        let prepare = || {
+            set();
+            if verb == Verb::Del {
+                bench.add(&keys);
+            }
+        };
+        prepare();
+        let (all, outcome) = changes(&run(verb));
+        outcome.succeeds();
+        bench.del(&keys);
+        for (n, side) in (0..all.len()).flat_map(|n| [(n, Side::Before), (n, Side::Behind)]) {
+            prepare();
+            let met = killed(&run(verb), n, side);
+            let story = format!("{verb:?} killed {side:?} {n} ({met:?}), then {ending:?}");
+            for next in ending {
+                let gc = json!({"cni.dev/valid-attachments": []});
+                bench.call(*next, if *next == Verb::Gc { &gc } else { &keys }).succeeds();
+                assert_eq!(shown(), before.0, "{story}: {next:?}");
+            }
+            is_as_before(&story);
+        }
+    }
+    // Of the two changes of an ADD, the mac and the neighbours, either is refused.
+    for n in 0..2 {
+        set();
+        let (outcome, told) =
+            answered(&run(Verb::Add), Fault::Refused(nix::errno::Errno::ENOBUFS, Which::First), Times::AtChanges(n, n));
+        assert_eq!(told, 1, "change {n}");
+        outcome.fails();
+        is_as_before(&format!("change {n} refused"));
+    }
+    // Whoever removes one that has come back does not see it again.
+    bench.add(&keys);
+    container.run("ip neigh del 10.0.0.9 dev eth0");
+    bench.del(&keys);
+    assert_eq!(shown()[0], "");
+}
+
 /// A pod's shared namespace: whose file it is does not matter, only where its values are.
 #[test]
 fn containers_that_share_a_namespace_end_at_the_original_in_any_order() {

@@ -75,6 +75,11 @@ impl Entry {
         }
     }
 
+    /// Whether it belongs to IPv6: a neighbour may be IPv4's.
+    pub fn is_ipv6s(&self) -> bool {
+        !matches!(&self.message, RouteNetlinkMessage::NewNeighbour(n) if n.header.family != AddressFamily::Inet6)
+    }
+
     fn has_gateway(&self) -> bool {
         let is_gateway = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
         match &self.message {

@@ -92,6 +92,11 @@ impl Container {
         facts.readdressed = plan::readdressed(&facts.sysctls);
         facts.loses_ipv6 = plan::losing_ipv6(config, &self.ifname, facts.link.as_ref(), &facts.sysctls);
         let mtu = facts.link.as_ref().and_then(|l| l.attributes.mtu);
+        if let (Some(link), Some(mac)) = (&facts.link, &config.link.mac)
+            && link.attributes.mac.as_ref() != Some(mac)
+        {
+            facts.neighbours = self.socket()?.static_neighbours(&[link.index])?;
+        }
         facts.indexes = self.place.ifindex.map(|index| (self.ifname.clone(), index)).into_iter().collect();
         let others = others_concerned(&facts);
         let changes_mtu = config.link.mtu.is_some() && config.link.mtu != mtu;
@@ -161,11 +166,6 @@ impl Container {
         if wanted.is_empty() {
             return Ok(());
         }
-        // With another hardware address the link loses its neighbours, static ones too.
-        let neighbours = match &wanted.mac {
-            Some(_) => self.socket()?.static_neighbours(&[index])?,
-            None => Vec::new(),
-        };
         self.socket()?.set_link_attributes(index, &self.ifname, wanted).map_err(|error| match (&error, &wanted.mac) {
             // eth_prepare_mac_addr_change (net/ethernet/eth.c): a driver without IFF_LIVE_ADDR_CHANGE.
             (Error::Kernel { errno: nix::errno::Errno::EBUSY, .. }, Some(mac)) => Error::Link {
@@ -177,10 +177,30 @@ impl Container {
                 ),
             },
             _ => error,
-        })?;
-        // Those in IPv6 don't come back where it has gone with the MTU.
-        self.socket()?.put_back_neighbours(&neighbours).iter().for_each(|error| log::debug!("{error}"));
-        Ok(())
+        })
+    }
+
+    /// The static neighbours that the interface loses if it gets another hardware address. `ifindex`: which is meant, if that is
+    /// known.
+    pub fn neighbours(&self, ifindex: Option<u32>) -> Result<Vec<Entry>> {
+        let index = match ifindex {
+            Some(index) => Some(index),
+            None => self.link()?.map(|link| link.index),
+        };
+        index.map_or(Ok(Vec::new()), |index| self.socket()?.static_neighbours(&[index]))
+    }
+
+    /// Puts back neighbours that went with the hardware address; those in IPv6 don't come back where it has gone, too.
+    fn put_back_neighbours(&self, neighbours: &[Entry]) -> Vec<Error> {
+        let (ipv6, ipv4): (Vec<&Entry>, Vec<&Entry>) = neighbours.iter().partition(|entry| entry.is_ipv6s());
+        let mut errors = if ipv4.is_empty() {
+            Vec::new()
+        } else {
+            self.socket().map_or_else(|error| vec![error], |socket| socket.put_back_neighbours(ipv4))
+        };
+        let ipv6: Vec<Entry> = ipv6.into_iter().cloned().collect();
+        errors.extend(self.put_back_ipv6(&ipv6).err());
+        errors
     }
 
     /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way.
@@ -193,6 +213,7 @@ impl Container {
                 sysctls => kept.extend(self.enter(|| write_together(sysctls))?),
             }
         }
+        Error::gather(self.put_back_neighbours(&facts.neighbours))?;
         let lost = self.put_back_ipv6(&facts.ipv6)?;
         let mut followers: Vec<Name> = steps.iter().flat_map(Step::followers).map(|(name, _)| name.clone()).collect();
         followers.retain(|name| kept.iter().all(|(known, _)| known != name));
@@ -218,6 +239,7 @@ impl Container {
                 Err(error) => errors.push(error),
             }
         }
+        errors.extend(self.put_back_neighbours(&original.neighbours));
         errors.extend(self.put_back_ipv6(&original.ipv6).err());
         errors.extend(self.remove_other_addresses(original).err());
         errors

@@ -47,6 +47,14 @@ impl Plugin for Tuning {
         let container = Container::of_call(call)?;
         let claim = if call.verb == Verb::Add { Claim::of_add(config, &container)? } else { None };
         let mut facts = container.observe(config, call)?;
+        if config.link.mac.is_some()
+            && let Some(claim) = &claim
+        {
+            let awaited = state::awaited_neighbours(claim, &call.attachment, &container.place)?;
+            facts
+                .neighbours
+                .extend(awaited.into_iter().filter(|entry| !facts.neighbours.contains(entry)).collect::<Vec<_>>());
+        }
         if call.verb != Verb::Add {
             facts.record = state::saved_record(config, &call.attachment)?;
         }

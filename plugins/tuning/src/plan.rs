@@ -42,6 +42,8 @@ pub struct Facts {
     pub readdressed: BTreeSet<String>,
     /// The IPv6 addresses and routes of the former, and the addresses of the latter that are the kernel's own.
     pub ipv6: Vec<Entry>,
+    /// The static neighbours that the interface loses with its hardware address, or has lost with it in a call that was killed.
+    pub neighbours: Vec<Entry>,
 }
 
 /// What a configured sysctl is in the container's namespace.

@@ -54,6 +54,9 @@ pub struct Record {
     /// IPv6 addresses and routes that the kernel drops with what was written.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ipv6: Vec<Dropped>,
+    /// Static neighbours that the kernel drops with the hardware address, until they are back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    neighbours: Vec<Dropped>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -215,6 +218,8 @@ pub struct Original {
     pub sysctls: Vec<Former>,
     /// Addresses and routes.
     pub ipv6: Vec<Entry>,
+    /// Neighbours that go, or have gone, with a hardware address.
+    pub neighbours: Vec<Entry>,
     /// The links on which, of the addresses that the kernel makes itself, there shall be those in `ipv6` and no others.
     pub own_addresses: BTreeSet<u32>,
 }
@@ -285,7 +290,8 @@ impl Original {
     /// What these steps would change.
     pub fn of(steps: &[Step], facts: &Facts) -> Original {
         let own_addresses = links_with_own_addresses(&facts.ipv6);
-        let mut original = Original { ipv6: facts.ipv6.clone(), own_addresses, ..Original::default() };
+        let (ipv6, neighbours) = (facts.ipv6.clone(), facts.neighbours.clone());
+        let mut original = Original { ipv6, neighbours, own_addresses, ..Original::default() };
         for step in steps {
             if let Step::Link { before, .. } = step {
                 original.link = original.link.or(before.clone());
@@ -397,6 +403,7 @@ impl Record {
             self.earlier = Vec::new();
             let old = self.ifindex();
             self.ipv6.retain(|d| d.entry().is_some_and(|e| Some(e.link) != old));
+            self.neighbours = Vec::new();
         }
         self.sysctls.retain(|s| {
             let now = Name::new(&s.name).and_then(|n| n.interface().and_then(|i| indexes.get(i)).copied());
@@ -431,6 +438,7 @@ impl Record {
         self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
         // It asks what was known before.
         self.remember_ipv6(steps, claimed, facts, others);
+        self.await_neighbours(&facts.neighbours);
         for step in steps {
             self.remember_sysctls(step, facts, others);
         }
@@ -482,6 +490,26 @@ impl Record {
                 self.ipv6.push(Dropped::from(entry));
             }
         }
+    }
+
+    /// Notes neighbours that are about to go with a hardware address: should the call be killed, the next one puts them back. Says
+    /// whether that is news.
+    pub fn await_neighbours(&mut self, going: &[Entry]) -> bool {
+        let known = self.awaited_neighbours();
+        let news = going.iter().filter(|entry| !known.contains(entry)).map(Dropped::from);
+        let before = self.neighbours.len();
+        self.neighbours.extend(news);
+        self.neighbours.len() > before
+    }
+
+    /// The neighbours that a call that was killed may not have put back.
+    pub fn awaited_neighbours(&self) -> Vec<Entry> {
+        self.neighbours.iter().filter_map(Dropped::entry).collect()
+    }
+
+    /// All are back: whoever removes one from now on shall not see it again. Says whether there were any.
+    pub fn forget_neighbours(&mut self) -> bool {
+        !std::mem::take(&mut self.neighbours).is_empty()
     }
 
     fn remember_sysctls(&mut self, step: &Step, facts: &Facts, others: &[Record]) {
@@ -600,7 +628,8 @@ impl Record {
         let without = own.iter().filter(|former| makes_no_addresses(former.name.as_str(), &former.value));
         own_addresses.extend(without.filter_map(|former| former.ifindex));
         own_addresses.retain(|link| !held.addressed.contains(link));
-        Original { link: link.values_in(&theirs).or(link), sysctls: foreign.chain(own).collect(), own_addresses, ipv6 }
+        let (link, sysctls) = (link.values_in(&theirs).or(link), foreign.chain(own).collect());
+        Original { link, sysctls, own_addresses, ipv6, neighbours: self.awaited_neighbours() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use common::cni::CniResult;
 use common::cni::version::Version;
 use common::link::attributes::mac_text;
+use common::link::ipv6::Entry;
 use common::netns::{self, Netns};
 use common::store::{Directory, GroupLock, Stored};
 use common::sysctl;
@@ -53,6 +54,13 @@ impl Claim {
     }
 }
 
+/// The neighbours that an ADD of this attachment that was killed may have left without.
+pub fn awaited_neighbours(claim: &Claim, attachment: &Attachment, place: &Place) -> Result<Vec<Entry>> {
+    let found = find_record(&claim.directory, attachment, false)?;
+    let is_ours = |record: &Record| record.is_of_netns(place) && record.ifindex() == place.ifindex;
+    Ok(found.map(|(_, record)| record).filter(is_ours).map(|record| record.awaited_neighbours()).unwrap_or_default())
+}
+
 /// A lock, or none where there can't be any; that somebody else holds it is an error.
 fn unless_held<T>(lock: Result<T>) -> Result<Option<T>> {
     match lock {
@@ -78,7 +86,7 @@ fn lock_of(directory: &Directory, record: &Record, call: Option<&Call>) -> Resul
 impl State for Adjustment {
     fn apply(&self, call: &Call) -> Result<()> {
         let place = &self.container.place;
-        if self.steps.is_empty() && self.others(call)?.is_empty() {
+        if self.steps.is_empty() && self.facts.neighbours.is_empty() && self.others(call)?.is_empty() {
             return Ok(());
         }
         let made = if self.claim.is_none() { Some(Directory::create(&self.config.data_dir)?) } else { None };
@@ -149,7 +157,8 @@ impl Adjustment {
             log::warn!("without IPv6, {} is lost until DEL", lost.join(", "));
         }
         let news = outcome.kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
-        if news > 0
+        let are_back = !self.facts.neighbours.is_empty() && record.forget_neighbours();
+        if (news > 0 || are_back)
             && let Err(error) = directory.write(file, &record.to_bytes())
         {
             log::warn!("{error}; CHECK will compare with the configuration's values only");
@@ -343,7 +352,7 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
         Ok(container) => {
             let others = records_beside(&directory, &call.attachment, &container.place)?;
             let held = Held::by(&others);
-            put_back(&container, &record, (!others.is_empty()).then_some(&held))?
+            put_back(&container, &record, (!others.is_empty()).then_some(&held), (&directory, &name))?
         }
         Err(reason) => {
             log::info!("nothing is put back: {reason}");
@@ -387,11 +396,34 @@ fn remove_unfinished(
     Error::gather(left.filter_map(|name| directory.remove_unfinished(&name).err()).collect())
 }
 
-/// Puts back what was saved, or what those that stay have written.
-fn put_back(container: &Container, record: &Record, held: Option<&Held>) -> Result<Vec<Error>> {
+/// Puts back what was saved, or what those that stay have written. `file`: where the record stands.
+fn put_back(
+    container: &Container,
+    record: &Record,
+    held: Option<&Held>,
+    file: (&Directory, &str),
+) -> Result<Vec<Error>> {
     let along = if held.is_none() { Vec::new() } else { container.along_with(&record.names())? };
     let nothing = Held::default();
-    Ok(container.put_back(&record.original(held.unwrap_or(&nothing), &along), record.ifindex()))
+    let mut original = record.original(held.unwrap_or(&nothing), &along);
+    let mut errors = Vec::new();
+    if original.link.mac.is_some() {
+        let mut awaiting = record.clone();
+        match container.neighbours(record.ifindex()).map(|going| awaiting.await_neighbours(&going)) {
+            Ok(true) => {
+                original.neighbours = awaiting.awaited_neighbours();
+                // What can't be written can be put back all the same, if nobody kills the call.
+                file.0.write(file.1, &awaiting.to_bytes()).unwrap_or_else(|error| log::debug!("{error}"));
+            }
+            Ok(false) => {}
+            Err(error) => {
+                original.link.mac = None;
+                errors.push(error);
+            }
+        }
+    }
+    errors.extend(container.put_back(&original, record.ifindex()));
+    Ok(errors)
 }
 
 /// The container of a record, at the given path or at the one that was written down; or why it is nowhere.
@@ -524,7 +556,8 @@ impl Dead {
     fn bury(&self, directory: &Directory, held: Option<&Held>) -> Vec<Error> {
         match find_container(&self.record, None, &self.owner) {
             Ok(Ok(container)) => {
-                let unable = put_back(&container, &self.record, held).unwrap_or_else(|error| vec![error]);
+                let unable = put_back(&container, &self.record, held, (directory, &self.name))
+                    .unwrap_or_else(|error| vec![error]);
                 if !unable.is_empty() {
                     release(directory, &self.name, &self.record);
                     return unable;
