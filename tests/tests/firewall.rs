@@ -752,6 +752,64 @@ fn bridges_with_a_policy_do_not_talk_to_each_other() {
     }
 }
 
+/// What the kernel counts of a policy's chain is not only who needs the policy.
+#[test]
+fn a_policy_goes_with_the_last_that_needs_it_whatever_others_have_done_to_its_chain() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "same-bridge"});
+    let (here, too) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys.clone()));
+    let there = neighbour(&lab, keys);
+    there.add(&lab);
+    let mut open = here.config.clone();
+    open.as_object_mut().unwrap().remove("ingressPolicy");
+    let mut gc = json!({"cniVersion": VERSION, "name": "net", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": there.container.id, "ifname": "eth0"}]);
+    let collect = || drop(call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds());
+    let restricts = || lab.host.run("nft list ruleset").contains("\"cni0\"");
+    let chain = "inet cni_chain_firewall same-bridge-cni0";
+    let inside = format!("insert rule {chain} counter");
+    let leading =
+        "add chain inet cni_chain_firewall other\nadd rule inet cni_chain_firewall other jump same-bridge-cni0";
+    for strange in [inside.clone(), leading.to_owned(), format!("{inside}\n{leading}")] {
+        for last in ["DEL", "GC", "ADD"] {
+            here.add(&lab);
+            too.add(&lab);
+            lab.host.nft(&strange);
+            too.del(&lab);
+            is_cut_off(&here.container.netns, &there.at(80));
+            match last {
+                "DEL" => here.del(&lab),
+                "GC" => collect(),
+                _ => {}
+            }
+            call(&lab.host, Verb::Add, &open, &here.container.target()).succeeds();
+            call(&lab.host, Verb::Check, &open, &here.container.target()).succeeds();
+            assert!(!restricts(), "{last} after {strange}");
+            reaches(&here.container.netns, &there.at(80), "neighbour");
+            here.del(&lab);
+            let left = lab.host.run("nft list ruleset");
+            if left.contains("chain other") {
+                lab.host.nft("flush chain inet cni_chain_firewall other\ndelete chain inet cni_chain_firewall other");
+            }
+            collect();
+            assert!(!lab.host.run("nft list ruleset").contains("same-bridge-cni0"), "{last} after {strange}");
+        }
+    }
+    here.add(&lab);
+    lab.host.nft(&inside);
+    let error = here.call(&lab, Verb::Check).fails_with(101);
+    assert!(error.details.contains("same-bridge-cni0") || error.msg.contains("same-bridge-cni0"), "{error:?}");
+    here.add(&lab);
+    here.check(&lab);
+    lab.host.nft(&inside);
+    let mut alive = gc.clone();
+    let own = json!({"containerID": here.container.id, "ifname": "eth0"});
+    alive["cni.dev/valid-attachments"].as_array_mut().unwrap().push(own);
+    call(&lab.host, Verb::Gc, &alive, &Target::new("", "", "")).succeeds();
+    here.check(&lab);
+    is_cut_off(&here.container.netns, &there.at(80));
+}
+
 /// The first ADD of a container, which has nothing of its own to compare with, says yes only if it is separated.
 #[test]
 fn a_container_is_separated_by_its_first_add_whoever_has_emptied_a_chain_before() {

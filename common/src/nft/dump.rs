@@ -139,6 +139,12 @@ impl TableRules {
         self.0.get(chain).map_or(&[], Vec::as_slice)
     }
 
+    /// How many rules are in a chain, and how many lead to it, but for those that do so by a verdict map.
+    pub fn uses_of(&self, chain: &str) -> (u32, u32) {
+        let leading = self.0.values().flatten().filter(|rule| rule.target() == Some(chain));
+        (self.of(chain).iter().fold(0, |n, _| n + 1), leading.fold(0, |n, _| n + 1))
+    }
+
     /// Whether the chain's rules are these and no others, as [`RuleInfo::looks_like`] says.
     pub fn look_like(&self, chain: &Chain) -> bool {
         let found = self.of(&chain.name);

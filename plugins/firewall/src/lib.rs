@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`] (what is meant), [`rules`] (what a packet meets, and why), [`plan`] (an attachment's share),
 //! [`hostfilter`], [`hostchain`], [`obstacles`], [`legacy`], [`host`] and [`firewalld`] (what the host's own firewalls
-//! need), [`record`] (what an attachment owns, read back), [`state`] and [`removal`] (in and out of the kernel),
+//! need), [`record`] (what an attachment owns, read back), [`state`], [`removal`] and [`policies`] (in and out of the kernel),
 //! [`stored`] and [`others`] (after a flush of all rules), [`strays`], [`guards`], [`status`], [`upgrade`].
 
 pub mod config;
@@ -16,6 +16,7 @@ pub mod observe;
 pub mod obstacles;
 pub mod others;
 pub mod plan;
+pub mod policies;
 pub mod record;
 pub mod removal;
 pub mod rules;

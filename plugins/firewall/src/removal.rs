@@ -7,19 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use common::nft::records::{self, NetworkKey, jumps};
+use common::nft::records::{self, NetworkKey};
 use common::nft::{Element, IpVersion, NftSocket, Presence, RecordKey, Set, Table, Transaction};
 use common::{Attachment, Error, Result};
 
 use crate::firewalld::Sought;
 use crate::plan::Share;
+use crate::policies::{self, Opened};
 use crate::record::{self, Holder, Placed, Record, place_name};
-use crate::rules::{self, BRIDGE_POLICIES, BridgePolicy, PORT_GUARDS, TABLE};
+use crate::rules::{self, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
 use crate::stored::{Shelf, Source};
-
-/// The shelf, or why it can't be opened: what is in the kernel goes all the same, and then it is told.
-type Opened = Result<Option<Shelf>>;
 
 /// What is to go, by its owner; `None` where nothing is known of it but that it may have a file.
 type Leaving = BTreeMap<RecordKey, Option<Record>>;
@@ -83,7 +81,7 @@ pub fn collect(socket: &mut NftSocket, name: &str, alive: &BTreeSet<Attachment>)
         Ok(leaving)
     });
     let orphans = collect_orphans(socket, name, alive);
-    let policies = collect_policies(socket);
+    let policies = policies::collect(socket);
     Error::gather([removed.map(drop), orphans, policies].into_iter().filter_map(Result::err).collect())
 }
 
@@ -333,7 +331,7 @@ impl Removal {
         }
         self.transaction.delete_elements(&TABLE, &records::map().name, record.lines.clone());
         for (policy, bridge) in &record.policies {
-            let references = references(record, *policy, bridge);
+            let references = policies::references(record, *policy, bridge);
             match self.policies.iter_mut().find(|(p, b, _)| (p, b) == (policy, bridge)) {
                 Some((_, _, count)) => *count += references,
                 None => self.policies.push((*policy, bridge.clone(), references)),
@@ -349,85 +347,11 @@ impl Removal {
     ) -> Result<()> {
         for (policy, bridge, references) in &self.policies {
             // What isn't counted may have been lost for others, too.
-            if *references == 0 && is_needed(opened, *policy, bridge, leaving)? {
+            if *references == 0 && policies::is_filed(opened, *policy, bridge, leaving)? {
                 continue;
             }
-            release_policy(socket, *policy, bridge, *references, &mut self.transaction)?;
+            policies::release(socket, *policy, bridge, *references, &mut self.transaction)?;
         }
         Ok(())
     }
-}
-
-/// How often the kernel has counted that a record needs a policy.
-fn references(record: &Record, policy: BridgePolicy, bridge: &str) -> u32 {
-    let chain = policy.chain_for(bridge);
-    u32::from(jumps(&record.lines).any(|jump| jump == chain))
-}
-
-/// Whether any attachment on the shelf needs the policy, besides those that are leaving; one that can't be opened may say so.
-fn is_needed(opened: &Opened, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
-    let Ok(shelf) = opened else { return Ok(true) };
-    let shares: Vec<Share> = shelf.as_ref().map(Shelf::all).transpose()?.unwrap_or_default();
-    let needs = |share: &Share| share.policy.as_ref().is_some_and(|(p, b)| *p == policy && b == bridge);
-    Ok(shares.iter().any(|share| needs(share) && !leaving.contains(&RecordKey::of(&share.attachment))))
-}
-
-/// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
-pub fn release_stale_policies(
-    socket: &mut NftSocket,
-    share: &Share,
-    record: &Record,
-    transaction: &mut Transaction,
-) -> Result<bool> {
-    let mut any = false;
-    for (policy, bridge) in &record.policies {
-        if share.policy.as_ref() != Some(&(*policy, bridge.clone())) {
-            release_policy(socket, *policy, bridge, references(record, *policy, bridge), transaction)?;
-            any = true;
-        }
-    }
-    Ok(any)
-}
-
-/// Removes a bridge's policy if nobody needs it besides the `references` that this very transaction removes.
-///
-/// The kernel counts: the `use` of the policy's chain is the number of lines that jump to it. Should another attachment
-/// come to need it in between, the kernel refuses to delete the chain, and with it the whole transaction.
-fn release_policy(
-    socket: &mut NftSocket,
-    policy: BridgePolicy,
-    bridge: &str,
-    references: u32,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let chain = policy.chain_for(bridge);
-    if socket.chain(&TABLE, &chain)?.is_none_or(|found| found.uses > references) {
-        return Ok(());
-    }
-    for (set, element) in policy.elements(bridge) {
-        if socket.element(&TABLE, &set, &element.key)?.is_some() {
-            transaction.delete_elements(&TABLE, &set.name, vec![element]);
-        }
-    }
-    transaction.remove_chain(&TABLE, &chain);
-    Ok(())
-}
-
-/// Policies that no attachment needs: what a record removed by hand leaves behind. Where nobody can say that, they stay.
-fn collect_policies(socket: &mut NftSocket) -> Result<()> {
-    let opened = Shelf::open();
-    repeat(|| {
-        let generation = socket.generation()?;
-        let mut transaction = Transaction::new();
-        for chain in socket.chains(&TABLE)?.into_iter().filter(|chain| chain.uses == 0) {
-            for policy in BRIDGE_POLICIES {
-                if let Some(bridge) = policy.bridge_of(&chain.name)
-                    && !is_needed(&opened, policy, &bridge, &BTreeSet::new())?
-                {
-                    release_policy(socket, policy, &bridge, 0, &mut transaction)?;
-                }
-            }
-        }
-        socket.commit_at(&transaction, generation)
-    })
 }

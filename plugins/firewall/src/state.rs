@@ -18,6 +18,7 @@ use crate::hostchain;
 use crate::legacy;
 use crate::others::Others;
 use crate::plan::{HostPart, Notes, Share};
+use crate::policies;
 use crate::record::{self, Holder, Placed as Place, Record};
 use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
@@ -343,7 +344,8 @@ fn changes(
     share.notes.shared |= any_taken;
     changes.guarded |= add_record(share, record, &mut changes.transaction);
     if let Some(record) = record {
-        changes.guarded |= removal::release_stale_policies(socket, share, record, &mut changes.transaction)?;
+        policies::clear_chain(socket, share, &mut changes.transaction)?;
+        changes.guarded |= policies::release_stale(socket, share, record, &mut changes.transaction)?;
     }
     let mut mending = host::mending(socket, host, &share.addresses)?;
     if record.is_some() || others.is_some() {

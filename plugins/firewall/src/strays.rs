@@ -6,6 +6,7 @@ use common::nft::{Element, NftSocket, Value};
 use common::{Difference, Result};
 
 use crate::plan::Share;
+use crate::policies::Strangers;
 use crate::record::{Placed, place_name};
 use crate::rules::{BRIDGE_POLICIES, PORT_GUARDS, PortGuard, TABLE};
 
@@ -73,7 +74,7 @@ pub fn by_source(places: &[Placed]) -> bool {
 
 /// Bridges that are restricted though no attachment needs it.
 pub fn of_policies(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>> {
-    let mut strays = Vec::new();
+    let (mut strays, mut strangers) = (Vec::new(), Strangers::default());
     for policy in BRIDGE_POLICIES {
         // The sets are those that any bridge is put into.
         for (set, _) in policy.elements("") {
@@ -82,7 +83,7 @@ pub fn of_policies(socket: &mut NftSocket, share: &Share) -> Result<Vec<Placed>>
                 let is_own = share.policy.as_ref().is_some_and(|(p, b)| *p == policy && Some(b.as_str()) == bridge);
                 let is_needed = match bridge {
                     Some(_) if is_own => true,
-                    Some(bridge) => socket.chain(&TABLE, &policy.chain_for(bridge))?.is_some(),
+                    Some(bridge) => strangers.is_needed(socket, policy, bridge)?,
                     None => false,
                 };
                 if !is_needed {
