@@ -1703,6 +1703,44 @@ fn static_neighbours_survive_a_new_mac_and_come_back_with_ipv6() {
     assert_eq!(shown(), before);
 }
 
+#[test]
+fn an_add_that_gives_ipv6_again_gives_back_what_an_earlier_one_took() {
+    let switch = |value: &str| json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": value}});
+    let of_all = |value: &str| json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": value}});
+    let mtu = |bytes: u32| json!({"mtu": bytes});
+    for (off, on) in [(mtu(1200), mtu(1400)), (switch("1"), switch("0")), (of_all("1"), of_all("0"))] {
+        for second in ["c1", "c2"] {
+            let bench = Bench::new();
+            let container = &bench.container;
+            container.run("ip -6 route add default via fd00::1 dev eth0");
+            container.run("ip -6 neigh add fd00::ff lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+            let shown = || {
+                [
+                    "ip -6 -o addr show dev eth0 scope global",
+                    "ip -6 route show default",
+                    "ip -6 neigh show nud permanent",
+                ]
+                .map(|line| container.run(line).split_whitespace().take(5).collect::<Vec<_>>().join(" "))
+            };
+            let (before, all) = (shown(), bench.snapshot());
+            assert!(before.iter().all(|text| !text.is_empty()), "{before:?}");
+            let target = Target::new(second, &container.path(), "eth0");
+            let call = |verb, target: &Target, keys: &Value| {
+                Plugin::ours("tuning").call(&bench.host, verb, &bench.config(keys.clone()), target).succeeds()
+            };
+            call(Verb::Add, &bench.target, &off);
+            assert_ne!(shown(), before, "{off}");
+            call(Verb::Add, &target, &on);
+            assert_eq!(shown(), before, "{on} behind {off}");
+            call(Verb::Check, &target, &on);
+            call(Verb::Del, &bench.target, &off);
+            assert_eq!(shown(), before, "{on} behind {off}, DEL of the first");
+            call(Verb::Del, &target, &on);
+            bench.assert_same_as(&all);
+        }
+    }
+}
+
 /// Between the new mac and the neighbours' coming back there is a moment in which only the plugin, or its file, knows them.
 #[test]
 #[cfg(target_arch = "x86_64")]

@@ -203,8 +203,9 @@ impl Container {
         errors
     }
 
-    /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way.
-    pub fn write(&self, steps: &[Step], facts: &Facts) -> Result<Outcome> {
+    /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way, and what they
+    /// had lost before (`returning`).
+    pub fn write(&self, steps: &[Step], facts: &Facts, returning: &[Entry]) -> Result<Outcome> {
         let index = facts.link.as_ref().map_or(0, |l| l.index);
         let mut kept = Vec::new();
         for group in steps.chunk_by(|a, b| matches!((a, b), (Step::Sysctl { .. }, Step::Sysctl { .. }))) {
@@ -215,6 +216,7 @@ impl Container {
         }
         Error::gather(self.put_back_neighbours(&facts.neighbours))?;
         let lost = self.put_back_ipv6(&facts.ipv6)?;
+        self.put_back_ipv6(returning)?;
         let mut followers: Vec<Name> = steps.iter().flat_map(Step::followers).map(|(name, _)| name.clone()).collect();
         followers.retain(|name| kept.iter().all(|(known, _)| known != name));
         if !followers.is_empty() {

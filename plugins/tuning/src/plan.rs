@@ -278,6 +278,25 @@ pub fn losing_ipv6(config: &Config, ifname: &str, link: Option<&LinkFacts>, sysc
     losing
 }
 
+/// The links that these steps give IPv6, which they had not.
+pub fn regaining_ipv6(steps: &[Step], facts: &Facts) -> BTreeSet<u32> {
+    let by_mtu = steps.iter().filter_map(|step| match step {
+        Step::Link { before, after, .. } => {
+            let raised = before.mtu? < IPV6_MIN_MTU && after.mtu? >= IPV6_MIN_MTU;
+            facts.link.as_ref().filter(|_| raised).map(|link| link.index)
+        }
+        Step::Sysctl { .. } => None,
+    });
+    let on = |step: &&Step| match step {
+        Step::Sysctl { name, after, .. } => name.as_str().ends_with("/disable_ipv6") && same_value(after, "0"),
+        Step::Link { .. } => false,
+    };
+    let switched = steps.iter().filter(on).flat_map(Step::changed).filter(|(name, before)| {
+        name.as_str().ends_with("/disable_ipv6") && before.is_some_and(|value| !same_value(value, "0"))
+    });
+    by_mtu.chain(switched.filter_map(|(name, _)| facts.indexes.get(name.interface()?).copied())).collect()
+}
+
 /// Whether it is a sysctl with which the kernel gives its interface addresses of another making, beside those that it has
 /// (`addrconf_sysctl_addr_gen_mode`, `addrconf_sysctl_stable_secret`, net/ipv6/addrconf.c).
 pub fn is_about_addresses(name: &str) -> bool {

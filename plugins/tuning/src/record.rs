@@ -492,6 +492,12 @@ impl Record {
         }
     }
 
+    /// What IPv6 was known to have, before anybody took it away, on these links; the kernel makes its own addresses anew.
+    pub fn ipv6_of(&self, links: &BTreeSet<u32>) -> Vec<Entry> {
+        let dropped = self.ipv6.iter().filter_map(Dropped::entry);
+        dropped.filter(|entry| links.contains(&entry.link) && !entry.is_the_kernels_own()).collect()
+    }
+
     /// Notes neighbours that are about to go with a hardware address: should the call be killed, the next one puts them back. Says
     /// whether that is news.
     pub fn await_neighbours(&mut self, going: &[Entry]) -> bool {

@@ -106,7 +106,15 @@ impl State for Adjustment {
             slot.revert(directory, place).unwrap_or_else(|second| log::debug!("{second}"));
             return Err(error);
         }
-        match self.container.write(&self.steps, &self.facts) {
+        let regaining = plan::regaining_ipv6(&self.steps, &self.facts);
+        // The oldest know most.
+        let mut returning: Vec<Entry> = Vec::new();
+        for entry in others.iter().chain([&record]).flat_map(|record| record.ipv6_of(&regaining)) {
+            if !returning.iter().any(|known| known.is_same_object(&entry)) {
+                returning.push(entry);
+            }
+        }
+        match self.container.write(&self.steps, &self.facts, &returning) {
             Ok(outcome) => {
                 self.note(&outcome, record, directory, &slot.name);
                 Ok(())
@@ -154,7 +162,7 @@ impl Adjustment {
         let addresses = outcome.lost.iter().filter(|e| e.is_global_address());
         let lost: Vec<String> = addresses.map(ToString::to_string).collect();
         if !lost.is_empty() {
-            log::warn!("without IPv6, {} is lost until DEL", lost.join(", "));
+            log::warn!("without IPv6, {} is gone until DEL, or until an ADD gives IPv6 again", lost.join(", "));
         }
         let news = outcome.kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
         let are_back = !self.facts.neighbours.is_empty() && record.forget_neighbours();
