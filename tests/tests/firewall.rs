@@ -1093,6 +1093,22 @@ fn status(lab: &Lab, keys: Value) -> Outcome {
 }
 
 #[test]
+fn status_says_where_shares_can_not_be_kept() {
+    let (lab, _server) = dropping_lab();
+    for obstacle in ["ln -s /nowhere /run/cni/firewall", "mkdir -m 777 /run/cni/firewall"] {
+        for command in ["mkdir -p -m 755 /run/cni", "rm -rf /run/cni/firewall", obstacle] {
+            lab.host.run(command);
+        }
+        let outcome = status(&lab, json!({}));
+        outcome.succeeds();
+        let said = &outcome.stderr;
+        assert!(said.contains("/run/cni/firewall") && said.contains("only with its own ADD"), "{obstacle}: {said}");
+    }
+    lab.host.run("rm -rf /run/cni/firewall");
+    assert_eq!(status(&lab, json!({})).stderr, "");
+}
+
+#[test]
 fn status_changes_nothing_and_finds_nothing_on_a_host_with_iptables() {
     let (lab, _server) = dropping_lab();
     let before = lab.host.snapshot();

@@ -23,7 +23,7 @@ const TRIES: usize = 20;
 pub fn status(config: &Config) -> Result<()> {
     let unavailable = |error: Error| Error::NotAvailable { reason: error.to_string(), next: error.details() };
     let firewalld = observe::firewalld(config.backend).map_err(unavailable)?.is_some();
-    Shelf::open().map_err(|error| Error::NotAvailable { reason: error.to_string(), next: IN_THE_WAY.into() })?;
+    Shelf::look().map_err(|error| Error::NotAvailable { reason: error.to_string(), next: IN_THE_WAY.into() })?;
     let mut socket = NftSocket::new();
     socket.has_table(&TABLE).map_err(unavailable)?;
     let host = HostPart::of(config, firewalld, IpVersion::ALL.into());

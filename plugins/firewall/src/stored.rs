@@ -116,6 +116,15 @@ impl Shelf {
         Ok(Directory::open(Path::new(DIRECTORY))?.map(|directory| Shelf { directory }))
     }
 
+    /// Fails if there may be shares that can't be found. What only keeps ADD from putting one there is a warning.
+    pub fn look() -> Result<()> {
+        Shelf::open()?;
+        if let Err(error) = Directory::probe(Path::new(DIRECTORY)) {
+            log::warn!("{error}; after `nft flush ruleset` a container's share would come back only with its own ADD");
+        }
+        Ok(())
+    }
+
     /// Puts a share there.
     pub fn put(share: &Share) -> Result<()> {
         Shelf::put_telling(share, BTreeSet::new())

@@ -23,6 +23,9 @@ use crate::rules::{self, TABLE};
 /// Where the files are; a tmpfs, as all of /run: no sysctl outlives a boot either.
 const DIRECTORY: &str = "/run/cni/portmap";
 
+/// What follows where nothing can be noted.
+const WOULD_STAY_ON: &str = "after `nft flush ruleset` neither DEL nor GC would set back route_localnet";
+
 /// More often nobody changes a link's users while another call looks at them.
 const TRIES: usize = 10;
 
@@ -70,7 +73,7 @@ pub fn open(link: &Link) -> Result<()> {
     let Some(before) = read(&link.name)?.filter(|before| before != "1") else { return Ok(()) };
     let kept = OpenLinks::create().and_then(|files| files.note(link, &before));
     if let Err(error) = kept {
-        log::info!("if the table is flushed by hand, route_localnet of {} will stay on: {error}", link.name);
+        log::warn!("{error}; {WOULD_STAY_ON} of {}", link.name);
     }
     sysctl::write(&sysctl, "1")
 }
@@ -95,9 +98,14 @@ pub fn close(link: &Link, before: &str) -> Result<()> {
 }
 
 /// Fails if there may be files that can't be found: what stands in the place of their directory keeps ADD from noting what a link
-/// was, and DEL from coming to its end.
+/// was, and DEL from coming to its end. What only keeps ADD from that is a warning.
 pub fn look() -> Result<()> {
-    Directory::open(Path::new(DIRECTORY)).map(drop)
+    let path = Path::new(DIRECTORY);
+    Directory::open(path)?;
+    if let Err(error) = Directory::probe(path) {
+        log::warn!("{error}; {WOULD_STAY_ON} of links that an ADD opens");
+    }
+    Ok(())
 }
 
 /// What a link goes back to: what is remembered of it from before the table was flushed, or else its value now.

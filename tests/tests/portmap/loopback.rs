@@ -48,6 +48,31 @@ fn a_link_that_was_renamed_after_its_guard_was_flushed_is_closed_by_whoever_come
     none_reach(&attacker.netns, &["127.0.0.1:7777"]);
 }
 
+/// Without the file nobody knows after a flush which link was open: who can't write it says so.
+#[test]
+fn where_nothing_can_be_noted_of_a_link_add_and_status_say_so() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let keys = port(8080, 80);
+    let warning = "neither DEL nor GC would set back route_localnet";
+    for obstacle in ["ln -s /nowhere /run/cni/portmap", "mkdir -m 777 /run/cni/portmap"] {
+        for command in ["mkdir -p -m 755 /run/cni", "rm -rf /run/cni/portmap", obstacle] {
+            lab.host.run(command);
+        }
+        for verb in [Verb::Status, Verb::Add] {
+            let outcome = call(&lab, verb, &container, &keys);
+            outcome.succeeds();
+            assert!(outcome.stderr.contains("warn") && outcome.stderr.contains(warning), "{obstacle}: {outcome:?}");
+        }
+        del(&lab, &container, &keys);
+        assert_eq!(route_localnet(&lab, "cni0"), "0");
+    }
+    lab.host.run("rm -rf /run/cni/portmap");
+    for verb in [Verb::Status, Verb::Add] {
+        assert_eq!(call(&lab, verb, &container, &keys).stderr, "");
+    }
+}
+
 /// After a reboot the indices of a ruleset that was saved are those of other links.
 #[test]
 fn a_restored_ruleset_changes_nothing_of_a_link_that_has_another_s_index_now() {
