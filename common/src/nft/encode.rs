@@ -90,30 +90,10 @@ struct Encoder {
     next_set_id: u32,
 }
 
-/// Bytes of a page of a small batch. With the room behind it for a last message, malloc(3) takes it from its heap; a larger one
-/// the kernel has to map, and to take away again.
-const SMALL_PAGE: u32 = 16 << 10;
-
-/// So many elements go into a small batch. More need larger pages, because the kernel takes no more than 1024 of them
-/// (UIO_MAXIOV).
-const FEW_ELEMENTS: usize = 256;
-
-fn batch_for(commands: &[&Command]) -> Batch {
-    let elements = commands.iter().map(|command| match command {
-        Command::AddElements(.., elements) | Command::DeleteElements(.., elements) => elements.len(),
-        _ => 0,
-    });
-    if commands.len() + elements.sum::<usize>() <= FEW_ELEMENTS {
-        Batch::with_page_size(SMALL_PAGE)
-    } else {
-        Batch::new()
-    }
-}
-
 /// Encodes a transaction; `None` if it does nothing.
 pub(super) fn encode(commands: &[&Command]) -> Result<Option<Encoded>> {
     let places = Vec::with_capacity(commands.len());
-    let mut encoder = Encoder { batch: batch_for(commands), places, held: None, command: 0, next_set_id: 1 };
+    let mut encoder = Encoder { batch: Batch::new(), places, held: None, command: 0, next_set_id: 1 };
     for (place, command) in commands.iter().enumerate() {
         encoder.command = place;
         encoder.command(command)?;
