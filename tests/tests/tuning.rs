@@ -1,10 +1,12 @@
 //! What `tuning` does to a container's namespace, and that it takes it back.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::fs::File;
 use std::io::{Seek, Write};
 
 use netns_tests::namespace::{End, connect};
 use netns_tests::{CniError, Host, Netns, Outcome, Plugin, Snapshot, Target, Verb};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 /// Where state files are, unless a test says otherwise.
@@ -1739,6 +1741,28 @@ fn an_add_that_gives_ipv6_again_gives_back_what_an_earlier_one_took() {
             bench.assert_same_as(&all);
         }
     }
+}
+
+/// Nothing waits for ever for a call that hangs; and what one that has ended had locked is free.
+#[test]
+fn a_lock_that_somebody_keeps_is_told_of_and_changes_nothing() {
+    let bench = Bench::new();
+    let before = bench.snapshot();
+    let keys = json!({"mtu": 1400});
+    bench.add(&keys);
+    let between = bench.snapshot();
+    let files = bench.host.run(&format!("ls -A {DATA_DIR}"));
+    let group = files.split_whitespace().find(|name| name.starts_with(".in-")).unwrap();
+    let group = format!("{DATA_DIR}/{group}");
+    let lock = || Flock::lock(File::open(&group).unwrap(), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno);
+    let held = bench.host.inside(lock).unwrap();
+    let error = bench.call(Verb::Del, &keys).fails_with(11);
+    assert!(error.msg.contains(&group), "{}", error.msg);
+    bench.call(Verb::Check, &keys).succeeds();
+    bench.assert_same_as(&between);
+    drop(held);
+    bench.del(&keys);
+    bench.assert_same_as(&before);
 }
 
 /// Between the new mac and the neighbours' coming back there is a moment in which only the plugin, or its file, knows them.

@@ -142,7 +142,8 @@ impl TableRules {
     /// How many rules are in a chain, and how many lead to it, but for those that do so by a verdict map.
     pub fn uses_of(&self, chain: &str) -> (u32, u32) {
         let leading = self.0.values().flatten().filter(|rule| rule.target() == Some(chain));
-        (self.of(chain).iter().fold(0, |n, _| n + 1), leading.fold(0, |n, _| n + 1))
+        let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        (number(self.of(chain).len()), number(leading.count()))
     }
 
     /// Whether the chain's rules are these and no others, as [`RuleInfo::looks_like`] says.

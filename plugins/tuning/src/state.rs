@@ -89,9 +89,13 @@ impl State for Adjustment {
         if self.steps.is_empty() && self.facts.neighbours.is_empty() && self.others(call)?.is_empty() {
             return Ok(());
         }
-        let made = if self.claim.is_none() { Some(Directory::create(&self.config.data_dir)?) } else { None };
-        let Some(directory) = self.claim.as_ref().map(|claim| &claim.directory).or(made.as_ref()) else {
-            return Err(Error::Internal { what: "a directory that was opened is gone".into() });
+        let made;
+        let directory = match &self.claim {
+            Some(claim) => &claim.directory,
+            None => {
+                made = Directory::create(&self.config.data_dir)?;
+                &made
+            }
         };
         let others = records_beside(directory, &call.attachment, place)?;
         let mut slot = Slot::choose(directory, &call.attachment)?;
