@@ -788,12 +788,15 @@ mod tests {
         directory.remove_empty("4:1").unwrap();
         directory.forget("4:1", "a.json").unwrap();
         assert_eq!(directory.groups().unwrap(), ["4:1"]);
-        let late = directory.open_group(".in-4:1").unwrap().unwrap();
+        let open = || directory.open_group(".in-4:1").unwrap().unwrap();
+        let [late, later] = [open(), open()];
         drop(lock);
         assert!(directory.groups().unwrap().is_empty());
         // Who has opened it before it went has locked nothing.
         assert!(matches!(directory.try_lock(".in-4:1", late).unwrap(), Attempt::Gone));
         let lock = directory.lock("4:1").unwrap();
+        // Nor when there is another of this name by now.
+        assert!(matches!(directory.try_lock(".in-4:1", later).unwrap(), Attempt::Gone));
         directory.note("4:1", "a.json").unwrap();
         drop(lock);
         assert_eq!(directory.members("4:1").unwrap(), ["a.json"]);
