@@ -34,6 +34,18 @@ static_obstacle() {
     rm -rf "$probe"
 }
 
+# What is read only and what is executed go into one segment, if the linker knows how: the kernel then maps an executable
+# in fewer pieces, and its first 2 MiB in one where it keeps them so (5 to 7 % of a plugin's ADD, as measured on ext4).
+one_segment=-Clink-arg=-Wl,--no-rosegment
+
+knows_one_segment() {
+    probe=$(mktemp -d)
+    known=1
+    echo 'fn main() {}' | rustc "$one_segment" -o "$probe/main" - 2>"$probe/log" && known=0
+    rm -rf "$probe"
+    return "$known"
+}
+
 # Flags are handed over separated by 0x1f, because a path in them may hold a space.
 #
 # sha2 would ask the processor for its abilities (CPUID), which a virtual machine has to leave for: that takes ten times
@@ -42,6 +54,7 @@ flags() {
     printf '%s\037%s\037' --cfg 'sha2_backend="soft"'
     printf '%s\037' "--remap-path-prefix=$PWD=." "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
     for flag in ${RUSTFLAGS:-}; do printf '%s\037' "$flag"; done
+    if knows_one_segment; then printf '%s\037' "$one_segment"; fi
     if [ -z "$1" ]; then
         printf '%s\037%s\037%s\037%s' -C target-feature=+crt-static -C relocation-model=static
     else
