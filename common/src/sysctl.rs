@@ -277,46 +277,95 @@ fn read_whole(mut file: File, name: &Name) -> std::io::Result<Vec<u8>> {
 ///   net/ipv6/addrconf.c).
 /// * A secret switches its interface to addresses made from it (`addrconf_sysctl_stable_secret`).
 /// * Some settings have two files in two units.
-pub fn followers(name: &Name) -> Vec<Name> {
+pub fn followers(name: &Name) -> Result<Vec<Name>> {
+    let mut names = beside(name);
+    for spread in spreads(name) {
+        names.extend(spread.names()?);
+    }
+    names.retain(|n| n != name);
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Whether `follower`, an interface's, is one of the [`followers`] that `name` has wherever there is such an interface.
+pub fn reaches(name: &Name, follower: &Name) -> bool {
+    let of_interface = |spread: &Spread<'_>| follower.interface().and_then(|interface| spread.name_in(interface));
+    name != follower && spreads(name).iter().any(|spread| of_interface(spread).as_ref() == Some(follower))
+}
+
+/// A leaf that is written in every directory of a table.
+struct Spread<'a> {
+    table: &'static str,
+    leaf: &'a str,
+    /// Not in those of `all` and `default`.
+    in_interfaces_only: bool,
+}
+
+impl Spread<'_> {
+    fn name_in(&self, directory: &str) -> Option<Name> {
+        Name::new(&format!("net/{}/{directory}/{}", self.table, self.leaf))
+    }
+
+    fn names(&self) -> Result<Vec<Name>> {
+        let names =
+            listed(&format!("net/{}", self.table))?.into_iter().filter_map(|directory| self.name_in(&directory));
+        Ok(names.filter(|name| !self.in_interfaces_only || name.interface().is_some()).collect())
+    }
+}
+
+/// What writing `name` writes in many directories.
+fn spreads(name: &Name) -> Vec<Spread<'_>> {
     const V6: [&str; 5] =
         ["forwarding", "force_forwarding", "disable_policy", "addr_gen_mode", "ignore_routes_with_linkdown"];
     let parts: Vec<&str> = name.0.split('/').collect();
-    let mut names = match parts.as_slice() {
+    let spread = |table, leaf, in_interfaces_only| Spread { table, leaf, in_interfaces_only };
+    match parts.as_slice() {
         ["net", "ipv4", "ip_forward"] | ["net", "ipv4", "conf", "all", "forwarding"] => {
-            let beside =
-                ["net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects"].into_iter().filter_map(Name::new);
-            in_every("ipv4/conf", "forwarding").chain(beside).collect()
+            vec![spread("ipv4/conf", "forwarding", false)]
         }
-        ["net", "ipv6", "conf", "all", "disable_ipv6"] => {
-            let mtus = in_every("ipv6/conf", "mtu").filter(|n| n.interface().is_some());
-            in_every("ipv6/conf", "disable_ipv6").chain(mtus).collect()
+        ["net", "ipv6", "conf", "all", leaf @ "disable_ipv6"] => {
+            vec![spread("ipv6/conf", leaf, false), spread("ipv6/conf", "mtu", true)]
         }
-        ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => in_every("ipv6/conf", leaf).collect(),
-        ["net", "ipv6", "conf", interface, "disable_ipv6"] if *interface != "default" => {
+        ["net", "ipv6", "conf", "all", leaf] if V6.contains(leaf) => vec![spread("ipv6/conf", leaf, false)],
+        ["net", "ipv4", "conf", "default", leaf] if *leaf != "forwarding" => vec![spread("ipv4/conf", leaf, true)],
+        ["net", "ipv6", "conf", "default", "stable_secret"] => vec![spread("ipv6/conf", "addr_gen_mode", true)],
+        _ => Vec::new(),
+    }
+}
+
+/// What writing `name` writes besides, in no more than one place each.
+fn beside(name: &Name) -> Vec<Name> {
+    let parts: Vec<&str> = name.0.split('/').collect();
+    match parts.as_slice() {
+        ["net", "ipv4", "ip_forward"] | ["net", "ipv4", "conf", "all", "forwarding"] => {
+            ["net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects"].into_iter().filter_map(Name::new).collect()
+        }
+        ["net", "ipv6", "conf", "default", "stable_secret"]
+        | ["net", "ipv6", "conf", "all" | "default", "disable_ipv6"] => Vec::new(),
+        ["net", "ipv6", "conf", interface, "disable_ipv6"] => {
             Name::from_parts(&["net", "ipv6", "conf", interface, "mtu"]).into_iter().collect()
-        }
-        ["net", "ipv4", "conf", "default", leaf] if *leaf != "forwarding" => {
-            in_every("ipv4/conf", leaf).filter(|n| n.interface().is_some()).collect()
-        }
-        ["net", "ipv6", "conf", "default", "stable_secret"] => {
-            in_every("ipv6/conf", "addr_gen_mode").filter(|n| n.interface().is_some()).collect()
         }
         [directory @ .., leaf] => {
             let twin = twin(leaf).and_then(|twin| Name::new(&format!("{}/{twin}", directory.join("/"))));
-            twin.into_iter().collect::<Vec<_>>()
+            twin.into_iter().collect()
         }
         [] => Vec::new(),
-    };
-    names.retain(|n| n != name);
-    names.sort();
-    names
+    }
 }
 
-/// The same leaf in every directory below `directory`.
-fn in_every(directory: &str, leaf: &str) -> impl Iterator<Item = Name> {
-    let entries = std::fs::read_dir(format!("{ROOT}/net/{directory}")).into_iter().flatten().flatten();
-    let directories = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    directories.filter_map(move |d| Name::new(&format!("net/{directory}/{d}/{leaf}")))
+/// What is in a directory below `/proc/sys`; nothing where there is none, as for IPv6 on an interface that hasn't got it.
+fn listed(directory: &str) -> Result<Vec<String>> {
+    let failed = |error: std::io::Error| Error::io("list", format!("sysctls below {directory}"), &error);
+    let entries = match std::fs::read_dir(format!("{ROOT}/{directory}")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        outcome => outcome.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    Ok(names)
 }
 
 /// The other file of a setting that has two, or the one that is changed along with it.
@@ -338,16 +387,14 @@ fn twin(leaf: &str) -> Option<&'static str> {
 
 /// Every sysctl of an interface's own for IPv6, which the kernel forgets when IPv6 is taken from the interface
 /// (`addrconf_ifdown`, net/ipv6/addrconf.c).
-pub fn of_ipv6(interface: &str) -> Vec<Name> {
-    let leaves = |table: &str| {
-        let entries = std::fs::read_dir(format!("{ROOT}/net/ipv6/{table}/{interface}")).into_iter().flatten().flatten();
-        let leaves = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let names = leaves.filter_map(|leaf| Name::from_parts(&["net", "ipv6", table, interface, &leaf]));
-        names.collect::<Vec<_>>()
-    };
-    let mut names: Vec<Name> = ["conf", "neigh"].into_iter().flat_map(leaves).collect();
+pub fn of_ipv6(interface: &str) -> Result<Vec<Name>> {
+    let mut names = Vec::new();
+    for table in ["conf", "neigh"] {
+        let leaves = listed(&format!("net/ipv6/{table}/{interface}"))?;
+        names.extend(leaves.iter().filter_map(|leaf| Name::from_parts(&["net", "ipv6", table, interface, leaf])));
+    }
     names.sort();
-    names
+    Ok(names)
 }
 
 /// Whether `/proc/sys` is mounted read-only, as it is inside most containers: then no sysctl can be written.
@@ -550,7 +597,7 @@ mod tests {
     #[test]
     fn what_the_kernel_changes_along_is_known() {
         let follows = |leader: &str, follower: &str| {
-            followers(&Name::new(leader).unwrap()).contains(&Name::new(follower).unwrap())
+            followers(&Name::new(leader).unwrap()).unwrap().contains(&Name::new(follower).unwrap())
         };
         for (leader, follower) in [
             ("net/ipv4/ip_forward", "net/ipv4/conf/lo/forwarding"),
@@ -577,6 +624,23 @@ mod tests {
             ("net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/default/mtu"),
         ] {
             assert!(!follows(leader, other), "{leader} {other}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_everywhere_reaches_interfaces_that_are_not_there_yet() {
+        let reaches = |leader: &str, other: &str| reaches(&Name::new(leader).unwrap(), &Name::new(other).unwrap());
+        assert!(reaches("net/ipv6/conf/all/forwarding", "net/ipv6/conf/nosuch0/forwarding"));
+        assert!(reaches("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/nosuch0/mtu"));
+        assert!(reaches("net/ipv4/conf/default/rp_filter", "net/ipv4/conf/nosuch0/rp_filter"));
+        for (leader, other) in [
+            ("net/ipv6/conf/all/forwarding", "net/ipv6/conf/all/forwarding"),
+            ("net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"),
+            ("net/ipv6/conf/all/forwarding", "net/ipv4/conf/nosuch0/forwarding"),
+            ("net/ipv6/conf/all/hop_limit", "net/ipv6/conf/nosuch0/hop_limit"),
+            ("net/ipv6/conf/nosuch0/disable_ipv6", "net/ipv6/conf/nosuch0/mtu"),
+        ] {
+            assert!(!reaches(leader, other), "{leader} {other}");
         }
     }
 

@@ -161,6 +161,8 @@ impl Scene {
                 self.lab.host.run("iptables-legacy -w -P FORWARD DROP");
                 self.lab.host.run("ip6tables-legacy -w -P FORWARD DROP");
             }
+            // Other than what goes with that of `all`: whoever loses it is found out.
+            Play::Tuning => self.container.netns.set_sysctl("net/ipv6/conf/eth0/forwarding", "1"),
             _ => {}
         }
     }
@@ -196,6 +198,7 @@ impl Scene {
             netns.set_sysctl(key, "0");
         }
         netns.set_sysctl("net/core/somaxconn", "4096");
+        self.prepare();
     }
 
     /// Calls the plugin.

@@ -2020,3 +2020,35 @@ fn a_state_file_that_was_not_noted_is_noted_by_the_next_add() {
     call(Verb::Del);
     bench.assert_same_as(&before);
 }
+
+/// What the kernel changes along must be known before: where it can't be listed, nothing is written.
+#[test]
+fn what_can_not_be_listed_is_an_error_before_the_first_write() {
+    let bench = Bench::new();
+    for leaf in ["ipv6/conf/eth0/forwarding", "ipv4/conf/eth0/forwarding", "ipv6/conf/eth0/accept_ra"] {
+        bench.container.set_sysctl(&format!("net/{leaf}"), if leaf.ends_with("accept_ra") { "2" } else { "1" });
+    }
+    let of_all = json!({"sysctl": {"net.ipv6.conf.all.forwarding": "1", "net.ipv4.ip_forward": "1"}});
+    let calls = ["getdents64", "openat"];
+    let before = bench.snapshot();
+    for (keys, call) in
+        [of_all, json!({"mtu": 1200})].into_iter().flat_map(|keys| calls.map(|call| (keys.clone(), call)))
+    {
+        let mut refused = 0;
+        for n in 1.. {
+            let [trace, inject] = [format!("trace={call}"), format!("inject={call}:error=EIO:when={n}")];
+            let outcome = bench.call_under_strace(Verb::Add, &keys, &["-e", &trace, "-e", &inject]);
+            let error = String::from_utf8_lossy(&outcome.stdout);
+            refused += usize::from(error.contains("refused to list sysctls below net/ipv"));
+            if outcome.status.success() {
+                bench.del(&keys);
+            }
+            bench.container.assert_same_as(&before.1);
+            if !String::from_utf8_lossy(&outcome.stderr).contains("(INJECTED)") {
+                break;
+            }
+        }
+        assert!(refused > 0, "{keys} {call}");
+    }
+    bench.assert_same_as(&before);
+}

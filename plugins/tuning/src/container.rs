@@ -105,7 +105,7 @@ impl Container {
                 if changes_mtu {
                     let vanish = config.link.mtu.is_some_and(|mtu| mtu < plan::IPV6_MIN_MTU);
                     let own_mtu = || Name::new(&format!("net/ipv6/conf/{}/mtu", self.ifname)).into_iter().collect();
-                    let along = if vanish { sysctl::of_ipv6(&self.ifname) } else { own_mtu() };
+                    let along = if vanish { sysctl::of_ipv6(&self.ifname)? } else { own_mtu() };
                     facts.along_with_mtu = values(along.into_iter())?;
                 }
                 for interface in others {
@@ -331,7 +331,10 @@ impl Container {
 
     /// What the kernel changes along with these sysctls, by now.
     pub fn along_with(&self, names: &[Name]) -> Result<Vec<Name>> {
-        self.enter(|| Ok(names.iter().flat_map(sysctl::followers).collect()))
+        self.enter(|| {
+            let followers: Vec<Vec<Name>> = names.iter().map(sysctl::followers).collect::<Result<_>>()?;
+            Ok(followers.concat())
+        })
     }
 }
 
@@ -430,7 +433,7 @@ fn find(key: &Key, to_write: bool) -> Result<Found> {
 }
 
 fn there(name: Name, content: Content) -> Result<Found> {
-    let followers = values(sysctl::followers(&name).into_iter())?;
+    let followers = values(sysctl::followers(&name)?.into_iter())?;
     Ok(Found::There { name, content, followers })
 }
 

@@ -415,10 +415,15 @@ fn put_back(
     held: Option<&Held>,
     file: (&Directory, &str),
 ) -> Result<Vec<Error>> {
-    let along = if held.is_none() { Vec::new() } else { container.along_with(&record.names())? };
+    let mut errors = Vec::new();
+    let along = if held.is_none() { Ok(Vec::new()) } else { container.along_with(&record.names()) };
+    // The next call finds them.
+    let along = along.unwrap_or_else(|error| {
+        errors.push(error);
+        Vec::new()
+    });
     let nothing = Held::default();
     let mut original = record.original(held.unwrap_or(&nothing), &along);
-    let mut errors = Vec::new();
     if original.link.mac.is_some() {
         let mut awaiting = record.clone();
         match container.neighbours(record.ifindex()).map(|going| awaiting.await_neighbours(&going)) {
