@@ -219,24 +219,37 @@ impl Directory {
 
     /// Replaces a file as a whole: a reader, or a machine that loses power, sees the old content or the new.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.write_over(name, bytes, true).map(drop)
+    }
+
+    /// Writes a file whose name is nobody's yet; says `false`, and changes nothing, if something has the name.
+    pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+        self.write_over(name, bytes, false)
+    }
+
+    fn write_over(&self, name: &str, bytes: &[u8], replaces: bool) -> Result<bool> {
         let temporary = temporary(name)?;
         if bytes.len() as u64 > FILE_MAX {
             return Err(unusable(&self.path_of(name), format!("it would be larger than {FILE_MAX} bytes")));
         }
-        let outcome = self.put(name, &temporary, bytes).and_then(|()| nix::unistd::fsync(self.handle.as_fd()));
-        outcome.map_err(|errno| {
-            let _ = unlink(&self.handle, &temporary);
-            self.failed(name, "it can't be written", errno)
-        })
+        let put = self.put(name, &temporary, bytes, replaces);
+        match put.and_then(|()| nix::unistd::fsync(self.handle.as_fd())) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) if !replaces => Ok(false),
+            Err(errno) => {
+                let _ = unlink(&self.handle, &temporary);
+                Err(self.failed(name, "it can't be written", errno))
+            }
+        }
     }
 
-    fn put(&self, name: &str, temporary: &str, bytes: &[u8]) -> nix::Result<()> {
+    fn put(&self, name: &str, temporary: &str, bytes: &[u8], replaces: bool) -> nix::Result<()> {
         let (flags, mode) = (OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR);
         match openat(&self.handle, ".", flags | OFlag::O_TMPFILE, mode) {
             Ok(nameless) => {
                 let file = filled(nameless, bytes)?;
                 match self.link(&file, name) {
-                    Err(Errno::EEXIST) => {}
+                    Err(Errno::EEXIST) if replaces => {}
                     outcome => return outcome,
                 }
                 // What a crash left behind; the name must then be new and no symlink.
@@ -245,6 +258,12 @@ impl Directory {
             }
             // A file system, or a kernel, that knows no nameless files.
             Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+                if !replaces {
+                    match fstatat(&self.handle, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                        Err(Errno::ENOENT) => {}
+                        outcome => return outcome.and(Err(Errno::EEXIST)),
+                    }
+                }
                 let _ = unlink(&self.handle, temporary);
                 let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
                 filled(openat(&self.handle, temporary, flags, mode)?, bytes)?;
@@ -619,6 +638,15 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let directory = Directory::create(&outer.path().join("run/state")).unwrap();
         (outer, directory)
+    }
+
+    #[test]
+    fn a_new_file_takes_the_place_of_none() {
+        let (_outer, directory) = directory();
+        assert!(directory.write_new("a.json", b"one").unwrap());
+        assert!(!directory.write_new("a.json", b"two").unwrap());
+        assert_eq!(directory.read("a.json").unwrap(), Stored::Bytes(b"one".to_vec()));
+        assert_eq!(directory.unfinished().unwrap(), Vec::<String>::new());
     }
 
     #[test]

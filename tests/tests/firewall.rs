@@ -589,6 +589,91 @@ fn a_record_of_which_a_line_was_removed_by_hand_is_whole_after_the_next_add() {
     }
 }
 
+/// Which lines a record of two may lose.
+const LOST_LINES: [&[(usize, &str)]; 3] = [&[(0, "")], &[(1, "10.88.0.2 ")], &[(1, "10.88.0.2 "), (0, "")]];
+
+#[test]
+fn the_own_add_takes_away_what_only_the_file_knows_as_the_record_has_lost_a_line() {
+    let (lab, _server) = dropping_lab();
+    let mut tenant = Tenant::new(&lab, 2, json!({}));
+    let (stays, there) = (Tenant::new(&lab, 3, json!({})), neighbour(&lab, json!({"ingressPolicy": "same-bridge"})));
+    for lost in LOST_LINES {
+        tenant.config["ingressPolicy"] = "same-bridge".into();
+        tenant.config["prevResult"]["ips"][0]["address"] = "10.88.0.2/24".into();
+        tenant.add(&lab);
+        for (line, text) in lost {
+            delete_record_line(&lab, *line, text);
+        }
+        stays.add(&lab);
+        there.add(&lab);
+        is_cut_off(&stays.container.netns, &there.at(80));
+        tenant.config["ingressPolicy"] = "open".into();
+        tenant.config["prevResult"]["ips"][0]["address"] = "10.88.0.77/24".into();
+        tenant.add(&lab);
+        tenant.check(&lab);
+        let rules = lab.host.run("nft list ruleset");
+        assert!(!rules.contains("10.88.0.2 ") && !rules.contains("same-bridge-cni0"), "{lost:?}: {rules}");
+        reaches(&stays.container.netns, &there.at(80), "neighbour");
+        tenant.del(&lab);
+        assert!(!lab.host.run("nft list ruleset").contains("container-2"), "{lost:?}");
+        stays.del(&lab);
+        there.del(&lab);
+        assert_eq!(lab.host.run("ls /run/cni/firewall"), "", "{lost:?}");
+    }
+}
+
+#[test]
+fn an_elder_owner_whose_record_has_lost_a_line_gets_its_address_back() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let [(elder, elders), (younger, youngers)] = &claimants(&tenant)[..2] else { panic!("there are three") };
+    let mut gc = json!({"cniVersion": VERSION, "name": "other", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([]);
+    for lost in LOST_LINES {
+        for by_gc in [false, true] {
+            call(&lab.host, Verb::Add, elder, elders).succeeds();
+            for (line, text) in lost {
+                delete_record_line(&lab, *line, text);
+            }
+            call(&lab.host, Verb::Add, younger, youngers).succeeds();
+            if by_gc {
+                call(&lab.host, Verb::Gc, &gc, &Target::new("", "", "")).succeeds();
+            } else {
+                call(&lab.host, Verb::Del, younger, youngers).succeeds();
+            }
+            reaches(&tenant.container.netns, &client(80), "client");
+            call(&lab.host, Verb::Add, elder, elders).succeeds();
+            call(&lab.host, Verb::Check, elder, elders).succeeds();
+            call(&lab.host, Verb::Del, elder, elders).succeeds();
+            is_cut_off(&tenant.container.netns, &client(80));
+        }
+    }
+}
+
+#[test]
+fn a_policy_stays_for_whom_the_record_has_lost_the_line_that_says_so() {
+    let lab = Lab::new();
+    let keys = json!({"ingressPolicy": "same-bridge"});
+    let (goes, stays) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys.clone()));
+    let there = neighbour(&lab, keys);
+    for verb in [Verb::Del, Verb::Add] {
+        for tenant in [&goes, &stays, &there] {
+            tenant.add(&lab);
+        }
+        delete_record_line(&lab, 0, "container-3");
+        let mut config = goes.config.clone();
+        config["ingressPolicy"] = "open".into();
+        call(&lab.host, verb, &config, &goes.container.target()).succeeds();
+        is_cut_off(&stays.container.netns, &there.at(80));
+        stays.add(&lab);
+        stays.check(&lab);
+        for tenant in [&goes, &stays, &there] {
+            tenant.del(&lab);
+        }
+        assert!(!lab.host.run("nft list ruleset").contains("same-bridge-"));
+    }
+}
+
 #[test]
 fn a_lost_record_of_others_is_no_reason_to_open_their_bridge() {
     let lab = Lab::new();

@@ -67,11 +67,11 @@ pub fn references(record: &Record, policy: BridgePolicy, bridge: &str) -> u32 {
 }
 
 /// Whether any attachment on the shelf needs the policy, besides those that are leaving; one that can't be opened may say so.
-pub fn is_filed(opened: &Opened, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
+fn is_filed(opened: &Opened, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
     let Ok(shelf) = opened else { return Ok(true) };
-    let shares: Vec<Share> = shelf.as_ref().map(Shelf::all).transpose()?.unwrap_or_default();
+    let others = shelf.as_ref().map(|shelf| shelf.others(|key| leaving.contains(key))).transpose()?;
     let needs = |share: &Share| share.policy.as_ref().is_some_and(|(p, b)| *p == policy && b == bridge);
-    Ok(shares.iter().any(|share| needs(share) && !leaving.contains(&RecordKey::of(&share.attachment))))
+    Ok(others.iter().flatten().any(needs))
 }
 
 /// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
@@ -81,32 +81,46 @@ pub fn release_stale(
     record: &Record,
     transaction: &mut Transaction,
 ) -> Result<bool> {
-    let mut any = false;
-    for (policy, bridge) in &record.policies {
-        if share.policy.as_ref() != Some(&(*policy, bridge.clone())) {
-            release(socket, *policy, bridge, references(record, *policy, bridge), transaction)?;
-            any = true;
-        }
+    let stale = |(policy, bridge): &&(BridgePolicy, String)| share.policy.as_ref() != Some(&(*policy, bridge.clone()));
+    let mut stale = record.policies.iter().filter(stale).peekable();
+    if stale.peek().is_none() {
+        return Ok(false);
     }
-    Ok(any)
+    let (opened, own) = (Shelf::open(), BTreeSet::from([record.key]));
+    for (policy, bridge) in stale {
+        let references = references(record, *policy, bridge);
+        release(socket, &opened, (*policy, bridge), references, &own, transaction)?;
+    }
+    Ok(true)
 }
 
-/// Removes a bridge's policy if nobody needs it besides the `references` that this very transaction removes.
-///
-/// Should another attachment come to need it in between, the kernel refuses to delete the chain, and with it the whole
-/// transaction. A chain to which somebody else's rule leads can't be deleted; it stays, empty, and restricts nothing.
+/// Removes a bridge's policy if nobody needs it besides those that are leaving, with the `references` that this very transaction
+/// removes. The shelf is asked as well: what isn't counted may have been lost.
 pub fn release(
+    socket: &mut NftSocket,
+    opened: &Opened,
+    (policy, bridge): (BridgePolicy, &str),
+    references: u32,
+    leaving: &BTreeSet<RecordKey>,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let Some(uses) = Strangers::default().uses(socket, &policy.chain_for(bridge), references)? else { return Ok(()) };
+    if uses.records > references || is_filed(opened, policy, bridge, leaving)? {
+        return Ok(());
+    }
+    remove(socket, policy, bridge, uses, transaction)
+}
+
+/// Takes a bridge's policy away. Should an attachment come to need it in between, the kernel refuses to delete the chain, and with it the whole
+/// transaction. A chain to which somebody else's rule leads can't be deleted; it stays, empty, and restricts nothing.
+fn remove(
     socket: &mut NftSocket,
     policy: BridgePolicy,
     bridge: &str,
-    references: u32,
+    uses: Uses,
     transaction: &mut Transaction,
 ) -> Result<()> {
     let chain = policy.chain_for(bridge);
-    let Some(uses) = Strangers::default().uses(socket, &chain, references)? else { return Ok(()) };
-    if uses.records > references {
-        return Ok(());
-    }
     for (set, element) in policy.elements(bridge) {
         if socket.element(&TABLE, &set, &element.key)?.is_some() {
             transaction.delete_elements(&TABLE, &set.name, vec![element]);
@@ -143,7 +157,7 @@ pub fn collect(socket: &mut NftSocket) -> Result<()> {
                 let Some(bridge) = policy.bridge_of(&chain.name) else { continue };
                 let Some(uses) = strangers.uses(socket, &chain.name, 0)? else { continue };
                 if uses.records == 0 && !is_filed(&opened, policy, &bridge, &BTreeSet::new())? {
-                    release(socket, policy, &bridge, 0, &mut transaction)?;
+                    remove(socket, policy, &bridge, uses, &mut transaction)?;
                 } else if uses.has_rules {
                     transaction.push(Command::FlushChain(TABLE, chain.name.clone()));
                 }

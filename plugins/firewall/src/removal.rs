@@ -27,36 +27,54 @@ type Leaving = BTreeMap<RecordKey, Option<Record>>;
 /// What it may have by its prevResult is `guessed`, for where what was written down of it is lost, or a part of that.
 pub fn remove(socket: &mut NftSocket, attachment: &Attachment, guessed: Option<&Record>) -> Result<BTreeSet<IpAddr>> {
     remove_all(socket, |socket, shelf| {
-        Ok(BTreeMap::from([(RecordKey::of(attachment), known_whole(socket, attachment, shelf, guessed)?)]))
+        let key = RecordKey::of(attachment);
+        let found = Record::read(socket, key)?;
+        let known = known_whole(socket, attachment, found, shelf, false)?;
+        let is_whole = known.as_ref().is_some_and(|known| known.is_whole);
+        let known = known.map(|known| known.record);
+        let known = match guessed.filter(|_| !is_whole) {
+            None => known,
+            Some(guessed) => {
+                // Whose addresses are known is known to have told firewalld nothing else.
+                let has_addresses = known.as_ref().is_some_and(|record| !record.addresses.is_empty());
+                let zone = guessed.zone.clone().filter(|_| !has_addresses);
+                completed(known, Some(Record { zone, ..guessed.clone() }))
+            }
+        };
+        Ok(BTreeMap::from([(key, known)]))
     })
 }
 
+/// What is known of an attachment.
+pub struct Known {
+    /// By all accounts.
+    pub record: Record,
+    /// Whether nothing of it is lost.
+    pub is_whole: bool,
+}
+
 /// All that is known of an attachment. That the record is as the file says is what shows that no line of it is lost; otherwise
-/// it may be that each of them knows something that the others don't.
-fn known_whole(
+/// it may be that each of them knows something that the other doesn't. `found` is the record as it is read line by line; if it
+/// `is_cut`, lines behind it are known to be there.
+pub fn known_whole(
     socket: &mut NftSocket,
     attachment: &Attachment,
+    mut found: Option<Record>,
     shelf: Option<&Shelf>,
-    guessed: Option<&Record>,
-) -> Result<Option<Record>> {
+    is_cut: bool,
+) -> Result<Option<Known>> {
     let key = RecordKey::of(attachment);
-    let mut found = Record::read(socket, key)?;
     let share = shelf.and_then(|shelf| shelf.read(key));
     let lines = found.as_ref().map(|record| record.lines.as_slice()).unwrap_or_default();
     if share.as_ref().is_some_and(|share| record::lines(share) == lines) {
-        return Ok(found);
+        return Ok(found.map(|record| Known { record, is_whole: true }));
     }
-    if share.is_some() || socket.has_usual_line_behind(&TABLE, key, lines.len())? {
+    if is_cut || share.is_some() || socket.has_usual_line_behind(&TABLE, key, lines.len())? {
         found = Record::scattered(socket, key)?;
     }
-    let mut known = completed(found, share.as_ref().map(Record::of));
-    if let Some(guessed) = guessed {
-        // Whose addresses are known is known to have told firewalld nothing else.
-        let is_known = known.as_ref().is_some_and(|record| !record.addresses.is_empty());
-        let zone = guessed.zone.clone().filter(|_| !is_known);
-        known = completed(known, Some(Record { zone, ..guessed.clone() }));
-    }
-    Ok(known.map(|record| Record { label: attachment.label(), ..record }))
+    let known = completed(found, share.as_ref().map(Record::of));
+    let labelled = known.map(|record| Record { label: attachment.label(), ..record });
+    Ok(labelled.map(|record| Known { record, is_whole: false }))
 }
 
 fn completed(found: Option<Record>, other: Option<Record>) -> Option<Record> {
@@ -182,7 +200,8 @@ struct Heir {
 }
 
 impl Heirs {
-    /// Of these. All records are looked through, but only if one of these says that it has taken something over.
+    /// Of these. All records are looked through, and all files, because a record that has lost a line doesn't say what its
+    /// attachment claims; but only if one of these says that it has taken something over.
     pub fn of<'a>(socket: &mut NftSocket, leaving: impl Iterator<Item = &'a Record>) -> Result<Heirs> {
         let leaving: BTreeMap<RecordKey, &Record> = leaving.map(|record| (record.key, record)).collect();
         let shared = leaving.values().filter(|record| record.notes.shared);
@@ -190,8 +209,16 @@ impl Heirs {
         if places.is_empty() {
             return Ok(Heirs::default());
         }
-        let mut others = Record::all(socket, |key| !leaving.contains_key(key))?;
-        others.retain(|other| !other.label.is_empty());
+        let is_leaving = |key: &RecordKey| leaving.contains_key(key);
+        let found = Record::all(socket, |key| !is_leaving(key))?;
+        let mut known: BTreeMap<RecordKey, Record> = found.into_iter().map(|record| (record.key, record)).collect();
+        let filed = Shelf::open()?.map(|shelf| shelf.others(is_leaving)).transpose()?;
+        for record in filed.iter().flatten().map(Record::of) {
+            let key = record.key;
+            let all = completed(known.remove(&key), Some(record));
+            known.extend(all.map(|record| (key, record)));
+        }
+        let mut others: Vec<Record> = known.into_values().filter(|other| !other.label.is_empty()).collect();
         // Who has taken it over himself knows that there may be another heir after him: he comes last, and stays.
         others.sort_by_key(|other| other.notes.shared);
         let mut heirs = HashMap::new();
@@ -282,13 +309,19 @@ impl<'a> Own<'a> {
 }
 
 /// Takes out of firewalld what an attachment had told it at its former ADDs and tells it no longer. The file is read only where
-/// firewalld is told.
-pub fn forget_stale_sources(socket: &mut NftSocket, share: &Share, found: Option<&Record>) -> Result<()> {
+/// firewalld is told, or was.
+pub fn forget_stale_sources(
+    socket: &mut NftSocket,
+    share: &Share,
+    former: Option<&Record>,
+    shelf: Option<&Shelf>,
+) -> Result<()> {
     let key = RecordKey::of(&share.attachment);
-    let shelf = if share.zone.is_some() { Shelf::open().ok().flatten() } else { None };
-    let Some(former) = known_record(key, found.cloned(), shelf.as_ref()) else { return Ok(()) };
+    let is_told = share.zone.is_some() || former.is_some_and(|former| former.zone.is_some());
+    let shelf = shelf.filter(|_| is_told);
+    let Some(former) = known_record(key, former.cloned(), shelf) else { return Ok(()) };
     let told: BTreeSet<Source> = Record::of(share).sources().collect();
-    let stale = former.sources().chain(telling(key, shelf.as_ref())).filter(|source| !told.contains(source)).collect();
+    let stale = former.sources().chain(telling(key, shelf)).filter(|source| !told.contains(source)).collect();
     forget(socket, &former, stale, &Sought::default())
 }
 
@@ -346,11 +379,7 @@ impl Removal {
         leaving: &BTreeSet<RecordKey>,
     ) -> Result<()> {
         for (policy, bridge, references) in &self.policies {
-            // What isn't counted may have been lost for others, too.
-            if *references == 0 && policies::is_filed(opened, *policy, bridge, leaving)? {
-                continue;
-            }
-            policies::release(socket, *policy, bridge, *references, &mut self.transaction)?;
+            policies::release(socket, opened, (*policy, bridge), *references, leaving, &mut self.transaction)?;
         }
         Ok(())
     }

@@ -44,15 +44,15 @@ impl State for Placed {
         let MendedLegacy { host, isolating } = host::mend_legacy(&self.share.host)?;
         let noted = self.note();
         let told = self.tell_firewalld(&mut socket).inspect_err(|_| noted.take_back())?;
-        let installed = match install(&mut socket, &self.share, &host) {
+        let installed = match install(&mut socket, &self.share, &host, noted.found_a_file()) {
             Err(error) if is_about_bridges(&error) => {
                 log::warn!("{error}; within the bridge, containers are isolated only by bridge-nf-call-iptables");
                 let notes = Notes { without_bridge_family: true, ..self.share.notes };
-                install(&mut socket, &self.share.noting(notes), &host)
+                install(&mut socket, &self.share.noting(notes), &host, noted.found_a_file())
             }
             outcome => outcome,
         };
-        let share = installed.inspect_err(|_| {
+        let installed = installed.inspect_err(|_| {
             self.untell_firewalld(&told);
             noted.take_back();
         })?;
@@ -62,7 +62,8 @@ impl State for Placed {
                 log::warn!("{error}; {}", error.details());
             }
         }
-        if let Err(error) = Shelf::put(&share) {
+        let has_looked = installed.has_looked || !matches!(noted, Noted::Nothing);
+        if let Err(error) = keep(&mut socket, installed.share, &host, has_looked) {
             log::warn!("{error}; after `nft flush ruleset` only this container's own ADD would bring its share back");
         }
         if let Err(error) = self.name_guards(&mut socket) {
@@ -118,7 +119,7 @@ impl Placed {
             Some((share, telling)) => {
                 let known: BTreeSet<Source> = Record::of(&share).sources().chain(telling.iter().cloned()).collect();
                 if sources.is_subset(&known) {
-                    return Noted::Nothing;
+                    return Noted::Already;
                 }
                 let more = telling.union(&sources).cloned().collect();
                 Shelf::put_telling(&share, more).map(|()| Noted::Over(Box::new(share), telling))
@@ -172,8 +173,10 @@ impl Placed {
 
 /// What has become of the attachment's file before firewalld was told.
 enum Noted {
-    /// Nothing.
+    /// Nothing; it wasn't looked for.
     Nothing,
+    /// Nothing: it was there, and says all that firewalld is told.
+    Already,
     /// It was written.
     File(RecordKey),
     /// It was there, and was written over: what it said.
@@ -181,9 +184,14 @@ enum Noted {
 }
 
 impl Noted {
+    /// Whether there is one of a former ADD.
+    fn found_a_file(&self) -> bool {
+        matches!(self, Noted::Already | Noted::Over(..))
+    }
+
     fn take_back(&self) {
         let undone = match self {
-            Noted::Nothing => Ok(()),
+            Noted::Nothing | Noted::Already => Ok(()),
             Noted::File(key) => Shelf::open().and_then(|shelf| shelf.map_or(Ok(()), |shelf| shelf.remove(*key))),
             Noted::Over(share, telling) => Shelf::put_telling(share, telling.clone()),
         };
@@ -247,16 +255,47 @@ pub struct Changes {
 /// Puts the share in.
 ///
 /// Where a table of ours is gone or another, somebody may have flushed the host's rules: then the shares of all others
-/// are put in again as well. Gives the share, with what was found out about it.
-fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart]) -> Result<Share> {
+/// are put in again as well. The file of a former ADD is looked at if there is a record, or if it is known to be there.
+fn install(socket: &mut NftSocket, share: &Share, host: &[HostPart], has_file: bool) -> Result<Installed> {
     let mut others = None;
-    match install_with(socket, share, host, &mut others) {
+    match install_with(socket, share, host, &mut others, has_file) {
         Err(error) if others.as_ref().is_some_and(|others| !others.is_empty()) => {
             log::warn!("{error}; other containers' shares come back only with an ADD of their own");
-            install_with(socket, share, host, &mut Some(Others::default()))
+            install_with(socket, share, host, &mut Some(Others::default()), has_file)
         }
         outcome => outcome,
     }
+}
+
+/// Writes a share down that is in the kernel.
+///
+/// A file that is there though no record was tells what a former ADD has put in: it is overwritten only when what of that isn't
+/// wanted any more has gone. That it is there is learnt by the attempt to make it, so that a first ADD has nothing to ask.
+fn keep(socket: &mut NftSocket, mut share: Share, host: &[HostPart], has_looked: bool) -> Result<()> {
+    if !has_looked {
+        if Shelf::put_first(&share)? {
+            return Ok(());
+        }
+        let former = Shelf::open()?.and_then(|shelf| shelf.read(RecordKey::of(&share.attachment)));
+        if former.is_some_and(|former| record::lines(&former) != record::lines(&share)) {
+            match install(socket, &share, host, true) {
+                Ok(installed) => share = installed.share,
+                Err(error) => {
+                    log::warn!("{error}; what only a former ADD has put in goes with the container's DEL");
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Shelf::put(&share)
+}
+
+/// What an ADD has put in.
+struct Installed {
+    /// With what was found out about it.
+    share: Share,
+    /// Whether the file of a former ADD was looked at.
+    has_looked: bool,
 }
 
 fn install_with(
@@ -264,26 +303,39 @@ fn install_with(
     share: &Share,
     host: &[HostPart],
     others: &mut Option<Others>,
-) -> Result<Share> {
-    let mut installed = share.clone();
-    let (mut scattered, mut lacking) = (false, false);
+    has_file: bool,
+) -> Result<Installed> {
+    let mut installed = Installed { share: share.clone(), has_looked: false };
+    let (mut is_cut, mut lacking) = (false, false);
     repeat(|| {
         let generation = socket.generation()?;
         let key = RecordKey::of(&share.attachment);
-        let record = if scattered { Record::scattered(socket, key)? } else { Record::read(socket, key)? };
-        installed = share.clone();
+        let mut record = Record::read(socket, key)?;
+        installed = Installed { share: share.clone(), has_looked: has_file || is_cut || record.is_some() };
+        let shelf = if installed.has_looked || share.zone.is_some() { open_shelf() } else { None };
+        if installed.has_looked {
+            let known = removal::known_whole(socket, &share.attachment, record, shelf.as_ref(), is_cut)?;
+            record = known.map(|known| known.record);
+        }
         // First, because without the record nobody would know what firewalld must forget.
-        removal::forget_stale_sources(socket, share, record.as_ref())?;
+        removal::forget_stale_sources(socket, share, record.as_ref(), shelf.as_ref())?;
         let damaged = damaged_skeletons(socket, &share.skeletons(), lacking || record.is_some())?;
-        let changes = changes(socket, &mut installed, record.as_ref(), damaged, host, others)?;
+        let changes = changes(socket, &mut installed.share, record.as_ref(), damaged, host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
-        scattered = outcome.as_ref().is_err_and(is_about_records);
+        is_cut = outcome.as_ref().is_err_and(is_about_records);
         // Somebody has taken a set away into which no rule looks: the quick look passes over that.
         lacking |= outcome.as_ref().is_err_and(|error| error.errno() == Some(Errno::ENOENT));
         outcome
     })?;
     Ok(installed)
+}
+
+fn open_shelf() -> Option<Shelf> {
+    Shelf::open().unwrap_or_else(|error| {
+        log::warn!("{error}; what a former ADD of this container has put in is known from the record only");
+        None
+    })
 }
 
 /// Whether a line was in the way: of a record of which somebody has removed a line by hand, those behind it aren't seen.

@@ -1,9 +1,9 @@
 //! What has been put in, kept beside the kernel: `nft flush ruleset`, which every restart of Debian's nftables service is,
 //! takes our tables away with all the others, and the shares of all containers with them.
 //!
-//! The kernel's record stays the one that counts. What is here is read in two cases only: an ADD that finds a table gone
-//! brings all shares back, and DEL and GC learn what to remove where the record, or a line of it, is gone. The directory doesn't
-//! outlive a boot.
+//! The kernel's record stays the one that counts. What is here is read where a record, or a line of it, may be gone: an ADD that
+//! finds a table gone brings all shares back; DEL, GC and a repeated ADD learn what to remove, who else needs a policy, and who gets
+//! an address back. The directory doesn't outlive a boot.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -130,7 +130,13 @@ impl Shelf {
         Shelf::put_telling(share, BTreeSet::new())
     }
 
-    /// The same while firewalld is told of these sources.
+    /// The same, of an attachment that should have none there; `false`, and nothing is changed, if something is there.
+    pub fn put_first(share: &Share) -> Result<bool> {
+        let bytes = serde_json::to_vec(&Written::from(share)).unwrap_or_default();
+        Directory::create(Path::new(DIRECTORY))?.write_new(&RecordKey::of(&share.attachment).to_string(), &bytes)
+    }
+
+    /// Puts a share there while firewalld is told of these sources.
     pub fn put_telling(share: &Share, telling: BTreeSet<Source>) -> Result<()> {
         let bytes = serde_json::to_vec(&Written { telling, ..Written::from(share) }).unwrap_or_default();
         Directory::create(Path::new(DIRECTORY))?.write(&RecordKey::of(&share.attachment).to_string(), &bytes)
@@ -143,16 +149,23 @@ impl Shelf {
 
     /// The same with the sources that an ADD which has not come to its end may have told firewalld.
     pub fn read_telling(&self, key: RecordKey) -> Option<(Share, BTreeSet<Source>)> {
-        let name = key.to_string();
-        let spoilt = |reason: String| -> Option<(Share, BTreeSet<Source>)> {
-            log::warn!("{}: {reason}; it is passed over", self.directory.path_of(&name).display());
+        self.look_up(key).unwrap_or_else(|error| {
+            log::warn!("{error}; it is passed over");
             None
+        })
+    }
+
+    /// The same where it matters whether there is none or it can't be read. One that is spoilt is none.
+    fn look_up(&self, key: RecordKey) -> Result<Option<(Share, BTreeSet<Source>)>> {
+        let name = key.to_string();
+        let spoilt = |reason: String| {
+            log::warn!("{}: {reason}; it is passed over", self.directory.path_of(&name).display());
+            Ok(None)
         };
-        let bytes = match self.directory.read(&name) {
-            Ok(Stored::Bytes(bytes)) => bytes,
-            Ok(Stored::Absent) => return None,
-            Ok(Stored::Spoilt(reason)) => return spoilt(reason),
-            Err(error) => return spoilt(error.to_string()),
+        let bytes = match self.directory.read(&name)? {
+            Stored::Bytes(bytes) => bytes,
+            Stored::Absent => return Ok(None),
+            Stored::Spoilt(reason) => return spoilt(reason),
         };
         let mut written = match serde_json::from_slice::<Written>(&bytes) {
             Ok(written) => written,
@@ -160,7 +173,7 @@ impl Shelf {
         };
         let telling = std::mem::take(&mut written.telling);
         match written.read().filter(|share| RecordKey::of(&share.attachment) == key) {
-            Some(share) => Some((share, telling)),
+            Some(share) => Ok(Some((share, telling))),
             None => spoilt("it is not of this attachment".into()),
         }
     }
@@ -179,6 +192,12 @@ impl Shelf {
     /// The keys of all. What else lies there is nobody's share.
     pub fn keys(&self) -> Result<BTreeSet<RecordKey>> {
         Ok(self.directory.names()?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The shares of all but these attachments, in no order. One that can't be read is an error: what it needs would be taken away.
+    pub fn others(&self, than: impl Fn(&RecordKey) -> bool) -> Result<Vec<Share>> {
+        let shares = self.keys()?.into_iter().filter(|key| !than(key)).map(|key| self.look_up(key));
+        shares.filter_map(|share| share.map(|found| found.map(|(share, _)| share)).transpose()).collect()
     }
 
     /// All shares, the latest first.
