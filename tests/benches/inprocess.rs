@@ -94,7 +94,7 @@ fn plan_portmap(bencher: divan::Bencher<'_, '_>, count: usize) {
     let origin =
         Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id: None, trace: Trace::Link("veth1".into(), 7) };
     bencher
-        .with_inputs(|| Facts { link: Some(link.clone()), external_mark: None, origin: origin.clone() })
+        .with_inputs(|| Facts { link: Some(link.clone()), origin: origin.clone(), ..Default::default() })
         .bench_values(|facts| portmap::rules::plan(&config, &call, &prev, facts).unwrap());
 }
 

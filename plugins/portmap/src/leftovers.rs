@@ -6,6 +6,7 @@
 //! comment is the container's id in tables `cni_hostport`. What all containers share there is left alone.
 
 use std::collections::BTreeSet;
+use std::fs::DirEntry;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -159,10 +160,11 @@ fn mentions(info: &RuleInfo, address: IpAddr) -> bool {
 /// Whether libcni knows of no attachment of this container to any network. Where it keeps no results at all, nothing is
 /// known.
 fn is_in_no_network(cache: &Path, container: &str) -> bool {
-    let Ok(entries) = std::fs::read_dir(cache) else { return false };
     // NETWORK-CONTAINER-IFNAME
     let part = format!("-{container}-");
-    !entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains(&part))
+    let has_it = |entry: std::io::Result<DirEntry>| entry.map(|e| e.file_name().to_string_lossy().contains(&part));
+    // Of a list that breaks off the rest may name it.
+    std::fs::read_dir(cache).is_ok_and(|mut entries| entries.all(|entry| has_it(entry).is_ok_and(|has| !has)))
 }
 
 #[cfg(test)]

@@ -91,8 +91,9 @@ impl Plugin for Portmap {
             Ok(dead)
         });
         let own = removed.and_then(Removed::settle);
+        let links = localnet::reopen_all(&mut socket);
         let left = leftovers::collect(&mut socket, network, live_attachments);
-        Error::gather([own, left].into_iter().filter_map(Result::err).collect())
+        Error::gather([own, links, left].into_iter().filter_map(Result::err).collect())
     }
 
     fn status(_config: &Config) -> Result<()> {

@@ -132,6 +132,22 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
     Ok(())
 }
 
+/// Opens a link that is guarded and closed all the same: a call that was killed between the sysctl and its transaction, or
+/// somebody else, has closed it.
+pub fn reopen(socket: &mut NftSocket, index: u32) -> Result<()> {
+    let Some(name) = netns::ifname(index)? else { return Ok(()) };
+    match read(&name)? {
+        Some(value) if value != "1" => settle(socket, &Link { index, name, known_by: None }, &value),
+        _ => Ok(()),
+    }
+}
+
+/// Opens all such links.
+pub fn reopen_all(socket: &mut NftSocket) -> Result<()> {
+    let chains = socket.chains(&TABLE)?;
+    chains.iter().filter_map(|chain| rules::loopback_index(&chain.name)).try_for_each(|index| reopen(socket, index))
+}
+
 /// The files of this namespace's links: what else is in the directory is another's, or nobody's of ours.
 struct OpenLinks {
     directory: Directory,

@@ -24,15 +24,18 @@ pub fn facts(config: &Config, call: &Call, prev: &CniResult) -> Result<Facts> {
     let route = RouteSocket::open()?;
     let on_interface = |ip: &&common::cni::result::IpConfig| prev.is_on(ip, &call.attachment.ifname);
     let v4 = prev.ips.iter().filter(on_interface).map(|ip| ip.address.addr()).find(IpAddr::is_ipv4);
-    let link = match v4 {
-        Some(address) if config.masquerade != Masquerade::Nobody => link_towards(&route, address)?,
-        _ => None,
+    let (link, unreachable) = match v4 {
+        Some(address) if config.masquerade != Masquerade::Nobody => match route_to(&route, address)? {
+            Some(found) => (link_of(&route, &found)?, None),
+            None => (None, Some(address)),
+        },
+        _ => (None, None),
     };
     let external_mark = match &config.mark {
         Mark::As(chain) if config.masquerade != Masquerade::Nobody => external_mark(chain)?,
         _ => None,
     };
-    Ok(Facts { link, external_mark, origin: liveness::origin(&route, call, prev)? })
+    Ok(Facts { link, unreachable, external_mark, origin: liveness::origin(&route, call, prev)? })
 }
 
 /// The route that the routing tables have for `address`; `None` if it can't be reached.
@@ -53,11 +56,9 @@ pub fn route_to(route: &RouteSocket, address: IpAddr) -> Result<Option<RouteMess
     }
 }
 
-/// The link through which the routing tables send what is for `address`; `None` if it can't be reached, or is this
-/// host's own.
-fn link_towards(route: &RouteSocket, address: IpAddr) -> Result<Option<Link>> {
-    let found = route_to(route, address)?;
-    let index = found.iter().flat_map(|found| &found.attributes).find_map(|attribute| match attribute {
+/// The link through which a route leads; `None` if that is to this host itself.
+fn link_of(route: &RouteSocket, found: &RouteMessage) -> Result<Option<Link>> {
+    let index = found.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });

@@ -63,7 +63,10 @@ pub fn remove(
             removal = Removal::of_all_but_links(socket, &records)?;
         }
         match socket.commit_at(&removal.transaction, generation) {
-            Ok(()) => Ok(ControlFlow::Break(Removed { records, left_open })),
+            Ok(()) => {
+                removal.keep_open(socket);
+                Ok(ControlFlow::Break(Removed { records, left_open }))
+            }
             // What has become of it is seen by whether the records are there.
             Err(error) if error.is_unanswered() && unanswered.is_none() => {
                 unanswered = Some(Removed { records, left_open });
@@ -103,6 +106,8 @@ pub struct Removal {
     pub transaction: Transaction,
     /// Links whose route_localnet nobody needs any more, with the value of before.
     loopback: Vec<(Link, String)>,
+    /// The indices of links that others need it on.
+    needed: BTreeSet<u32>,
     /// Handles of rules that are removed.
     rules: BTreeSet<u64>,
     /// How many elements are removed from each set.
@@ -203,11 +208,14 @@ impl Removal {
         let own_links: BTreeSet<String> = records.iter().filter_map(|recorded| recorded.record.own_link()).collect();
         let mut has_uncounted = None;
         for (name, count) in counts.iter().filter(|(name, _)| !is_kind(name)) {
-            let Some(last) = self.last_use(socket, name, *count)? else { continue };
+            let Some(last) = self.last_use(socket, name, *count)? else {
+                self.needed.extend(rules::loopback_index(name));
+                continue;
+            };
             if !own_links.contains(name) {
                 let known = match has_uncounted {
                     Some(known) => known,
-                    None => *has_uncounted.insert(uncounted || has_uncounted_users(socket, counts)?),
+                    None => *has_uncounted.insert(uncounted || has_uncounted_users(socket, records, counts)?),
                 };
                 if known {
                     continue;
@@ -299,6 +307,15 @@ impl Removal {
         Error::gather(closed.filter_map(Result::err).collect())
     }
 
+    /// Opens links that others need open. Where that fails, what was to be removed is gone all the same.
+    fn keep_open(&self, socket: &mut NftSocket) {
+        for index in &self.needed {
+            if let Err(error) = localnet::reopen(socket, *index) {
+                log::warn!("127.0.0.1 leads to no port behind a link that is closed: {error}");
+            }
+        }
+    }
+
     /// Takes [`Removal::restore_loopback`] back where the transaction has come to nothing.
     pub fn settle_loopback(&self, socket: &mut NftSocket) -> Result<()> {
         self.loopback.iter().try_for_each(|(link, before)| localnet::settle(socket, link, before))
@@ -312,9 +329,13 @@ struct LastUse {
     entrances: Option<(&'static str, Vec<RuleInfo>)>,
 }
 
-/// Whether there are ports in a kind of publication that no record counts in, these aside: somebody has damaged a record, and
-/// what else it counted in is in use.
-fn has_uncounted_users(socket: &mut NftSocket, counts: &BTreeMap<String, u32>) -> Result<bool> {
+/// Whether somebody has damaged a record, these aside: then what it counted in is in use. Lines of it are missing, or there are
+/// ports in a kind of publication that no record counts in.
+fn has_uncounted_users(socket: &mut NftSocket, records: &[Recorded], counts: &BTreeMap<String, u32>) -> Result<bool> {
+    let leaving: BTreeSet<RecordKey> = records.iter().map(|recorded| recorded.record.key).collect();
+    if !Recorded::all(socket, |key| !leaving.contains(key))?.iter().all(Recorded::is_whole) {
+        return Ok(true);
+    }
     let rules = socket.table_rules(&TABLE, &|chain| chain == HOSTPORTS || is_kind(chain))?;
     for chain in socket.chains(&TABLE)?.iter().filter(|chain| is_kind(&chain.name) && !counts.contains_key(&chain.name))
     {

@@ -82,6 +82,8 @@ pub const MARK_PREFIX: &str = "mark-";
 pub struct Facts {
     /// The link behind which the container's IPv4 address is, as the routing tables say.
     pub link: Option<Link>,
+    /// That address, if they have no route to it.
+    pub unreachable: Option<IpAddr>,
     /// The bits that `externalSetMarkChain` sets, if they can be known.
     pub external_mark: Option<u32>,
     /// Since when, and how a later ADD can tell whether the container is still there.
@@ -363,6 +365,8 @@ pub struct Share {
     pub shared: Vec<Shared>,
     /// The link on which route_localnet is needed.
     pub loopback: Option<Link>,
+    /// The container's address, if 127.0.0.1 is to lead there and there is no route to it.
+    pub unreachable: Option<IpAddr>,
     /// The table.
     pub skeleton: Skeleton,
 }
@@ -381,6 +385,7 @@ pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Res
         claims: Vec::new(),
         shared: Vec::new(),
         loopback: None,
+        unreachable: None,
         skeleton: skeleton(config.priority),
     };
     for version in IpVersion::ALL {
@@ -394,6 +399,7 @@ pub fn plan(config: &Config, call: &Call, prev: &CniResult, facts: Facts) -> Res
     }
     if config.masquerade != Masquerade::Nobody && share.claims.iter().any(Claim::is_reachable_by_loopback) {
         share.loopback = facts.link;
+        share.unreachable = facts.unreachable;
     }
     Ok(share)
 }
@@ -585,6 +591,11 @@ pub fn loopback_name(index: u32) -> String {
     format!("{LOOPBACK_PREFIX}{index}")
 }
 
+/// The index of the link whose users this chain counts.
+pub fn loopback_index(chain: &str) -> Option<u32> {
+    chain.strip_prefix(LOOPBACK_PREFIX)?.parse().ok()
+}
+
 /// What the users of route_localnet on a link share. `before` is the sysctl's value before the first of them.
 pub fn loopback(link: &Link, before: &str) -> Shared {
     // nft can't write a quotation mark so that it could read it again.
@@ -595,7 +606,7 @@ pub fn loopback(link: &Link, before: &str) -> Shared {
 
 /// The value of route_localnet before us, and the link, from the name and the comment of the chain that counts.
 pub fn read_loopback(chain: &str, comment: &str) -> Option<(String, Link)> {
-    let index = chain.strip_prefix(LOOPBACK_PREFIX)?.parse().ok()?;
+    let index = loopback_index(chain)?;
     let (before, name) = comment.strip_prefix("route_localnet ")?.split_once(" on ")?;
     Some((before.to_owned(), Link { index, name: name.to_owned(), known_by: None }))
 }

@@ -43,6 +43,13 @@ impl State for Share {
         }
         stale::forget_after_add(&mut socket, &self.claims, &found.gone);
         listeners::warn_of(&self.claims);
+        if let Some(address) = self.unreachable {
+            log::warn!(
+                "127.0.0.1 leads to no port of {}: there is no route to {address} (its bridge may be down, or without its \
+                 address as yet); an ADD that finds one opens it, of this container for good",
+                self.attachment
+            );
+        }
         Ok(())
     }
 

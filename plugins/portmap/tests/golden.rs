@@ -40,7 +40,7 @@ fn planned(case: &Path) -> Result<String> {
     let origin =
         Origin { since: 1_790_942_400, boot: "1a2b3c4d".into(), id: None, trace: Trace::Link("veth1".into(), 7) };
     let link = facts.link.map(|name| Link { index: 5, name, known_by: None });
-    let facts = Facts { link, external_mark: facts.external_mark, origin };
+    let facts = Facts { link, external_mark: facts.external_mark, origin, ..Facts::default() };
     plan(&config, &call, &net.prev_result.unwrap(), facts).map(|share| share.to_string())
 }
 

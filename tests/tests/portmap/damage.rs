@@ -205,6 +205,40 @@ fn who_has_lost_a_record_keeps_what_it_shares_with_those_who_go() {
     }
 }
 
+/// Whoever lacks a line may be the one that nobody counts as the link's user.
+#[test]
+fn who_has_lost_any_line_keeps_what_it_shares_with_those_who_go() {
+    let mappings = json!([
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+    ]);
+    let lab = Lab::new();
+    bridged_frames_are_filtered(&lab, false);
+    let (first, other) = (lab.container(2), lab.container(3));
+    let _server = serve(&first.netns, 80, "first");
+    let before = lab.host.snapshot();
+    let mut cut = 0;
+    for line in 0..20 {
+        add(&lab, &first, &ports(mappings.clone()));
+        add(&lab, &other, &port(9090, 80));
+        if !has_line(&lab, &first.id, line) {
+            break;
+        }
+        remove_lines(&lab, &first.id, &[line]);
+        cut += 1;
+        del(&lab, &other, &json!({}));
+        let tcp = |at: &str| Fetch::new(Proto::Tcp, at);
+        tcp("127.0.0.1:8080").expect(&lab.host, "first");
+        for at in ["192.0.2.1:8080", "192.0.2.1:8081"] {
+            tcp(at).expect(&lab.client, "first");
+            tcp(at).expect(&other.netns, "first");
+        }
+        del(&lab, &first, &json!({}));
+        lab.host.assert_same_as(&before);
+    }
+    assert!(cut > 5, "a record has its label, its origin, its ports and what it counts in: {cut}");
+}
+
 /// The keys of a port that is in no map any more go with their owner, or the next one's packets would come by them.
 #[test]
 fn a_port_that_somebody_took_out_of_its_map_leaves_nothing_to_the_next_owner() {

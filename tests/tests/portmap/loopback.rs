@@ -48,6 +48,51 @@ fn a_link_that_was_renamed_after_its_guard_was_flushed_is_closed_by_whoever_come
     none_reach(&attacker.netns, &["127.0.0.1:7777"]);
 }
 
+/// A bridge may get its address behind ADD: then there is no route, so the link to be opened isn't known.
+#[test]
+fn an_add_that_finds_no_route_says_so_and_the_next_one_opens_the_link() {
+    let lab = Lab::new();
+    let (container, other) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    lab.host.run("ip addr del 10.88.0.1/24 dev cni0");
+    let outcome = call(&lab, Verb::Add, &container, &port(8080, 80));
+    outcome.succeeds();
+    assert!(outcome.stderr.contains("no route to 10.88.0.2"), "{outcome:?}");
+    assert_eq!(route_localnet(&lab, "cni0"), "0");
+    lab.host.run("ip addr add 10.88.0.1/24 dev cni0");
+    none_reach(&lab.host, &["127.0.0.1:8080"]);
+    assert_eq!(call(&lab, Verb::Add, &container, &port(8080, 80)).stderr, "");
+    all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    // What is not to be reached there needs no route.
+    lab.host.run("ip addr del 10.88.0.1/24 dev cni0");
+    let elsewhere = json!([{"hostPort": 9090, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]);
+    assert_eq!(call(&lab, Verb::Add, &other, &ports(elsewhere)).stderr, "");
+}
+
+/// As a DEL leaves it that is killed between the sysctl and its transaction, when somebody else's ADD came before that.
+#[test]
+fn a_link_that_is_closed_while_somebody_needs_it_is_opened_by_whoever_goes_next() {
+    let lab = Lab::new();
+    let (container, going) = (lab.container(2), lab.container(3));
+    let _server = serve(&container.netns, 80, "inside");
+    let close = || lab.host.run("sysctl -qw net.ipv4.conf.cni0.route_localnet=0");
+    add(&lab, &container, &port(8080, 80));
+    for by_gc in [false, true] {
+        add(&lab, &going, &port(9090, 80));
+        close();
+        none_reach(&lab.host, &["127.0.0.1:8080"]);
+        if by_gc {
+            gc(&lab, "other", json!([])).succeeds();
+        } else {
+            del(&lab, &going, &json!({}));
+        }
+        all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+    }
+    del(&lab, &going, &json!({}));
+    del(&lab, &container, &json!({}));
+    assert_eq!(route_localnet(&lab, "cni0"), "0");
+}
+
 /// Without the file nobody knows after a flush which link was open: who can't write it says so.
 #[test]
 fn where_nothing_can_be_noted_of_a_link_add_and_status_say_so() {

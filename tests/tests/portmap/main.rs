@@ -673,11 +673,23 @@ fn a_repeated_add_mends_an_element_that_was_changed() {
     lab.host.assert_same_as(&before);
 }
 
-/// Removes lines of a container's record by hand.
-fn remove_lines(lab: &Lab, container: &str, lines: &[u32]) {
+/// The key of a container's record, and the map as it is listed.
+fn record_key(lab: &Lab, container: &str) -> (String, String) {
     let listed = lab.host.run(&format!("nft list map {TABLE} records"));
     let first = listed.lines().find(|line| line.contains(&format!("\"net/{container}/eth0\""))).unwrap();
     let key = first.trim().trim_start_matches("elements = { ").split(" . 0x00000000").next().unwrap();
+    (key.to_owned(), listed)
+}
+
+/// Whether a container's record has this line.
+fn has_line(lab: &Lab, container: &str, line: u32) -> bool {
+    let (key, listed) = record_key(lab, container);
+    listed.contains(&format!("{key} . {line:#010x}"))
+}
+
+/// Removes lines of a container's record by hand.
+fn remove_lines(lab: &Lab, container: &str, lines: &[u32]) {
+    let (key, _) = record_key(lab, container);
     for line in lines {
         lab.host.nft(&format!("delete element {TABLE} records {{ {key} . {line} }}"));
     }
@@ -1718,6 +1730,38 @@ fn what_the_reference_left_with_nftables_goes_with_del_and_gc() {
     lab.host.run("rm /var/lib/cni/results/other-container-3-eth0");
     gc(&lab, "net", json!([])).succeeds();
     assert_eq!(of(&second), 0);
+}
+
+/// Who libcni knows stands in a directory, of whose list the rest may be missing.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_the_reference_left_stays_where_it_can_t_be_known_who_is_alive() {
+    use netns_tests::faults::{Fault, Run, Times, answered, answers};
+    use nix::errno::Errno;
+
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let left = || {
+        lab.host.nft(
+            "table ip cni_hostport { chain hostports { tcp dport 8080 dnat to 10.88.0.2:80 comment \"container-2\"; }; }",
+        );
+    };
+    let is_there = || lab.host.run("nft list ruleset").contains("container-2");
+    lab.host.write("/var/lib/cni/results/other-container-2-eth0", "");
+    let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "cni.dev/valid-attachments": []});
+    let (plugin, target) = (Plugin::ours("portmap"), container.target());
+    let run = Run { plugin: &plugin, host: &lab.host, verb: Verb::Gc, config: &config, target: &target };
+    left();
+    let (calls, outcome) = answers(&run);
+    outcome.succeeds();
+    assert!(is_there(), "it is alive on another network");
+    let lists: Vec<usize> = (0..calls.len()).filter(|n| calls[*n].what.contains("getdents")).collect();
+    assert!(!lists.is_empty(), "{calls:?}");
+    for (n, errno) in lists.iter().flat_map(|n| [(*n, Errno::EIO), (*n, Errno::EPERM)]) {
+        let (_, told) = answered(&run, Fault::Fails(errno), Times::At(n));
+        assert_eq!(told, 1);
+        assert!(is_there(), "the list could not be read: {errno}");
+    }
 }
 
 #[test]
