@@ -175,23 +175,49 @@ impl Cache {
         }
     }
 
-    /// Everything that is remembered of one network, by file name; files of other formats are passed over.
+    /// Everything that is remembered of one network, by file name; files that can't be read, as those of other formats, are
+    /// passed over.
     pub fn of_network(&self, network: &str) -> Result<Vec<Entry>, Failure> {
+        let files = self.files(network)?;
+        let read = files.iter().filter_map(|path| self.read(path, network).transpose()?.ok());
+        Ok(read.collect())
+    }
+
+    /// The same where whoever is not in it counts as dead: fails if there is a file that may be of this network and can't be
+    /// read.
+    pub fn all_of_network(&self, network: &str) -> Result<Vec<Entry>, Failure> {
+        let files = self.files(network)?;
+        files.iter().filter_map(|path| self.read(path, network).transpose()).collect()
+    }
+
+    /// The files that may be of this network: names can have a hyphen in them.
+    fn files(&self, network: &str) -> Result<Vec<PathBuf>, Failure> {
         let results = self.results();
+        let refuse = |e: std::io::Error| Failure::Cache { path: results.clone(), reason: e.to_string() };
         let entries = match std::fs::read_dir(&results) {
-            Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Failure::Cache { path: results, reason: e.to_string() }),
+            outcome => outcome.map_err(refuse)?,
         };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-        paths.sort();
-        let read = |path: &PathBuf| {
-            let bytes = read(path).ok().flatten()?;
-            let entry = Entry::read(&serde_json::from_slice(&bytes).ok()?, None).ok()?;
-            let stands_right = self.path(&entry.attachment).is_ok_and(|p| p == *path);
-            (entry.attachment.network == network && stands_right).then_some(entry)
-        };
-        Ok(paths.iter().filter_map(read).collect())
+        let prefix = format!("{network}-");
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(refuse)?;
+            if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// What stands in this file; `None` if it is another network's, isn't where it belongs, or has gone meanwhile.
+    fn read(&self, path: &Path, network: &str) -> Result<Option<Entry>, Failure> {
+        let refuse = |reason: String| Failure::Cache { path: path.to_owned(), reason };
+        let Some(bytes) = read(path)? else { return Ok(None) };
+        let json = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("not JSON: {e}")))?;
+        let entry = Entry::read(&json, None).map_err(refuse)?;
+        let stands_right = self.path(&entry.attachment).is_ok_and(|p| p == path);
+        Ok((entry.attachment.network == network && stands_right).then_some(entry))
     }
 }
 
@@ -430,6 +456,18 @@ mod tests {
             cache.of_network("net").unwrap().into_iter().map(|e| e.attachment.to_string()).collect();
         assert_eq!(listed, ["net/c1/eth0", "net/c2/eth0"]);
         assert!(Cache::new("/nonexistent").of_network("net").unwrap().is_empty());
+    }
+
+    #[test]
+    fn where_the_missing_are_dead_none_is_passed_over() {
+        let (_dir, cache) = cache();
+        let entry = Entry::read(&serde_json::from_str(OF_LIBCNI).unwrap(), None).unwrap();
+        cache.store(&Entry { attachment: Attachment::new("net", "c1", "eth0"), ..entry }).unwrap();
+        std::fs::write(cache.results().join("other-c9-eth0"), "garbage").unwrap();
+        assert_eq!(cache.all_of_network("net").unwrap().len(), 1);
+        std::fs::write(cache.results().join("net-c9-eth0"), "garbage").unwrap();
+        let error = cache.all_of_network("net").unwrap_err().to_string();
+        assert!(error.contains("results/net-c9-eth0: not JSON"), "{error}");
     }
 
     #[test]

@@ -282,8 +282,8 @@ impl Runtime {
 
     /// The attachments that the cache knows and whose namespace still is one, or can't be told.
     pub fn living(&self, network: &str) -> Result<BTreeSet<(String, String)>, Failure> {
-        let is_alive = |e: &Entry| e.namespace().is_none_or(|netns| Netns::open(&netns).is_ok());
-        let entries = self.cache.of_network(network)?.into_iter().filter(is_alive);
+        let is_alive = |e: &Entry| e.namespace().is_none_or(|netns| !matches!(Netns::find(&netns), Ok(None)));
+        let entries = self.cache.all_of_network(network)?.into_iter().filter(is_alive);
         Ok(entries.map(|e| (e.attachment.container, e.attachment.ifname)).collect())
     }
 
