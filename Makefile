@@ -43,7 +43,7 @@ test: ## Run every test: unit, golden and in network namespaces (root)
 	@sh tests/run.sh
 
 lint: ## Check formatting, lints, documentation, licences and scripts
-	@sh deploy/setup.sh build
+	@sh deploy/setup.sh lint
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Brings to this machine what `make build` or `make test` (`make demo`, `make bench`, `make budget`) needs, and says
-# beforehand what that is.
+# Brings to this machine what `make build`, `make lint` or `make test` (`make demo`, `make bench`, `make budget`) needs, and
+# says beforehand what that is.
 #
-# usage: deploy/setup.sh build|test
+# usage: deploy/setup.sh build|lint|test
 #
 # Something that is there already is left alone: nothing is installed, fetched or printed the second time.
 set -eu
@@ -15,6 +15,9 @@ libc6-dev            file:/usr/include/stdio.h
 pkg-config           command:pkg-config
 libmnl-dev           library:libmnl
 libnftnl-dev         library:libnftnl
+'
+for_lint='
+shellcheck           command:shellcheck
 '
 # The tests drive real main plugins, read state back with the administrator's own tools, and measure throughput.
 for_test='
@@ -80,7 +83,7 @@ keep_daemons_asleep() {
         *" $package "*) ;;
         *) continue ;;
         esac
-        [ -n "$package" ] && [ ! -e "$mask" ] && [ ! -L "$mask" ] || continue
+        if [ -z "$package" ] || [ -e "$mask" ] || [ -L "$mask" ]; then continue; fi
         say "$unit stays masked: the tests start one of their own"
         mkdir -p "${mask%/*}"
         ln -s /dev/null "$mask"
@@ -165,8 +168,9 @@ ensure_libmnl_a() {
 
 case ${1:-} in
 build) packages=$for_build ;;
+lint) packages=$for_build$for_lint ;;
 test) packages=$for_build$for_test ;;
-*) die "usage: deploy/setup.sh build|test" ;;
+*) die "usage: deploy/setup.sh build|lint|test" ;;
 esac
 require_rust
 install_packages "$packages"
