@@ -29,6 +29,8 @@ enum Step {
     Gc(usize, u8),
     /// `nft flush ruleset`
     Flush,
+    /// A stranger removes this line of an attachment's record.
+    Cut(usize, usize),
 }
 
 #[derive(Debug)]
@@ -56,16 +58,17 @@ const NAMESPACES: usize = 3;
 const VARIANTS: usize = 2;
 
 /// In the end all go, each by DEL or GC, whichever comes first.
-fn steps(flushes: bool) -> impl Strategy<Value = Vec<Step>> {
+fn steps(flushes: bool, cuts: bool) -> impl Strategy<Value = Vec<Step>> {
     let attachment = 0..ATTACHMENTS.len();
     let ends = attachment.clone().map(Step::Del).chain((0..NETWORKS.len()).map(|n| Step::Gc(n, 0)));
     let ends = Just(ends.collect::<Vec<Step>>()).prop_shuffle();
     let step = prop_oneof![
         6 => (attachment.clone(), 0..VARIANTS).prop_map(|(a, v)| Step::Add(a, v)),
         4 => attachment.clone().prop_map(Step::Del),
-        2 => attachment.prop_map(Step::Check),
+        2 => attachment.clone().prop_map(Step::Check),
         1 => (0..NETWORKS.len(), any::<u8>()).prop_map(|(n, live)| Step::Gc(n, live)),
         u32::from(flushes) => Just(Step::Flush),
+        3 * u32::from(cuts) => (attachment, 0..3usize).prop_map(|(a, line)| Step::Cut(a, line)),
     ];
     (prop::collection::vec(step, 1..20), ends).prop_map(|(steps, ends)| [steps, ends].concat())
 }
@@ -248,6 +251,8 @@ struct Model {
     living: BTreeMap<usize, usize>,
     /// Who has set what in a container, the last ADD's at the end.
     set: Vec<(usize, Values)>,
+    /// Of whose records a stranger has removed lines.
+    cut: BTreeSet<usize>,
     /// Whose share a stranger has taken away.
     flushed: BTreeSet<usize>,
     /// What is there whoever lives.
@@ -269,8 +274,8 @@ impl Model {
             world.call(Verb::Del, attachment, variant).succeeds();
             shares.insert((attachment, variant), Share { lines, values, settled: world.lines() });
         }
-        let (living, set, flushed, settled) = Default::default();
-        Model { world, nothing, originals, shares, living, set, flushed, settled, whole }
+        let (living, set, cut, flushed, settled) = Default::default();
+        Model { world, nothing, originals, shares, living, set, cut, flushed, settled, whole }
     }
 
     /// Nobody lives, but what is static may be there.
@@ -327,6 +332,7 @@ impl Model {
 
     fn goes(&mut self, attachment: usize) {
         self.living.remove(&attachment);
+        self.cut.remove(&attachment);
         self.flushed.remove(&attachment);
         self.set.retain(|(who, _)| *who != attachment);
     }
@@ -340,6 +346,7 @@ impl Model {
                     return expect(&outcome, refusal);
                 }
                 self.living.insert(attachment, variant);
+                self.cut.remove(&attachment);
                 self.set.push((attachment, self.shares[&(attachment, variant)].values.clone()));
                 // Whoever finds the tables gone puts in what all had.
                 let mends = self.world.plugin == "firewall";
@@ -355,7 +362,8 @@ impl Model {
                 expect(&self.world.call(Verb::Del, attachment, variant), None)
             }
             Step::Check(attachment) => {
-                let lives = self.living.contains_key(&attachment) && !self.flushed.contains(&attachment);
+                let is_whole = !self.flushed.contains(&attachment) && !self.cut.contains(&attachment);
+                let lives = self.living.contains_key(&attachment) && is_whole;
                 let variant = self.living.get(&attachment).copied().unwrap_or_default();
                 let (values, wanted) = (self.expected_values(), &self.shares[&(attachment, variant)].values);
                 // Values that are as wished for are so whoever has set them.
@@ -372,10 +380,38 @@ impl Model {
             Step::Flush => {
                 self.world.lab.host.nft("flush ruleset");
                 self.flushed = self.living.keys().copied().collect();
+                self.cut.clear();
                 self.settled.clear();
                 Ok(())
             }
+            Step::Cut(attachment, line) => {
+                let keys = self.record(attachment, self.living.get(&attachment).copied());
+                let key = keys.iter().find(|key| key.ends_with(&format!(" . 0x{line:08x}")));
+                if let Some(key) = key.filter(|_| !self.flushed.contains(&attachment)) {
+                    let element = format!("delete element inet cni_chain_firewall records {{ {key} }}");
+                    // One that is cut may have lost it already.
+                    let _ = self.world.lab.host.try_run(&format!("nft {element}"));
+                    self.cut.insert(attachment);
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// The keys of an attachment's record, in this variant.
+    fn record(&self, attachment: usize, variant: Option<usize>) -> BTreeSet<String> {
+        let Some(share) = variant.and_then(|variant| self.shares.get(&(attachment, variant))) else {
+            return BTreeSet::new();
+        };
+        share.lines.iter().filter_map(|line| record_key(line)).map(str::to_owned).collect()
+    }
+
+    /// Without the lines of records that a stranger has cut.
+    fn uncut(&self, mut lines: BTreeSet<String>) -> BTreeSet<String> {
+        let cut: BTreeSet<String> =
+            self.cut.iter().flat_map(|a| self.record(*a, self.living.get(a).copied())).collect();
+        lines.retain(|line| record_key(line).is_none_or(|key| !cut.contains(key)));
+        lines
     }
 
     fn look(&self) -> Result<(), String> {
@@ -387,9 +423,17 @@ impl Model {
         if self.living.iter().any(|(a, v)| !self.flushed.contains(a) && self.waits(*a, *v)) {
             Ok(())
         } else {
-            same(&self.expected(), &self.world.lines())
+            same(&self.uncut(self.expected()), &self.uncut(self.world.lines()))
         }
     }
+}
+
+/// The key of a record's line, if it is one: five words.
+fn record_key(line: &str) -> Option<&str> {
+    let (_, element) = line.split_once(": ")?;
+    let key = element.split(" comment").next()?.split(" :").next()?.trim();
+    let words: Vec<&str> = key.split(" . ").collect();
+    (words.len() == 5 && words.iter().all(|word| word.starts_with("0x"))).then_some(key)
 }
 
 fn same(expected: &BTreeSet<String>, found: &BTreeSet<String>) -> Result<(), String> {
@@ -411,7 +455,7 @@ fn the_kernel_holds_what_the_model_says(plugin: &'static str) {
     let taken = RefCell::new(0);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let flushes = matches!(plugin, "portmap" | "firewall");
-    let outcome = TestRunner::new(config).run(&steps(flushes), |steps| {
+    let outcome = TestRunner::new(config).run(&steps(flushes, plugin == "firewall"), |steps| {
         let mut model = model.borrow_mut();
         model.begin();
         let judged = steps.iter().enumerate().try_for_each(|(n, step)| {
