@@ -2052,3 +2052,147 @@ fn what_can_not_be_listed_is_an_error_before_the_first_write() {
     }
     bench.assert_same_as(&before);
 }
+
+/// An address, a route and a neighbour of `eth0` that go with IPv6, and what is shown of them.
+fn with_ipv6_to_lose(container: &Netns) -> impl Fn() -> [String; 3] {
+    container.run("ip -6 route add default via fd00::1 dev eth0");
+    container.run("ip -6 neigh add fd00::ff lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    let lines =
+        ["ip -6 -o addr show dev eth0 scope global", "ip -6 route show default", "ip -6 neigh show nud permanent"];
+    move || lines.map(|line| container.run(line).split_whitespace().take(5).collect::<Vec<_>>().join(" "))
+}
+
+/// IPv6 is on again, and only the files know what the interface had.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn an_add_that_is_killed_while_it_gives_ipv6_again_gives_the_rest_when_it_is_repeated() {
+    use netns_tests::faults::{Run, Side, changes, killed};
+    let switch = |value: &str| json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": value}});
+    let both = json!({"sysctl": {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.IFNAME.disable_ipv6": "0"}});
+    let cases = [(None, both), (Some(switch("1")), switch("0")), (Some(json!({"mtu": 1200})), json!({"mtu": 1400}))];
+    let plugin = Plugin::ours("tuning");
+    for ((off, on), second) in cases.iter().flat_map(|case| ["c1", "c2"].map(|second| (case, second))) {
+        let bench = Bench::new();
+        let shown = with_ipv6_to_lose(&bench.container);
+        let (before, target, config) =
+            (shown(), Target::new(second, &bench.container.path(), "eth0"), bench.config(on.clone()));
+        let run = Run { plugin: &plugin, host: &bench.host, verb: Verb::Add, config: &config, target: &target };
+        let call = |verb| plugin.call(&bench.host, verb, &config, &target).succeeds();
+        let begin = || drop(off.as_ref().map(|off| bench.add(off)));
+        let end = || {
+            call(Verb::Del);
+            off.iter().for_each(|off| bench.del(off));
+        };
+        begin();
+        let (all, outcome) = changes(&run);
+        outcome.succeeds();
+        end();
+        for (n, side) in (0..all.len()).flat_map(|n| [(n, Side::Before), (n, Side::Behind)]) {
+            begin();
+            let met = killed(&run, n, side);
+            let story = format!("{second}: {on} behind {off:?}, killed {side:?} {n} ({met:?})");
+            call(Verb::Add);
+            assert_eq!(shown(), before, "{story}");
+            call(Verb::Check);
+            // Whoever removes one that has come back does not see it again.
+            bench.container.run("ip -6 neigh del fd00::ff dev eth0");
+            call(Verb::Add);
+            assert_eq!(shown()[2], "", "{story}");
+            end();
+            bench.container.run("ip -6 neigh replace fd00::ff lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+            assert_eq!(shown(), before, "{story}, DEL");
+            assert!(bench.state_files().is_empty(), "{story}");
+        }
+    }
+}
+
+/// What an ADD would have to give back together with IPv6, it must be able to.
+#[test]
+fn an_add_that_could_not_give_ipv6_again_as_it_was_changes_nothing() {
+    let bench = Bench::new();
+    let switch = |value: &str| json!({"sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": value}});
+    bench.add(&switch("1"));
+    let between = bench.snapshot();
+    let wrapper = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+    for container in ["c1", "c2"] {
+        let target = Target::new(container, &bench.container.path(), "eth0");
+        let outcome =
+            Plugin::ours("tuning").call_under(&wrapper, &bench.host, Verb::Add, &bench.config(switch("0")), &target);
+        let error = outcome.fails_with(105);
+        assert!(error.msg.contains("CAP_NET_ADMIN"), "{error:?}");
+        bench.assert_same_as(&between);
+    }
+}
+
+/// A DEL, or a GC, that puts the mac back costs the interface its neighbours as an ADD does.
+#[test]
+fn static_neighbours_that_could_not_be_put_back_are_kept_for_the_next_time() {
+    let bench = Bench::new();
+    let container = &bench.container;
+    container.run("ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    container.run("ip -6 neigh add fd00::ff lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    let shown = || ["-4", "-6"].map(|family| container.run(&format!("ip {family} neigh show nud permanent")));
+    let (before, neighbours) = (bench.snapshot(), shown());
+    let (keys, nobody) = (json!({"mac": "02:aa:00:00:00:01"}), json!({"cni.dev/valid-attachments": []}));
+    for (verb, given) in [(Verb::Del, &keys), (Verb::Gc, &nobody)] {
+        let mut lost = 0;
+        for n in 1.. {
+            bench.add(&keys);
+            let inject = format!("inject=sendto:error=EPERM:when={n}");
+            let outcome = bench.call_under_strace(verb, given, &["-e", "trace=sendto", "-e", &inject]);
+            lost += usize::from(shown() != neighbours);
+            bench.call(verb, given).succeeds();
+            assert_eq!(shown(), neighbours, "{verb:?} refused at {n}");
+            bench.assert_same_as(&before);
+            if !String::from_utf8_lossy(&outcome.stderr).contains("(INJECTED)") {
+                break;
+            }
+        }
+        assert!(lost > 0, "{verb:?}");
+    }
+}
+
+/// Between a call that was killed and the next one somebody may have set a neighbour anew, or the interface may have gone.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn of_the_neighbours_of_a_call_that_was_killed_none_takes_the_place_of_a_newer_one() {
+    use netns_tests::faults::{Run, Side, killed};
+    let bench = Bench::new();
+    let (keys, plugin) = (json!({"mac": "02:aa:00:00:00:01"}), Plugin::ours("tuning"));
+    let config = bench.config(keys.clone());
+    let add = Run { plugin: &plugin, host: &bench.host, verb: Verb::Add, config: &config, target: &bench.target };
+    let neighbours = [("-4", "10.0.0.9"), ("-6", "fd00::ff")];
+    let set = |mac: &str| {
+        for (family, address) in neighbours {
+            bench.container.run(&format!("ip {family} neigh replace {address} lladdr {mac} dev eth0 nud permanent"));
+        }
+    };
+    let shown = || neighbours.map(|(family, _)| bench.container.run(&format!("ip {family} neigh show nud permanent")));
+    // The change that costs them.
+    let costs = |n: &usize| {
+        set("02:00:00:00:00:77");
+        assert!(killed(&add, *n, Side::Behind).is_some());
+        let are_lost = shown() == ["", ""];
+        bench.del(&keys);
+        are_lost
+    };
+    let n = (0..).find(costs).unwrap();
+    for (side, ending) in [Side::Before, Side::Behind]
+        .into_iter()
+        .flat_map(|side| [&[Verb::Add, Verb::Del][..], &[Verb::Del]].map(|ending| (side, ending)))
+    {
+        set("02:00:00:00:00:77");
+        assert!(killed(&add, n, side).is_some());
+        set("02:00:00:00:00:88");
+        for verb in ending {
+            bench.call(*verb, &keys).succeeds();
+            assert!(shown().iter().all(|text| text.contains("02:00:00:00:00:88")), "{side:?} {verb:?}: {:?}", shown());
+        }
+    }
+    set("02:00:00:00:00:77");
+    assert!(killed(&add, n, Side::Behind).is_some());
+    assert_eq!(shown(), ["", ""]);
+    bench.container.run("ip link del eth0");
+    bench.del(&keys);
+    assert!(bench.state_files().is_empty());
+}

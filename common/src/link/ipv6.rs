@@ -66,11 +66,11 @@ impl Entry {
         matches!(&self.message, RouteNetlinkMessage::NewAddress(a) if a.attributes.iter().any(says_so))
     }
 
-    /// Whether both are one address, whatever else is said of it; of routes, whether they are equal.
+    /// Whether both are one address or neighbour, whatever else is said of it; of routes, whether they are equal.
     pub fn is_same_object(&self, other: &Entry) -> bool {
-        let is_address = |e: &Entry| matches!(e.message, RouteNetlinkMessage::NewAddress(_));
-        match (is_address(self), is_address(other)) {
-            (true, true) => self.link == other.link && self.to_string() == other.to_string(),
+        let is_route = |e: &Entry| matches!(e.message, RouteNetlinkMessage::NewRoute(_));
+        match (is_route(self), is_route(other)) {
+            (false, false) => self.link == other.link && self.to_string() == other.to_string(),
             _ => self == other,
         }
     }
@@ -274,7 +274,8 @@ impl RouteSocket {
         let addresses = entries.iter().rev().filter(is_address);
         let mut errors: Vec<Error> = addresses.filter_map(|e| self.put_back_one(e).err()).collect();
         let is_neighbour = |e: &&&Entry| matches!(e.message, RouteNetlinkMessage::NewNeighbour(_));
-        errors.extend(self.put_back_neighbours(entries.iter().filter(is_neighbour).copied()));
+        let neighbours: Vec<&Entry> = entries.iter().filter(is_neighbour).copied().collect();
+        errors.extend(self.put_back_neighbours(&neighbours));
         let mut routes: Vec<&&Entry> = entries.iter().filter(|e| !is_address(e) && !is_neighbour(e)).collect();
         routes.sort_by_key(|e| e.has_gateway());
         // A gateway may be reached by a route that comes later.

@@ -10,6 +10,8 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use nix::errno::Errno;
+
 use super::ipv6::Entry;
 use super::{Request, RouteSocket};
 use crate::cni::error::{Error, Result};
@@ -65,13 +67,24 @@ impl RouteSocket {
         Ok(neighbours.filter_map(|neighbour| neighbour_entry(neighbour, |link| links.contains(&link))).collect())
     }
 
-    /// Puts neighbours back, in the place of what the kernel may have learnt meanwhile.
-    pub fn put_back_neighbours<'a>(&self, neighbours: impl IntoIterator<Item = &'a Entry>) -> Vec<Error> {
-        let request = |entry: &Entry| {
-            let object = format!("{entry} at link {}", entry.link);
-            Request::new(entry.message.clone(), NLM_F_CREATE | NLM_F_REPLACE, "put back", object)
+    /// Puts neighbours back, in the place of what the kernel may have learnt meanwhile; but one that somebody has made for good
+    /// meanwhile stays, and of a link that has gone there is nothing to put back.
+    pub fn put_back_neighbours(&self, neighbours: &[&Entry]) -> Vec<Error> {
+        if neighbours.is_empty() {
+            return Vec::new();
+        }
+        let links: Vec<u32> = neighbours.iter().map(|entry| entry.link).collect();
+        let there = match self.static_neighbours(&links) {
+            Ok(there) => there,
+            Err(error) => return vec![error],
         };
-        let requests: Vec<Request> = neighbours.into_iter().map(request).collect();
+        let request = |entry: &&Entry| {
+            let object = format!("{entry} at link {}", entry.link);
+            let request = Request::new(entry.message.clone(), NLM_F_CREATE | NLM_F_REPLACE, "put back", object);
+            request.content_with(&[Errno::ENODEV])
+        };
+        let absent = neighbours.iter().filter(|entry| !there.iter().any(|other| other.is_same_object(entry)));
+        let requests: Vec<Request> = absent.map(request).collect();
         self.change_all(&requests).into_iter().filter_map(Result::err).collect()
     }
 }

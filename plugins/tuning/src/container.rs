@@ -127,7 +127,7 @@ impl Container {
             facts.ipv6 = self.socket()?.ipv6_of(&all)?;
             facts.ipv6.retain(|entry| entry.is_the_kernels_own() || losing.contains(&entry.link));
         }
-        require_giving_back(facts)
+        require_giving_back(facts, &[])
     }
 
     fn sysctls(&self, config: &Config, adding: bool, awaits: bool) -> Result<Facts> {
@@ -196,7 +196,7 @@ impl Container {
         let mut errors = if ipv4.is_empty() {
             Vec::new()
         } else {
-            self.socket().map_or_else(|error| vec![error], |socket| socket.put_back_neighbours(ipv4))
+            self.socket().map_or_else(|error| vec![error], |socket| socket.put_back_neighbours(&ipv4))
         };
         let ipv6: Vec<Entry> = ipv6.into_iter().cloned().collect();
         errors.extend(self.put_back_ipv6(&ipv6).err());
@@ -339,9 +339,10 @@ impl Container {
 }
 
 /// Fails if a later failure could not be undone: a sysctl that takes addresses and routes from an interface, or makes it others,
-/// takes no capability, but giving them back and removing the others takes CAP_NET_ADMIN.
-fn require_giving_back(facts: &Facts) -> Result<()> {
-    let losing = facts.ipv6.first().map(|entry| entry.link);
+/// takes no capability, but giving them back and removing the others takes CAP_NET_ADMIN. So does giving back what an earlier one
+/// took (`returning`).
+pub fn require_giving_back(facts: &Facts, returning: &[Entry]) -> Result<()> {
+    let losing = facts.ipv6.iter().chain(returning).next().map(|entry| entry.link);
     let losing = facts.indexes.iter().find(|(_, index)| Some(**index) == losing).map(|(name, _)| name);
     let Some(link) = losing.or(facts.readdressed.first()) else { return Ok(()) };
     if may_administer_networks() {

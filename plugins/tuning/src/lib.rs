@@ -51,9 +51,11 @@ impl Plugin for Tuning {
             && let Some(claim) = &claim
         {
             let awaited = state::awaited_neighbours(claim, &call.attachment, &container.place)?;
-            facts
-                .neighbours
-                .extend(awaited.into_iter().filter(|entry| !facts.neighbours.contains(entry)).collect::<Vec<_>>());
+            for entry in awaited {
+                if !facts.neighbours.iter().any(|known| known.is_same_object(&entry)) {
+                    facts.neighbours.push(entry);
+                }
+            }
         }
         if call.verb != Verb::Add {
             facts.record = state::saved_record(config, &call.attachment)?;

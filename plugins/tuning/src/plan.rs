@@ -287,14 +287,27 @@ pub fn regaining_ipv6(steps: &[Step], facts: &Facts) -> BTreeSet<u32> {
         }
         Step::Sysctl { .. } => None,
     });
+    let switched = switched_on(steps).filter(|(_, before)| before.is_some_and(|value| !same_value(value, "0")));
+    by_mtu.chain(switched.filter_map(|(name, _)| facts.indexes.get(name.interface()?).copied())).collect()
+}
+
+/// The links that have IPv6 before and behind these steps, and lose it on the way.
+pub fn interrupting_ipv6(steps: &[Step], facts: &Facts) -> BTreeSet<u32> {
+    let interfaces = switched_on(steps).filter_map(|(name, _)| name.interface());
+    interfaces
+        .filter(|name| facts.loses_ipv6.contains(*name))
+        .filter_map(|name| facts.indexes.get(name))
+        .copied()
+        .collect()
+}
+
+/// The switches of IPv6 that are set to on, and what they hold.
+fn switched_on(steps: &[Step]) -> impl Iterator<Item = (&Name, Option<&String>)> {
     let on = |step: &&Step| match step {
         Step::Sysctl { name, after, .. } => name.as_str().ends_with("/disable_ipv6") && same_value(after, "0"),
         Step::Link { .. } => false,
     };
-    let switched = steps.iter().filter(on).flat_map(Step::changed).filter(|(name, before)| {
-        name.as_str().ends_with("/disable_ipv6") && before.is_some_and(|value| !same_value(value, "0"))
-    });
-    by_mtu.chain(switched.filter_map(|(name, _)| facts.indexes.get(name.interface()?).copied())).collect()
+    steps.iter().filter(on).flat_map(Step::changed).filter(|(name, _)| name.as_str().ends_with("/disable_ipv6"))
 }
 
 /// Whether it is a sysctl with which the kernel gives its interface addresses of another making, beside those that it has

@@ -57,6 +57,9 @@ pub struct Record {
     /// Static neighbours that the kernel drops with the hardware address, until they are back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     neighbours: Vec<Dropped>,
+    /// The links to which an ADD is giving IPv6 again, until what is kept for them is back.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    regaining: BTreeSet<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -404,6 +407,7 @@ impl Record {
             let old = self.ifindex();
             self.ipv6.retain(|d| d.entry().is_some_and(|e| Some(e.link) != old));
             self.neighbours = Vec::new();
+            self.regaining.retain(|link| Some(*link) != old);
         }
         self.sysctls.retain(|s| {
             let now = Name::new(&s.name).and_then(|n| n.interface().and_then(|i| indexes.get(i)).copied());
@@ -498,14 +502,16 @@ impl Record {
         dropped.filter(|entry| links.contains(&entry.link) && !entry.is_the_kernels_own()).collect()
     }
 
-    /// Notes neighbours that are about to go with a hardware address: should the call be killed, the next one puts them back. Says
-    /// whether that is news.
+    /// Notes neighbours that are about to go with a hardware address: should the call be killed, the next one puts them back. One
+    /// that has been made anew since is what it is now. Says whether that is news.
     pub fn await_neighbours(&mut self, going: &[Entry]) -> bool {
         let known = self.awaited_neighbours();
-        let news = going.iter().filter(|entry| !known.contains(entry)).map(Dropped::from);
-        let before = self.neighbours.len();
-        self.neighbours.extend(news);
-        self.neighbours.len() > before
+        let news: Vec<&Entry> = going.iter().filter(|entry| !known.contains(entry)).collect();
+        let is_outdated =
+            |old: &Dropped| old.entry().is_some_and(|old| news.iter().any(|new| new.is_same_object(&old)));
+        self.neighbours.retain(|old| !is_outdated(old));
+        self.neighbours.extend(news.iter().map(|entry| Dropped::from(*entry)));
+        !news.is_empty()
     }
 
     /// The neighbours that a call that was killed may not have put back.
@@ -513,9 +519,19 @@ impl Record {
         self.neighbours.iter().filter_map(Dropped::entry).collect()
     }
 
-    /// All are back: whoever removes one from now on shall not see it again. Says whether there were any.
-    pub fn forget_neighbours(&mut self) -> bool {
-        !std::mem::take(&mut self.neighbours).is_empty()
+    /// Notes the links that are about to have IPv6 again: should the call be killed, the next one puts back what is kept for them.
+    pub fn await_ipv6(&mut self, regaining: BTreeSet<u32>) {
+        self.regaining.extend(regaining);
+    }
+
+    /// The links that a call that was killed may have given IPv6 without what is kept for them.
+    pub fn regaining_ipv6(&self) -> &BTreeSet<u32> {
+        &self.regaining
+    }
+
+    /// All is back: whoever removes something from now on shall not see it again. Says whether there was anything.
+    pub fn forget_awaited(&mut self) -> bool {
+        !std::mem::take(&mut self.neighbours).is_empty() | !std::mem::take(&mut self.regaining).is_empty()
     }
 
     fn remember_sysctls(&mut self, step: &Step, facts: &Facts, others: &[Record]) {

@@ -14,7 +14,7 @@ use common::{Attachment, Call, Difference, Error, Result, State};
 
 use crate::allowlist;
 use crate::config::{Config, DEFAULT_DATA_DIR};
-use crate::container::{Container, Outcome, group_of, may_administer_networks, read_allowlist};
+use crate::container::{self, Container, Outcome, group_of, may_administer_networks, read_allowlist};
 use crate::plan::{self, Facts, Step};
 use crate::record::{Held, Original, Place, Record, file_names};
 
@@ -86,7 +86,7 @@ fn lock_of(directory: &Directory, record: &Record, call: Option<&Call>) -> Resul
 impl State for Adjustment {
     fn apply(&self, call: &Call) -> Result<()> {
         let place = &self.container.place;
-        if self.steps.is_empty() && self.facts.neighbours.is_empty() && self.others(call)?.is_empty() {
+        if self.steps.is_empty() && self.facts.neighbours.is_empty() && self.has_no_record(call)? {
             return Ok(());
         }
         let made;
@@ -104,19 +104,17 @@ impl State for Adjustment {
             log::warn!("state file {}: {reason}; it is replaced, nothing can be put back from it", path.display());
         }
         let mut record = slot.take_record(directory, call, self)?;
+        let mut regaining = plan::regaining_ipv6(&self.steps, &self.facts);
+        regaining.extend(others.iter().chain([&record]).flat_map(Record::regaining_ipv6));
+        let returning = returning(others.iter().chain([&record]), &regaining);
+        container::require_giving_back(&self.facts, &returning)?;
         record.remember(&self.steps, &self.config.link, &self.facts, &others);
+        regaining.extend(plan::interrupting_ipv6(&self.steps, &self.facts));
+        record.await_ipv6(regaining);
         if let Err(error) = slot.fill(directory, &record, place) {
             // It may stand there whole, if only its being on the disk for good has failed.
             slot.revert(directory, place).unwrap_or_else(|second| log::debug!("{second}"));
             return Err(error);
-        }
-        let regaining = plan::regaining_ipv6(&self.steps, &self.facts);
-        // The oldest know most.
-        let mut returning: Vec<Entry> = Vec::new();
-        for entry in others.iter().chain([&record]).flat_map(|record| record.ipv6_of(&regaining)) {
-            if !returning.iter().any(|known| known.is_same_object(&entry)) {
-                returning.push(entry);
-            }
         }
         match self.container.write(&self.steps, &self.facts, &returning) {
             Ok(outcome) => {
@@ -169,7 +167,7 @@ impl Adjustment {
             log::warn!("without IPv6, {} is gone until DEL, or until an ADD gives IPv6 again", lost.join(", "));
         }
         let news = outcome.kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
-        let are_back = !self.facts.neighbours.is_empty() && record.forget_neighbours();
+        let are_back = record.forget_awaited();
         if (news > 0 || are_back)
             && let Err(error) = directory.write(file, &record.to_bytes())
         {
@@ -177,12 +175,26 @@ impl Adjustment {
         }
     }
 
-    fn others(&self, call: &Call) -> Result<Vec<Record>> {
-        match Directory::open(&self.config.data_dir)? {
-            Some(directory) => records_beside(&directory, &call.attachment, &self.container.place),
-            None => Ok(Vec::new()),
+    /// Nobody else's, and none of an ADD that was killed before all was back.
+    fn has_no_record(&self, call: &Call) -> Result<bool> {
+        let Some(directory) = Directory::open(&self.config.data_dir)? else { return Ok(true) };
+        let place = &self.container.place;
+        let is_unfinished = |record: &Record| record.is_of_netns(place) && !record.regaining_ipv6().is_empty();
+        let own = find_record(&directory, &call.attachment, false)?;
+        Ok(!own.is_some_and(|(_, record)| is_unfinished(&record))
+            && records_beside(&directory, &call.attachment, place)?.is_empty())
+    }
+}
+
+/// What is kept for links that get IPv6 again; the oldest know most.
+fn returning<'a>(records: impl Iterator<Item = &'a Record>, regaining: &BTreeSet<u32>) -> Vec<Entry> {
+    let mut returning: Vec<Entry> = Vec::new();
+    for entry in records.flat_map(|record| record.ipv6_of(regaining)) {
+        if !returning.iter().any(|known| known.is_same_object(&entry)) {
+            returning.push(entry);
         }
     }
+    returning
 }
 
 /// The records of other attachments in this namespace, the oldest first.
@@ -356,7 +368,7 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
     };
     let _lock = lock_of(&directory, &record, Some(call))?;
     // GC may have been faster.
-    let Some((name, record)) = find_record(&directory, &call.attachment, true)? else {
+    let Some((name, mut record)) = find_record(&directory, &call.attachment, true)? else {
         return forget_absent(&directory, call);
     };
     let found = find_container(&record, call.netns.as_deref(), &call.attachment)?;
@@ -364,7 +376,7 @@ pub fn remove(call: &Call, config: Option<&Config>) -> Result<()> {
         Ok(container) => {
             let others = records_beside(&directory, &call.attachment, &container.place)?;
             let held = Held::by(&others);
-            put_back(&container, &record, (!others.is_empty()).then_some(&held), (&directory, &name))?
+            put_back(&container, &mut record, (!others.is_empty()).then_some(&held), (&directory, &name))
         }
         Err(reason) => {
             log::info!("nothing is put back: {reason}");
@@ -408,13 +420,9 @@ fn remove_unfinished(
     Error::gather(left.filter_map(|name| directory.remove_unfinished(&name).err()).collect())
 }
 
-/// Puts back what was saved, or what those that stay have written. `file`: where the record stands.
-fn put_back(
-    container: &Container,
-    record: &Record,
-    held: Option<&Held>,
-    file: (&Directory, &str),
-) -> Result<Vec<Error>> {
+/// Puts back what was saved, or what those that stay have written. `file`: where the record stands, which learns what goes on the
+/// way until it is back.
+fn put_back(container: &Container, record: &mut Record, held: Option<&Held>, file: (&Directory, &str)) -> Vec<Error> {
     let mut errors = Vec::new();
     let along = if held.is_none() { Ok(Vec::new()) } else { container.along_with(&record.names()) };
     // The next call finds them.
@@ -425,12 +433,11 @@ fn put_back(
     let nothing = Held::default();
     let mut original = record.original(held.unwrap_or(&nothing), &along);
     if original.link.mac.is_some() {
-        let mut awaiting = record.clone();
-        match container.neighbours(record.ifindex()).map(|going| awaiting.await_neighbours(&going)) {
+        match container.neighbours(record.ifindex()).map(|going| record.await_neighbours(&going)) {
             Ok(true) => {
-                original.neighbours = awaiting.awaited_neighbours();
+                original.neighbours = record.awaited_neighbours();
                 // What can't be written can be put back all the same, if nobody kills the call.
-                file.0.write(file.1, &awaiting.to_bytes()).unwrap_or_else(|error| log::debug!("{error}"));
+                file.0.write(file.1, &record.to_bytes()).unwrap_or_else(|error| log::debug!("{error}"));
             }
             Ok(false) => {}
             Err(error) => {
@@ -440,7 +447,7 @@ fn put_back(
         }
     }
     errors.extend(container.put_back(&original, record.ifindex()));
-    Ok(errors)
+    errors
 }
 
 /// The container of a record, at the given path or at the one that was written down; or why it is nowhere.
@@ -538,7 +545,7 @@ fn bury(
     dead.sort_by_key(|dead| std::cmp::Reverse(dead.record.order()));
     let held = Held::by(&records);
     let held = (!records.is_empty()).then_some(&held);
-    dead.iter().flat_map(|dead| dead.bury(directory, held)).collect()
+    dead.into_iter().flat_map(|dead| dead.bury(directory, held)).collect()
 }
 
 /// The attachments of a namespace.
@@ -570,11 +577,10 @@ struct Dead {
 }
 
 impl Dead {
-    fn bury(&self, directory: &Directory, held: Option<&Held>) -> Vec<Error> {
+    fn bury(mut self, directory: &Directory, held: Option<&Held>) -> Vec<Error> {
         match find_container(&self.record, None, &self.owner) {
             Ok(Ok(container)) => {
-                let unable = put_back(&container, &self.record, held, (directory, &self.name))
-                    .unwrap_or_else(|error| vec![error]);
+                let unable = put_back(&container, &mut self.record, held, (directory, &self.name));
                 if !unable.is_empty() {
                     release(directory, &self.name, &self.record);
                     return unable;
