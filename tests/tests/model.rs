@@ -55,15 +55,19 @@ const ATTACHMENTS: [Attachment; 5] = [
 ];
 const NETWORKS: [&str; 2] = ["one", "two"];
 const NAMESPACES: usize = 3;
-const VARIANTS: usize = 2;
+
+/// How many configurations an attachment may have.
+fn variants(plugin: &str) -> usize {
+    if plugin == "tuning" { 3 } else { 2 }
+}
 
 /// In the end all go, each by DEL or GC, whichever comes first.
-fn steps(flushes: bool, cuts: bool) -> impl Strategy<Value = Vec<Step>> {
+fn steps(flushes: bool, cuts: bool, variants: usize) -> impl Strategy<Value = Vec<Step>> {
     let attachment = 0..ATTACHMENTS.len();
     let ends = attachment.clone().map(Step::Del).chain((0..NETWORKS.len()).map(|n| Step::Gc(n, 0)));
     let ends = Just(ends.collect::<Vec<Step>>()).prop_shuffle();
     let step = prop_oneof![
-        6 => (attachment.clone(), 0..VARIANTS).prop_map(|(a, v)| Step::Add(a, v)),
+        6 => (attachment.clone(), 0..variants).prop_map(|(a, v)| Step::Add(a, v)),
         4 => attachment.clone().prop_map(Step::Del),
         2 => attachment.clone().prop_map(Step::Check),
         1 => (0..NETWORKS.len(), any::<u8>()).prop_map(|(n, live)| Step::Gc(n, live)),
@@ -83,7 +87,11 @@ struct World {
 impl World {
     fn new(plugin: &'static str) -> World {
         let lab = Lab::new();
-        let containers = (0..NAMESPACES).map(|n| lab.container(u8::try_from(n).unwrap() + 2)).collect();
+        let containers: Vec<Container> = (0..NAMESPACES).map(|n| lab.container(u8::try_from(n).unwrap() + 2)).collect();
+        if plugin == "tuning" {
+            // Other than that of `all` before and after: whoever loses it is found out.
+            containers.iter().for_each(|c| c.netns.set_sysctl("net/ipv6/conf/eth0/forwarding", "1"));
+        }
         let parts: &[Part] = match plugin {
             "bandwidth" => &[Part::Links],
             "tuning" => &[Part::Files],
@@ -113,6 +121,8 @@ impl World {
                 json!({"ingressRate": 9_000_000, "ingressBurst": 900_000, "egressRate": 8_000_000, "egressBurst": 800_000})
             }
             (_, 0) => json!({"mtu": 1400, "sysctl": {"net.core.somaxconn": "78"}}),
+            // It changes the interface's own, if that has IPv6.
+            (_, 1) => json!({"sysctl": {"net.ipv6.conf.all.forwarding": "1"}}),
             // Below 1280 bytes an interface has no IPv6.
             (_, _) => {
                 json!({"mtu": 1200, "sysctl": {"net.core.somaxconn": "77", "net.ipv4.conf.IFNAME.arp_notify": "1"}})
@@ -170,7 +180,13 @@ impl World {
             let link = container.netns.run("ip link show dev eth0");
             let mtu = link.split_once(" mtu ").and_then(|(_, after)| after.split(' ').next()).unwrap_or_default();
             values.insert((n, "mtu"), mtu.to_owned());
-            for key in ["net/core/somaxconn", "net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/mtu"] {
+            let keys = [
+                "net/core/somaxconn",
+                "net/ipv4/conf/eth0/arp_notify",
+                "net/ipv6/conf/eth0/mtu",
+                "net/ipv6/conf/all/forwarding",
+            ];
+            for key in keys {
                 let value = container.netns.inside(|| std::fs::read_to_string(format!("/proc/sys/{key}")));
                 values.insert((n, key), value.unwrap_or_default().trim().to_owned());
             }
@@ -266,7 +282,7 @@ impl Model {
         let world = World::new(plugin);
         let (nothing, originals, whole) = (world.lines(), world.values(), world.whole());
         let mut shares = BTreeMap::new();
-        for (attachment, variant) in (0..ATTACHMENTS.len()).flat_map(|a| (0..VARIANTS).map(move |v| (a, v))) {
+        for (attachment, variant) in (0..ATTACHMENTS.len()).flat_map(|a| (0..variants(plugin)).map(move |v| (a, v))) {
             world.wipe();
             world.call(Verb::Add, attachment, variant).succeeds();
             let (lines, mut values) = (world.lines(), world.values());
@@ -455,7 +471,8 @@ fn the_kernel_holds_what_the_model_says(plugin: &'static str) {
     let taken = RefCell::new(0);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let flushes = matches!(plugin, "portmap" | "firewall");
-    let outcome = TestRunner::new(config).run(&steps(flushes, plugin == "firewall"), |steps| {
+    let steps = steps(flushes, plugin == "firewall", variants(plugin));
+    let outcome = TestRunner::new(config).run(&steps, |steps| {
         let mut model = model.borrow_mut();
         model.begin();
         let judged = steps.iter().enumerate().try_for_each(|(n, step)| {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 
 use netns_tests::namespace::{End, connect};
+use netns_tests::snapshot::Part;
 use netns_tests::{CniError, Host, Netns, Outcome, Plugin, Snapshot, Target, Verb};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
@@ -2195,4 +2196,44 @@ fn of_the_neighbours_of_a_call_that_was_killed_none_takes_the_place_of_a_newer_o
     bench.container.run("ip link del eth0");
     bench.del(&keys);
     assert!(bench.state_files().is_empty());
+}
+
+/// Whoever writes to `all` while an interface has no IPv6 writes that interface's, too, once it has it again.
+#[test]
+fn what_is_written_for_all_leaves_no_trace_on_an_interface_that_had_no_ipv6_meanwhile() {
+    for leaf in ["forwarding", "addr_gen_mode", "disable_policy", "ignore_routes_with_linkdown", "disable_ipv6"] {
+        let bench = Bench::new();
+        let second_target = second_attachment(&bench);
+        let own = format!("net/ipv6/conf/eth0/{leaf}");
+        let shared = Target::new("c2", &bench.container.path(), "eth0");
+        for (value, first_goes_first, other) in ["0", "1"]
+            .into_iter()
+            .flat_map(|value| [true, false].map(|first| (value, first)))
+            .flat_map(|(value, first)| [&shared, &second_target].map(|other| (value, first, other)))
+            .filter(|(value, _, _)| leaf != "disable_ipv6" || *value == "0")
+        {
+            bench.container.set_sysctl(&own, value);
+            let story = format!("{leaf}, its own {value}, {} first, {other:?}", first_goes_first);
+            let addresses = || ["global", "link"].map(|scope| ipv6_addresses(&bench.container, "eth0", scope));
+            let sysctls = || bench.container.glance(&[Part::Sysctls]);
+            let (before, had) = (sysctls(), addresses());
+            let low = json!({"mtu": 1200});
+            let all = bench.config(json!({"name": "second", "sysctl": {format!("net.ipv6.conf.all.{leaf}"): "1"}}));
+            let call = |verb| Plugin::ours("tuning").call(&bench.host, verb, &all, other).succeeds();
+            bench.add(&low);
+            call(Verb::Add);
+            if first_goes_first {
+                bench.del(&low);
+                call(Verb::Check);
+                assert_eq!(bench.container.sysctl(&own), "1", "{story}, between");
+                call(Verb::Del);
+            } else {
+                call(Verb::Del);
+                bench.del(&low);
+            }
+            assert_eq!(before.diff(&sysctls()), "", "{story}");
+            assert_eq!(addresses(), had, "{story}");
+            assert!(bench.state_files().is_empty(), "{story}");
+        }
+    }
 }

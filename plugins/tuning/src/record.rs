@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::cni::Json;
 use common::link::attributes::{LinkAttributes, mac_text};
 use common::link::ipv6::Entry;
-use common::sysctl::{Name, same_value};
+use common::sysctl::{Name, reaches, same_value};
 use common::{Attachment, store};
 use serde::{Deserialize, Serialize};
 
@@ -441,11 +441,13 @@ impl Record {
         let set = written.or(self.set.as_ref().map(LinkAttributes::from).unwrap_or_default());
         self.set = Some(Attributes::from(&set)).filter(|_| !set.is_empty());
         // It asks what was known before.
-        self.remember_ipv6(steps, claimed, facts, others);
+        let absent: Vec<Saved> = steps.iter().flat_map(|step| self.absent_followers(step, others)).collect();
+        self.remember_ipv6(steps, claimed, facts, others, &absent);
         self.await_neighbours(&facts.neighbours);
         for step in steps {
             self.remember_sysctls(step, facts, others);
         }
+        self.take_over_absent(absent);
         if let Some(mtu) = claimed.mtu.filter(|_| !others.is_empty()) {
             let is_written = steps.iter().any(|step| matches!(step, Step::Link { after, .. } if after.mtu.is_some()));
             self.take_over_with_mtu(mtu, is_written, others);
@@ -471,7 +473,14 @@ impl Record {
 
     /// Where IPv6 is off already, only the one who switched it off knows what there was; where the kernel has made addresses in
     /// another's way, only the one who said so knows those before.
-    fn remember_ipv6(&mut self, steps: &[Step], claimed: &LinkAttributes, facts: &Facts, others: &[Record]) {
+    fn remember_ipv6(
+        &mut self,
+        steps: &[Step],
+        claimed: &LinkAttributes,
+        facts: &Facts,
+        others: &[Record],
+        absent: &[Saved],
+    ) {
         if facts.ipv6.is_empty() && others.iter().all(|r| r.ipv6.is_empty()) {
             return;
         }
@@ -487,6 +496,7 @@ impl Record {
             claimed.mtu.is_some_and(|mtu| mtu < IPV6_MIN_MTU) || steps.iter().flat_map(Step::changed).any(switches);
         let mut concerned = links_with_own_addresses(&facts.ipv6);
         concerned.extend(facts.readdressed.iter().filter_map(|interface| facts.indexes.get(interface)));
+        concerned.extend(absent.iter().filter(|s| is_about_addresses(&s.name)).filter_map(|s| s.ifindex));
         let found = facts.ipv6.iter().filter(|e| !(e.is_the_kernels_own() && known.contains(&e.link)));
         let inherited = theirs.iter().filter(|e| holds_off || (e.is_the_kernels_own() && concerned.contains(&e.link)));
         for entry in found.chain(inherited) {
@@ -556,6 +566,41 @@ impl Record {
                     written,
                     kept,
                 }),
+            }
+        }
+    }
+
+    /// What a step would change, too, had its interface IPv6 now: whoever takes it away keeps that, and the interface may get it back
+    /// before this attachment goes and changes it along.
+    fn absent_followers(&self, step: &Step, others: &[Record]) -> Vec<Saved> {
+        let Step::Sysctl { name: leader, after, .. } = step else { return Vec::new() };
+        // One interface's, or the namespace's alone, which are most of them.
+        if leader.rank() > 1 {
+            return Vec::new();
+        }
+        let is_absent = |saved: &&Saved| {
+            let follows = Name::new(&saved.name).is_some_and(|name| reaches(leader, &name));
+            follows && saved.ifindex.is_some() && step.changed().all(|(name, _)| name.as_str() != saved.name)
+        };
+        // Switching IPv6 on and off leaves nothing of its MTU to hold.
+        let is_held = |saved: &Saved| !saved.name.ends_with("/mtu");
+        let saved = others.iter().chain([self]).flat_map(|record| &record.sysctls).filter(is_absent);
+        let taken = |saved: &Saved| Saved {
+            order: None,
+            written: None,
+            kept: is_held(saved).then(|| after.clone()),
+            ..saved.clone()
+        };
+        saved.map(taken).collect()
+    }
+
+    /// As if they had been there; the oldest come first and know most.
+    fn take_over_absent(&mut self, absent: Vec<Saved>) {
+        for saved in absent {
+            match self.sysctls.iter_mut().find(|own| own.name == saved.name) {
+                Some(own) if saved.kept.is_some() => (own.kept, own.order) = (saved.kept, None),
+                Some(_) => {}
+                None => self.sysctls.push(saved),
             }
         }
     }
