@@ -225,16 +225,15 @@ impl Container {
         Ok(Outcome { kept, lost })
     }
 
-    /// Puts everything back: the link, then the sysctls from the last to the first; then once more those that the handler of
-    /// another one has changed again (`conf.all.forwarding` writes every interface's); then IPv6 addresses and routes.
+    /// Puts everything back: the link, then the sysctls from the last to the first; then again those that the handler of
+    /// another one has changed (`conf.all.forwarding` writes every interface's); then IPv6 addresses and routes.
     ///
     /// What is gone needs nothing put back. `ifindex`: the interface that was meant, if that is known.
     pub fn put_back(&self, original: &Original, ifindex: Option<u32>) -> Vec<Error> {
         let mut errors =
             if original.link.is_empty() { Vec::new() } else { self.put_back_link(&original.link, ifindex) };
         if !original.sysctls.is_empty() {
-            let _ = self.put_back_sysctls(original.sysctls.iter().rev());
-            match self.put_back_sysctls(original.sysctls.iter()) {
+            match self.put_back_all_sysctls(&original.sysctls) {
                 Ok(refused) => {
                     errors.extend(refused.into_iter().filter_map(|(s, e)| self.put_back_bounded(s, e).err()))
                 }
@@ -277,17 +276,21 @@ impl Container {
         }
     }
 
-    /// Gives those that could not be put back, and why.
-    fn put_back_sysctls<'a>(&self, sysctls: impl Iterator<Item = &'a Former>) -> Result<Vec<(&'a Former, Error)>> {
-        let put_back = |former: &Former| {
-            let Some(name) = present_name(former)? else { return Ok(()) };
-            match sysctl::read(&name)? {
-                Some(Content::Value(value)) if value == former.value => Ok(()),
-                None => Ok(()),
-                Some(_) => sysctl::write(&name, &former.value),
+    /// From the last to the first, then from the first to the last until all hold: one that is written late, because it was refused
+    /// at first, may change others that were back. Gives those that could not be put back, and why.
+    fn put_back_all_sysctls<'a>(&self, sysctls: &'a [Former]) -> Result<Vec<(&'a Former, Error)>> {
+        self.enter(|| {
+            put_back_sysctls(sysctls.iter().rev());
+            let mut refused = Vec::new();
+            for _ in 0..LATE_ROUNDS {
+                let (changed, still) = put_back_sysctls(sysctls.iter());
+                refused = still;
+                if !changed {
+                    break;
+                }
             }
-        };
-        self.enter(|| Ok(sysctls.filter_map(|s| Some((s, put_back(s).err()?))).collect()))
+            Ok(refused)
+        })
     }
 
     /// The MTU of IPv6 can't be greater than the interface's (`addrconf_sysctl_mtu`, net/ipv6/addrconf.c). That is another
@@ -363,6 +366,29 @@ pub fn may_administer_networks() -> bool {
 /// A namespace's file, as a record names it and as the files of a namespace are found by.
 pub fn group_of(device: u64, inode: u64) -> String {
     format!("{device}:{inode}")
+}
+
+/// How often sysctls are put back at most, after the first time. Nearly always it finds nothing left to do.
+const LATE_ROUNDS: usize = 3;
+
+/// Says whether there was anything to write that the kernel took, and which could not be put back, and why.
+fn put_back_sysctls<'a>(sysctls: impl Iterator<Item = &'a Former>) -> (bool, Vec<(&'a Former, Error)>) {
+    let put_back = |former: &Former| {
+        let Some(name) = present_name(former)? else { return Ok(false) };
+        match sysctl::read(&name)? {
+            Some(Content::Value(value)) if value == former.value => Ok(false),
+            None => Ok(false),
+            Some(_) => sysctl::write(&name, &former.value).map(|()| true),
+        }
+    };
+    let (mut changed, mut refused) = (false, Vec::new());
+    for former in sysctls {
+        match put_back(former) {
+            Ok(written) => changed |= written,
+            Err(error) => refused.push((former, error)),
+        }
+    }
+    (changed, refused)
 }
 
 /// The sysctl's name by now: its interface may have been given another one. `None` if the interface is gone.
