@@ -91,7 +91,8 @@ impl Plugin for Portmap {
             Ok(dead)
         });
         let own = removed.and_then(Removed::settle);
-        let links = localnet::reopen_all(&mut socket);
+        // What could not be closed just now still has its guard, and must not be opened for that.
+        let links = if own.is_ok() { localnet::settle_all(&mut socket) } else { Ok(()) };
         let left = leftovers::collect(&mut socket, network, live_attachments);
         Error::gather([own, links, left].into_iter().filter_map(Result::err).collect())
     }

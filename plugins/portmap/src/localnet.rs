@@ -123,7 +123,7 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
         }
         let name = netns::ifname(index)?.unwrap_or_default();
         if let Some(before) = files.before(index)? {
-            log::warn!("route_localnet of {name} is {before} again: its guard was removed by somebody else");
+            log::warn!("route_localnet of {name} is {before} again: it was open without its guard");
             settle(socket, &Link { index, name, known_by: None }, &before)?;
         } else {
             files.forget(index)?;
@@ -132,20 +132,35 @@ pub fn close_unguarded(socket: &mut NftSocket) -> Result<()> {
     Ok(())
 }
 
-/// Opens a link that is guarded and closed all the same: a call that was killed between the sysctl and its transaction, or
-/// somebody else, has closed it.
-pub fn reopen(socket: &mut NftSocket, index: u32) -> Result<()> {
-    let Some(name) = netns::ifname(index)? else { return Ok(()) };
+/// Closes a link that somebody has opened since it was closed: who saw it guarded before its users were gone.
+pub fn close_again(socket: &mut NftSocket, link: &Link, before: &str) -> Result<()> {
+    let Some(name) = netns::ifname(link.index)? else { return Ok(()) };
     match read(&name)? {
-        Some(value) if value != "1" => settle(socket, &Link { index, name, known_by: None }, &value),
+        Some(value) if value != before => settle(socket, link, before),
         _ => Ok(()),
     }
 }
 
-/// Opens all such links.
-pub fn reopen_all(socket: &mut NftSocket) -> Result<()> {
+/// Opens a link that is guarded and closed all the same: a call that was killed between the sysctl and its transaction, or
+/// somebody else, has closed it. It is of no one who is called about, so that it can't be opened is told and no failure.
+pub fn reopen(socket: &mut NftSocket, index: u32) {
+    let mut try_it = || {
+        let Some(name) = netns::ifname(index)? else { return Ok(()) };
+        match read(&name)? {
+            Some(value) if value != "1" => settle(socket, &Link { index, name, known_by: None }, &value),
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = try_it() {
+        log::warn!("127.0.0.1 may lead to no port behind the link of index {index}: {error}");
+    }
+}
+
+/// Opens all such links, and closes those that are open without a user.
+pub fn settle_all(socket: &mut NftSocket) -> Result<()> {
     let chains = socket.chains(&TABLE)?;
-    chains.iter().filter_map(|chain| rules::loopback_index(&chain.name)).try_for_each(|index| reopen(socket, index))
+    chains.iter().filter_map(|chain| rules::loopback_index(&chain.name)).for_each(|index| reopen(socket, index));
+    close_unguarded(socket)
 }
 
 /// The files of this namespace's links: what else is in the directory is another's, or nobody's of ours.

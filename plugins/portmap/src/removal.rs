@@ -64,6 +64,7 @@ pub fn remove(
         }
         match socket.commit_at(&removal.transaction, generation) {
             Ok(()) => {
+                let left_open = left_open.or(removal.keep_closed(socket).err());
                 removal.keep_open(socket);
                 Ok(ControlFlow::Break(Removed { records, left_open }))
             }
@@ -307,12 +308,17 @@ impl Removal {
         Error::gather(closed.filter_map(Result::err).collect())
     }
 
+    /// Looks once more at the links that were closed, now that nobody is their user: whoever had seen one before the
+    /// transaction may have opened it again.
+    fn keep_closed(&self, socket: &mut NftSocket) -> Result<()> {
+        let closed = self.loopback.iter().map(|(link, before)| localnet::close_again(socket, link, before));
+        Error::gather(closed.filter_map(Result::err).collect())
+    }
+
     /// Opens links that others need open. Where that fails, what was to be removed is gone all the same.
     fn keep_open(&self, socket: &mut NftSocket) {
         for index in &self.needed {
-            if let Err(error) = localnet::reopen(socket, *index) {
-                log::warn!("127.0.0.1 leads to no port behind a link that is closed: {error}");
-            }
+            localnet::reopen(socket, *index);
         }
     }
 

@@ -93,6 +93,66 @@ fn a_link_that_is_closed_while_somebody_needs_it_is_opened_by_whoever_goes_next(
     assert_eq!(route_localnet(&lab, "cni0"), "0");
 }
 
+/// A GC that sees the link's last user between the sysctl of its DEL and the transaction takes the link for one that somebody
+/// has closed.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_link_stays_closed_whoever_looks_while_its_last_user_goes() {
+    use netns_tests::faults::{Run, Side, changes, held};
+
+    let lab = Lab::new();
+    let (container, other, watcher) = (lab.container(2), lab.container(3), lab.container(4));
+    let elsewhere = json!([{"hostPort": 9090, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]);
+    let (plugin, target) = (Plugin::ours("portmap"), container.target());
+    let config = config(&container, &port(8080, 80));
+    let mut times_held = 0;
+    for with_other in [true, false] {
+        // The table stays where somebody else has ports that need no link.
+        if with_other {
+            add(&lab, &other, &ports(elsewhere.clone()));
+        } else {
+            del(&lab, &other, &json!({}));
+        }
+        add(&lab, &container, &port(8080, 80));
+        let del = Run { plugin: &plugin, host: &lab.host, verb: Verb::Del, config: &config, target: &target };
+        let (all, outcome) = changes(&del);
+        outcome.succeeds();
+        for (n, side) in (0..all.len()).flat_map(|n| [(n, Side::Before), (n, Side::Behind)]) {
+            add(&lab, &container, &port(8080, 80));
+            assert_eq!(route_localnet(&lab, "cni0"), "1");
+            let (met, outcome) = held(&del, n, side, &mut |_| drop(gc(&lab, "another", json!([])).succeeds()));
+            outcome.succeeds();
+            times_held += usize::from(met.is_some());
+            assert_eq!(route_localnet(&lab, "cni0"), "0", "GC while DEL was held {side:?} {met:?}");
+            let noted = lab.host.try_run("ls /run/cni/portmap/*");
+            assert!(noted.is_err(), "GC while DEL was held {side:?} {met:?} has left {noted:?}");
+        }
+    }
+    assert!(times_held > 8, "{times_held}");
+    sends_loopback_to_the_wire(&watcher.netns, "10.88.0.1", "10.88.0.4");
+    let at_loopback = ["127.0.0.1:7777".parse().unwrap()];
+    let _server = netns_tests::traffic::serve_at(&lab.host, &at_loopback, &Proto::ALL, "secret");
+    none_reach(&watcher.netns, &["127.0.0.1:7777"]);
+}
+
+/// What can't be closed keeps its guard, and isn't opened by the call that could not close it.
+#[test]
+fn gc_opens_nothing_that_it_could_not_close() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    add(&lab, &container, &port(8080, 80));
+    for command in ["mount --bind /run/cni/portmap /run/cni/portmap", "mount -o remount,ro,bind /run/cni/portmap"] {
+        lab.host.run(command);
+    }
+    call(&lab, Verb::Del, &container, &json!({})).fails();
+    assert_eq!(route_localnet(&lab, "cni0"), "0");
+    gc(&lab, "net", json!([])).fails();
+    assert_eq!(route_localnet(&lab, "cni0"), "0");
+    lab.host.run("umount /run/cni/portmap");
+    gc(&lab, "net", json!([])).succeeds();
+    assert!(lab.host.try_run("ls /run/cni/portmap/*").is_err());
+}
+
 /// Without the file nobody knows after a flush which link was open: who can't write it says so.
 #[test]
 fn where_nothing_can_be_noted_of_a_link_add_and_status_say_so() {
