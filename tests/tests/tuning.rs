@@ -2125,6 +2125,67 @@ fn an_add_that_could_not_give_ipv6_again_as_it_was_changes_nothing() {
     }
 }
 
+/// The runtime may come back with another configuration.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn static_neighbours_of_an_add_that_was_killed_outlive_an_add_that_names_no_mac() {
+    use netns_tests::faults::{Run, Side, changes, killed};
+    let bench = Bench::new();
+    let container = &bench.container;
+    let plugin = Plugin::ours("tuning");
+    let (keys, mac_and_no_ipv6) = (
+        json!({"mac": "02:aa:00:00:00:01"}),
+        json!({"mac": "02:aa:00:00:00:02", "sysctl": {"net.ipv6.conf.IFNAME.disable_ipv6": "1"}}),
+    );
+    let config = bench.config(keys.clone());
+    let add = Run { plugin: &plugin, host: &bench.host, verb: Verb::Add, config: &config, target: &bench.target };
+    let neighbours = [("-4", "10.0.0.9"), ("-6", "fd00::ff")];
+    let set = || {
+        for (family, address) in neighbours {
+            let at = format!("{address} lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+            container.run(&format!("ip {family} neigh replace {at}"));
+        }
+    };
+    let shown = || neighbours.map(|(family, _)| container.run(&format!("ip {family} neigh show nud permanent")));
+    set();
+    let (before, had) = (bench.snapshot(), shown());
+    let (all, outcome) = changes(&add);
+    outcome.succeeds();
+    bench.del(&keys);
+    let nexts = [
+        json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}),
+        json!({"mtu": 1400}),
+        json!({"mtu": 1200}),
+        json!({}),
+        mac_and_no_ipv6,
+    ];
+    for (next, n, side) in nexts
+        .iter()
+        .flat_map(|next| (0..all.len()).flat_map(move |n| [(next, n, Side::Before), (next, n, Side::Behind)]))
+    {
+        let met = killed(&add, n, side);
+        let story = format!("killed {side:?} {n} ({met:?}), then {next}");
+        bench.add(next);
+        bench.add(next);
+        bench.del(next);
+        assert_eq!(shown(), had, "{story}");
+        bench.assert_same_as(&before);
+        // Whoever removes one that has not gone does not see it again.
+        killed(&add, n, side);
+        let is_there = !shown()[0].is_empty();
+        bench.add(next);
+        if is_there && *next != json!({}) {
+            container.run("ip neigh del 10.0.0.9 dev eth0");
+            bench.add(next);
+            bench.add(&keys);
+            assert_eq!(shown()[0], "", "{story}");
+        }
+        bench.del(&keys);
+        set();
+        bench.assert_same_as(&before);
+    }
+}
+
 /// A DEL, or a GC, that puts the mac back costs the interface its neighbours as an ADD does.
 #[test]
 fn static_neighbours_that_could_not_be_put_back_are_kept_for_the_next_time() {

@@ -34,6 +34,8 @@ pub struct Outcome {
     pub kept: Vec<(Name, String)>,
     /// The IPv6 addresses and routes of interfaces that have no IPv6 any more.
     pub lost: Vec<Entry>,
+    /// The neighbours that went with the hardware address and are back, or come back with IPv6.
+    pub neighbours: Vec<Entry>,
 }
 
 impl Container {
@@ -190,8 +192,8 @@ impl Container {
         index.map_or(Ok(Vec::new()), |index| self.socket()?.static_neighbours(&[index]))
     }
 
-    /// Puts back neighbours that went with the hardware address; those in IPv6 don't come back where it has gone, too.
-    fn put_back_neighbours(&self, neighbours: &[Entry]) -> Vec<Error> {
+    /// Puts back neighbours that went with the hardware address; those in IPv6 don't come back where it has gone, too, and are returned.
+    fn put_back_neighbours(&self, neighbours: &[Entry]) -> Result<Vec<Entry>> {
         let (ipv6, ipv4): (Vec<&Entry>, Vec<&Entry>) = neighbours.iter().partition(|entry| entry.is_ipv6s());
         let mut errors = if ipv4.is_empty() {
             Vec::new()
@@ -199,8 +201,11 @@ impl Container {
             self.socket().map_or_else(|error| vec![error], |socket| socket.put_back_neighbours(&ipv4))
         };
         let ipv6: Vec<Entry> = ipv6.into_iter().cloned().collect();
-        errors.extend(self.put_back_ipv6(&ipv6).err());
-        errors
+        let lost = self.put_back_ipv6(&ipv6).unwrap_or_else(|error| {
+            errors.push(error);
+            Vec::new()
+        });
+        Error::gather(errors).map(|()| lost)
     }
 
     /// Writes the steps in order, and gives back to interfaces that have IPv6 in the end what they lost on the way, and what they
@@ -214,7 +219,10 @@ impl Container {
                 sysctls => kept.extend(self.enter(|| write_together(sysctls))?),
             }
         }
-        Error::gather(self.put_back_neighbours(&facts.neighbours))?;
+        let mut neighbours = facts.neighbours.clone();
+        let absent = self.put_back_neighbours(&neighbours)?;
+        // What goes with IPv6 now comes back with IPv6.
+        neighbours.retain(|entry| !absent.contains(entry) || facts.ipv6.contains(entry));
         let lost = self.put_back_ipv6(&facts.ipv6)?;
         self.put_back_ipv6(returning)?;
         let mut followers: Vec<Name> = steps.iter().flat_map(Step::followers).map(|(name, _)| name.clone()).collect();
@@ -222,7 +230,7 @@ impl Container {
         if !followers.is_empty() {
             kept.extend(self.enter(|| values(followers.into_iter()))?);
         }
-        Ok(Outcome { kept, lost })
+        Ok(Outcome { kept, lost, neighbours })
     }
 
     /// Puts everything back: the link, then the sysctls from the last to the first; then again those that the handler of
@@ -240,7 +248,7 @@ impl Container {
                 Err(error) => errors.push(error),
             }
         }
-        errors.extend(self.put_back_neighbours(&original.neighbours));
+        errors.extend(self.put_back_neighbours(&original.neighbours).err());
         errors.extend(self.put_back_ipv6(&original.ipv6).err());
         errors.extend(self.remove_other_addresses(original).err());
         errors

@@ -539,9 +539,12 @@ impl Record {
         &self.regaining
     }
 
-    /// All is back: whoever removes something from now on shall not see it again. Says whether there was anything.
-    pub fn forget_awaited(&mut self) -> bool {
-        !std::mem::take(&mut self.neighbours).is_empty() | !std::mem::take(&mut self.regaining).is_empty()
+    /// Links that have IPv6 again have all of it, and these neighbours are back: whoever removes something from now on shall not see it
+    /// again. Says whether anything was awaited of that.
+    pub fn forget_awaited(&mut self, back: &[Entry]) -> bool {
+        let awaited = self.neighbours.len();
+        self.neighbours.retain(|d| !d.entry().is_some_and(|old| back.iter().any(|entry| entry.is_same_object(&old))));
+        (self.neighbours.len() < awaited) | !std::mem::take(&mut self.regaining).is_empty()
     }
 
     fn remember_sysctls(&mut self, step: &Step, facts: &Facts, others: &[Record]) {

@@ -167,12 +167,24 @@ impl Adjustment {
             log::warn!("without IPv6, {} is gone until DEL, or until an ADD gives IPv6 again", lost.join(", "));
         }
         let news = outcome.kept.iter().filter(|(name, value)| record.note_kept(name, value)).count();
-        let are_back = record.forget_awaited();
+        let are_back = record.forget_awaited(&self.neighbours_back(outcome, &record));
         if (news > 0 || are_back)
             && let Err(error) = directory.write(file, &record.to_bytes())
         {
             log::warn!("{error}; CHECK will compare with the configuration's values only");
         }
+    }
+
+    /// The neighbours that are there now. An ADD that names no mac puts none back, but the one that was killed may have, or may not
+    /// have got as far as to lose them.
+    fn neighbours_back(&self, outcome: &Outcome, record: &Record) -> Vec<Entry> {
+        if self.config.link.mac.is_some() || record.awaited_neighbours().is_empty() {
+            return outcome.neighbours.clone();
+        }
+        self.container.neighbours(self.container.place.ifindex).unwrap_or_else(|error| {
+            log::debug!("{error}");
+            Vec::new()
+        })
     }
 
     /// Nobody else's, and none of an ADD that was killed before all was back.
