@@ -675,10 +675,53 @@ fn a_policy_stays_for_whom_the_record_has_lost_the_line_that_says_so() {
 }
 
 #[test]
+fn the_last_to_need_a_policy_opens_no_file_of_other_networks() {
+    let lab = Lab::new();
+    let goes = Tenant::new(&lab, 2, json!({"ingressPolicy": "same-bridge"}));
+    for n in 1..=3 {
+        let prev = json!({"cniVersion": VERSION, "ips": [{"address": format!("10.90.0.{n}/24")}]});
+        let name = format!("other-{n}");
+        let config = json!({"cniVersion": VERSION, "name": name, "type": "firewall", "prevResult": prev});
+        let target = Target { container: name, ..goes.container.target() };
+        call(&lab.host, Verb::Add, &config, &target).succeeds();
+    }
+    let listed = lab.host.run("ls /run/cni/firewall");
+    let others: Vec<&str> = listed.split_whitespace().collect();
+    assert_eq!(others.len(), 3);
+    // One that can't be read isn't even warned of.
+    lab.host.write(&format!("/run/cni/firewall/{}", others[0]), "{");
+    for verb in [Verb::Del, Verb::Add] {
+        goes.add(&lab);
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let strace = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", trace.path().to_str().unwrap()];
+        let mut config = goes.config.clone();
+        config["ingressPolicy"] = "open".into();
+        let target = goes.container.target();
+        let outcome = Plugin::ours("firewall").call_under(&strace, &lab.host, verb, &config, &target);
+        outcome.succeeds();
+        assert!(!lab.host.run("nft list ruleset").contains("same-bridge-"));
+        let calls = std::fs::read_to_string(trace.path()).unwrap();
+        assert!(calls.contains("/run/cni/firewall"), "{calls}");
+        let opened: Vec<&str> = calls.lines().filter(|call| others.iter().any(|name| call.contains(name))).collect();
+        assert!(opened.is_empty(), "{verb:?}: {opened:#?}");
+        assert!(!others.iter().any(|name| outcome.stderr.contains(name)), "{}", outcome.stderr);
+    }
+    goes.del(&lab);
+}
+
+#[test]
 fn a_lost_record_of_others_is_no_reason_to_open_their_bridge() {
+    for network in ["net", "other"] {
+        a_lost_record_opens_no_bridge_of(network);
+    }
+}
+
+/// The record of an attachment of this network is lost with that of another which goes.
+fn a_lost_record_opens_no_bridge_of(network: &str) {
     let lab = Lab::new();
     let keys = json!({"ingressPolicy": "same-bridge"});
-    let (goes, stays) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys.clone()));
+    let (goes, mut stays) = (Tenant::new(&lab, 2, keys.clone()), Tenant::new(&lab, 3, keys.clone()));
+    stays.config["name"] = network.into();
     let there = neighbour(&lab, keys);
     for tenant in [&goes, &stays, &there] {
         tenant.add(&lab);

@@ -49,6 +49,12 @@ impl RecordKey {
         })
     }
 
+    /// Of its network.
+    pub fn network(&self) -> NetworkKey {
+        let [a, b, ..] = self.0;
+        NetworkKey([a, b])
+    }
+
     /// Of the attachment whose line has this key in the kernel's form: all words are in the host's order.
     fn of_bytes(line: &[u8]) -> Option<RecordKey> {
         let mut words = [0; 4];
@@ -89,7 +95,7 @@ impl RecordKey {
 }
 
 /// What the keys of all attachments of one network have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NetworkKey([u32; 2]);
 
 impl NetworkKey {
@@ -100,7 +106,7 @@ impl NetworkKey {
 
     /// Whether an attachment is on it.
     pub fn has(&self, attachment: &RecordKey) -> bool {
-        attachment.0.starts_with(&self.0)
+        attachment.network() == *self
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use common::Result;
-use common::nft::records::jumps;
+use common::nft::records::{NetworkKey, jumps};
 use common::nft::{Command, NftSocket, RecordKey, TableRules, Transaction};
 
 use crate::plan::Share;
@@ -55,7 +55,7 @@ impl Strangers {
         match self.uses(socket, &policy.chain_for(bridge), 0)? {
             None => Ok(false),
             Some(uses) if uses.records > 0 => Ok(true),
-            Some(_) => is_filed(&Shelf::open(), policy, bridge, &BTreeSet::new()),
+            Some(_) => is_filed(&Shelf::open(), policy, bridge, |_| true),
         }
     }
 }
@@ -66,12 +66,17 @@ pub fn references(record: &Record, policy: BridgePolicy, bridge: &str) -> u32 {
     u32::from(jumps(&record.lines).any(|jump| jump == chain))
 }
 
-/// Whether any attachment on the shelf needs the policy, besides those that are leaving; one that can't be opened may say so.
-fn is_filed(opened: &Opened, policy: BridgePolicy, bridge: &str, leaving: &BTreeSet<RecordKey>) -> Result<bool> {
+/// Whether any of these attachments needs the policy by the shelf; one that can't be opened may say so.
+fn is_filed(
+    opened: &Opened,
+    policy: BridgePolicy,
+    bridge: &str,
+    is_asked: impl Fn(&RecordKey) -> bool,
+) -> Result<bool> {
     let Ok(shelf) = opened else { return Ok(true) };
-    let others = shelf.as_ref().map(|shelf| shelf.others(|key| leaving.contains(key))).transpose()?;
+    let asked = shelf.as_ref().map(|shelf| shelf.of(is_asked)).transpose()?;
     let needs = |share: &Share| share.policy.as_ref().is_some_and(|(p, b)| *p == policy && b == bridge);
-    Ok(others.iter().flatten().any(needs))
+    Ok(asked.iter().flatten().any(needs))
 }
 
 /// The policies that the attachment needed at an earlier ADD and no longer needs. Whether there were any.
@@ -95,7 +100,8 @@ pub fn release_stale(
 }
 
 /// Removes a bridge's policy if nobody needs it besides those that are leaving, with the `references` that this very transaction
-/// removes. The shelf is asked as well: what isn't counted may have been lost.
+/// removes. The shelf is asked as well: what isn't counted may have been lost. A bridge is one network's as a rule, and a host may
+/// have many: other networks' files are opened only where nothing is counted, so that the lines of those that are leaving are lost, too.
 pub fn release(
     socket: &mut NftSocket,
     opened: &Opened,
@@ -105,7 +111,12 @@ pub fn release(
     transaction: &mut Transaction,
 ) -> Result<()> {
     let Some(uses) = Strangers::default().uses(socket, &policy.chain_for(bridge), references)? else { return Ok(()) };
-    if uses.records > references || is_filed(opened, policy, bridge, leaving)? {
+    if uses.records > references {
+        return Ok(());
+    }
+    let networks: BTreeSet<NetworkKey> = leaving.iter().map(RecordKey::network).collect();
+    let may_need = |key: &RecordKey| references == 0 || networks.contains(&key.network());
+    if is_filed(opened, policy, bridge, |key| may_need(key) && !leaving.contains(key))? {
         return Ok(());
     }
     remove(socket, policy, bridge, uses, transaction)
@@ -156,7 +167,7 @@ pub fn collect(socket: &mut NftSocket) -> Result<()> {
             for policy in BRIDGE_POLICIES {
                 let Some(bridge) = policy.bridge_of(&chain.name) else { continue };
                 let Some(uses) = strangers.uses(socket, &chain.name, 0)? else { continue };
-                if uses.records == 0 && !is_filed(&opened, policy, &bridge, &BTreeSet::new())? {
+                if uses.records == 0 && !is_filed(&opened, policy, &bridge, |_| true)? {
                     remove(socket, policy, &bridge, uses, &mut transaction)?;
                 } else if uses.has_rules {
                     transaction.push(Command::FlushChain(TABLE, chain.name.clone()));

@@ -194,9 +194,10 @@ impl Shelf {
         Ok(self.directory.names()?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The shares of all but these attachments, in no order. One that can't be read is an error: what it needs would be taken away.
-    pub fn others(&self, than: impl Fn(&RecordKey) -> bool) -> Result<Vec<Share>> {
-        let shares = self.keys()?.into_iter().filter(|key| !than(key)).map(|key| self.look_up(key));
+    /// The shares of these attachments, in no order; no other's file is opened. One that can't be read is an error: what it needs
+    /// would be taken away.
+    pub fn of(&self, is_wanted: impl Fn(&RecordKey) -> bool) -> Result<Vec<Share>> {
+        let shares = self.keys()?.into_iter().filter(is_wanted).map(|key| self.look_up(key));
         shares.filter_map(|share| share.map(|found| found.map(|(share, _)| share)).transpose()).collect()
     }
 
