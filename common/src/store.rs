@@ -35,8 +35,8 @@ const FILE_MAX: u64 = 1 << 20;
 /// Bytes of a file name (`NAME_MAX`, include/uapi/linux/limits.h), less what the temporary name adds.
 pub const NAME_MAX: usize = 255 - TEMPORARY.0.len() - TEMPORARY.1.len();
 
-/// How often a group's directory is made anew.
-const NOTE_TRIES: u32 = 100;
+/// How often what others undo is done again: a group's directory, a temporary name.
+const TRIES: u32 = 100;
 
 /// How long a group's lock is waited for: far longer than any call holds it, far shorter than a runtime waits for a call.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -232,7 +232,15 @@ impl Directory {
         if bytes.len() as u64 > FILE_MAX {
             return Err(unusable(&self.path_of(name), format!("it would be larger than {FILE_MAX} bytes")));
         }
-        let put = self.put(name, &temporary, bytes, replaces);
+        let mut put = self.put(name, &temporary, bytes, replaces);
+        for _ in 1..TRIES {
+            match put {
+                // Who writes the same file at the same time has the same temporary name: it has taken this one for what a crash left
+                // behind, has put it in place itself, or has the name now.
+                Err(Errno::ENOENT | Errno::EEXIST) if replaces => put = self.put(name, &temporary, bytes, replaces),
+                _ => break,
+            }
+        }
         match put.and_then(|()| nix::unistd::fsync(self.handle.as_fd())) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) if !replaces => Ok(false),
@@ -252,8 +260,7 @@ impl Directory {
                     Err(Errno::EEXIST) if replaces => {}
                     outcome => return outcome,
                 }
-                // What a crash left behind; the name must then be new and no symlink.
-                let _ = unlink(&self.handle, temporary);
+                self.clear(temporary)?;
                 self.link(&file, temporary)?;
             }
             // A file system, or a kernel, that knows no nameless files.
@@ -264,13 +271,21 @@ impl Directory {
                         outcome => return outcome.and(Err(Errno::EEXIST)),
                     }
                 }
-                let _ = unlink(&self.handle, temporary);
+                self.clear(temporary)?;
                 let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
                 filled(openat(&self.handle, temporary, flags, mode)?, bytes)?;
             }
             Err(errno) => return Err(errno),
         }
         renameat(&self.handle, temporary, &self.handle, name)
+    }
+
+    /// Removes what a crash left behind; the name must then be new and no symlink.
+    fn clear(&self, temporary: &str) -> nix::Result<()> {
+        match unlink(&self.handle, temporary) {
+            Err(Errno::ENOENT) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Gives a nameless file a name that is nobody's yet.
@@ -330,7 +345,7 @@ impl Directory {
         let (group, name) = (group_name(group)?, checked(name)?);
         let make = |at: &OwnedFd, name: &str| mknodat(at, name, SFlag::S_IFREG, Mode::S_IRUSR | Mode::S_IWUSR, 0);
         // Whoever takes the last of a group away takes its directory away as well.
-        for _ in 0..NOTE_TRIES {
+        for _ in 0..TRIES {
             let made = match mkdirat(&self.handle, group.as_str(), Mode::S_IRWXU) {
                 // One's own, which nobody else can exchange.
                 Ok(()) => make(&self.handle, &format!("{group}/{name}")),
@@ -646,6 +661,25 @@ mod tests {
         assert!(directory.write_new("a.json", b"one").unwrap());
         assert!(!directory.write_new("a.json", b"two").unwrap());
         assert_eq!(directory.read("a.json").unwrap(), Stored::Bytes(b"one".to_vec()));
+        assert_eq!(directory.unfinished().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn all_who_write_a_file_at_once_come_to_their_end() {
+        let (_outer, directory) = directory();
+        let path = directory.path.as_path();
+        let write = |n: u8| {
+            let own = Directory::open(path).unwrap().unwrap();
+            (0..500).try_for_each(|_| own.write("a.json", &[n; 64]))
+        };
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..3).map(|n| scope.spawn(move || write(n))).collect();
+            for writer in writers {
+                writer.join().unwrap().unwrap();
+            }
+        });
+        let Stored::Bytes(bytes) = directory.read("a.json").unwrap() else { panic!("nothing that can be believed") };
+        assert!((0..3).any(|n| bytes == [n; 64]), "{bytes:?}");
         assert_eq!(directory.unfinished().unwrap(), Vec::<String>::new());
     }
 
