@@ -68,6 +68,8 @@ pub struct Directory {
     path: PathBuf,
     /// Whether it is known, or was told, who else can exchange what is in it.
     is_looked_at: Cell<bool>,
+    /// How long the next lock is waited for.
+    patience: Cell<Duration>,
 }
 
 /// What has come of asking for a lock.
@@ -104,8 +106,9 @@ impl Directory {
         options.read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC);
         match options.open(path) {
             Ok(file) => {
-                let is_looked_at = Cell::new(false);
-                Ok(Some(Directory { handle: Rc::new(file.into()), path: path.to_owned(), is_looked_at }))
+                let (handle, path) = (Rc::new(file.into()), path.to_owned());
+                let (is_looked_at, patience) = (Cell::new(false), Cell::new(LOCK_WAIT));
+                Ok(Some(Directory { handle, path, is_looked_at, patience }))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unusable(path, format!("the directory can't be opened: {error}"))),
@@ -402,7 +405,9 @@ impl Directory {
         }
     }
 
-    /// Locks a group, with or without files, against everybody else who asks for its lock; waits for it, but not for ever.
+    /// Locks a group, with or without files, against everybody else who asks for its lock; waits for it, but not for ever. Once
+    /// that has been in vain, this directory's other locks are not waited for: a call that takes one after the other would
+    /// outlast a runtime's patience.
     pub fn lock(&self, group: &str) -> Result<GroupLock> {
         let directory = group_name(group)?;
         let since = Instant::now();
@@ -419,16 +424,20 @@ impl Directory {
             if let Attempt::Locked(flock) = attempt {
                 return Ok(GroupLock { parent: Rc::clone(&self.handle), directory, _flock: flock });
             }
-            if since.elapsed() >= LOCK_WAIT {
+            let is_busy = matches!(attempt, Attempt::Busy);
+            // A directory that has gone is nobody's.
+            let patience = if is_busy { self.patience.get() } else { LOCK_WAIT };
+            if since.elapsed() >= patience {
+                self.patience.set(Duration::ZERO);
                 let path = self.path_of(&directory);
-                let what = format!(
-                    "another call has held the lock of {} for {} s; fuser(1) tells which",
-                    path.display(),
-                    LOCK_WAIT.as_secs()
-                );
+                let path = path.display();
+                let what = match patience.as_secs() {
+                    0 => format!("another call holds the lock of {path}; fuser(1) tells which"),
+                    waited => format!("another call has held the lock of {path} for {waited} s; fuser(1) tells which"),
+                };
                 return Err(Error::TryAgain { what });
             }
-            if let Attempt::Busy = attempt {
+            if is_busy {
                 std::thread::sleep(pause);
                 pause = longest.min(pause * 2);
             }
@@ -863,6 +872,20 @@ mod tests {
         drop(lock);
         assert_eq!(directory.members("4:1").unwrap(), ["a.json"]);
         assert!(matches!(again(), Attempt::Locked(_)));
+    }
+
+    #[test]
+    fn once_a_lock_has_been_waited_for_in_vain_the_next_is_not_waited_for() {
+        let (_outer, directory) = directory();
+        let other = Directory::open(&directory.path).unwrap().unwrap();
+        let _held = ["4:1", "4:2"].map(|group| other.lock(group).unwrap());
+        directory.patience.set(Duration::from_secs(1));
+        let refused = |group| directory.lock(group).unwrap_err().to_string();
+        let (first, second) = (refused("4:1"), refused("4:2"));
+        assert!(first.contains(".in-4:1 for 1 s;"), "{first}");
+        assert!(second.contains("holds the lock of") && second.contains(".in-4:2;"), "{second}");
+        // One that nobody holds is had all the same.
+        directory.lock("4:3").unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What `tuning` does to a container's namespace, and that it takes it back.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Seek, Write};
 
@@ -1764,6 +1765,36 @@ fn a_lock_that_somebody_keeps_is_told_of_and_changes_nothing() {
     drop(held);
     bench.del(&keys);
     bench.assert_same_as(&before);
+}
+
+/// A runtime would not wait for as many times as there are namespaces.
+#[test]
+fn a_gc_waits_once_for_locks_that_somebody_keeps_and_goes_on_with_the_others() {
+    let bench = Bench::new();
+    let keys = json!({"sysctl": {"net.core.somaxconn": "100"}});
+    let others = [(); 3].map(|()| Netns::new("container"));
+    let groups = || {
+        let files = bench.host.run(&format!("ls -A {DATA_DIR}"));
+        files.split_whitespace().filter(|name| name.starts_with(".in-")).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    bench.add(&keys);
+    for (n, other) in others.iter().enumerate() {
+        let target = Target::new(&format!("c{}", n + 2), &other.path(), "lo");
+        Plugin::ours("tuning").call(&bench.host, Verb::Add, &bench.config(keys.clone()), &target).succeeds();
+    }
+    let all = groups();
+    assert_eq!(all.len(), 4);
+    let open = |group: &String| File::open(format!("{DATA_DIR}/{group}")).unwrap();
+    let lock = |group: &String| Flock::lock(open(group), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno);
+    let held: Vec<_> = bench.host.inside(|| all.iter().take(3).map(|group| lock(group).unwrap()).collect());
+    let nobody = json!({"cni.dev/valid-attachments": []});
+    let error = bench.call(Verb::Gc, &nobody).fails_with(107);
+    assert_eq!(error.details.matches(" for 10 s;").count(), 1, "{}", error.details);
+    assert!(all.iter().take(3).all(|group| error.details.contains(group)), "{}", error.details);
+    assert_eq!(groups(), all.iter().take(3).cloned().collect());
+    drop(held);
+    bench.call(Verb::Gc, &nobody).succeeds();
+    assert!(bench.state_files().is_empty());
 }
 
 /// Between the new mac and the neighbours' coming back there is a moment in which only the plugin, or its file, knows them.
