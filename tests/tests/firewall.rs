@@ -650,6 +650,26 @@ fn an_elder_owner_whose_record_has_lost_a_line_gets_its_address_back() {
     }
 }
 
+/// What is in the kernel goes, and goes over, whatever stands in the place of the files.
+#[test]
+fn an_elder_owner_gets_its_address_back_where_the_directory_can_t_be_opened() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let [(elder, elders), (younger, youngers)] = &claimants(&tenant)[..2] else { panic!("there are three") };
+    call(&lab.host, Verb::Add, elder, elders).succeeds();
+    call(&lab.host, Verb::Add, younger, youngers).succeeds();
+    lab.host.pipe("sh", "mv /run/cni /run/before; touch /run/cni").unwrap();
+    call(&lab.host, Verb::Del, younger, youngers).fails_with(106);
+    let listed = lab.host.run("nft list table inet cni_chain_firewall");
+    assert!(!listed.contains("other/second") && listed.contains("net/first"), "{listed}");
+    reaches(&tenant.container.netns, &client(80), "client");
+    lab.host.pipe("sh", "rm /run/cni; mv /run/before /run/cni").unwrap();
+    call(&lab.host, Verb::Check, elder, elders).succeeds();
+    call(&lab.host, Verb::Del, younger, youngers).succeeds();
+    call(&lab.host, Verb::Del, elder, elders).succeeds();
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
 #[test]
 fn a_policy_stays_for_whom_the_record_has_lost_the_line_that_says_so() {
     let lab = Lab::new();

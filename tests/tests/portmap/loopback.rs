@@ -135,6 +135,41 @@ fn a_link_stays_closed_whoever_looks_while_its_last_user_goes() {
     none_reach(&watcher.netns, &["127.0.0.1:7777"]);
 }
 
+/// A host may have many networks, each with a bridge of its own and one container on it.
+#[test]
+fn the_last_user_of_a_link_goes_without_a_look_at_all_the_others() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let _server = serve(&container.netns, 80, "inside");
+    lab.host.run("ip link add cni1 type bridge");
+    lab.host.run("ip addr add 10.99.0.1/16 dev cni1");
+    lab.host.run("ip link set cni1 up");
+    let mut others = 0..;
+    let mut more = |count| {
+        for n in others.by_ref().take(count) {
+            let mut config = config(&container, &port(10_000 + n, 80));
+            config["name"] = format!("net-{n}").into();
+            config["prevResult"]["ips"] = json!([{"interface": 2, "address": format!("10.99.1.{}/16", n + 1)}]);
+            Plugin::ours("portmap").call(&lab.host, Verb::Add, &config, &container.target()).succeeds();
+        }
+    };
+    let received = || -> u64 {
+        add(&lab, &container, &port(8080, 80));
+        all_reach(&lab.host, &["127.0.0.1:8080"], "inside");
+        let wrapper = ["strace", "-e", "trace=recvfrom", "-o", "/run/strace"];
+        let (config, target) = (config(&container, &port(8080, 80)), container.target());
+        Plugin::ours("portmap").call_under(&wrapper, &lab.host, Verb::Del, &config, &target).succeeds();
+        assert_eq!((route_localnet(&lab, "cni0"), route_localnet(&lab, "cni1")), ("0".into(), "1".into()));
+        let trace = lab.host.read("/run/strace");
+        trace.lines().filter_map(|line| line.rsplit_once("= ")?.1.parse::<u64>().ok()).sum()
+    };
+    more(110);
+    let with_110 = received();
+    more(110);
+    let with_220 = received();
+    assert!(with_110 > 0 && with_220 < with_110 + 2_000, "bytes from the kernel: {with_110}, {with_220}");
+}
+
 /// What can't be closed keeps its guard, and isn't opened by the call that could not close it.
 #[test]
 fn gc_opens_nothing_that_it_could_not_close() {
