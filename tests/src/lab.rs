@@ -72,6 +72,9 @@ impl Lab {
         connect(End::new(&self.host, &container.host_ifname, &[]), End::new(&container.netns, "eth0", &addresses));
         self.host.run(&format!("ip link set {} master cni0", container.host_ifname));
         GATEWAY.iter().for_each(|gateway| container.netns.route("default", gateway));
+        // The kernel's own come behind a queue of work, which waits on a busy machine.
+        self.host.settle();
+        container.netns.settle();
         container
     }
 }
