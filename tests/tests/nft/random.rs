@@ -203,7 +203,7 @@ fn rule() -> impl Strategy<Value = Rule> {
 }
 
 /// Packets of both versions, or of two protocols, there are none, and `nft` gets confused; it also joins and leaves out
-/// tests of the protocol and the family in ways that change with its version.
+/// tests of the protocol and the family (`meta nfproto ipv4` before ICMP, say) in ways that change with its version.
 fn plainly_listed(tests: &[Statement], action: &[Statement]) -> bool {
     let all = || {
         tests.iter().chain(action).flat_map(|statement| match statement {
@@ -222,9 +222,11 @@ fn plainly_listed(tests: &[Statement], action: &[Statement]) -> bool {
     let versions: std::collections::BTreeSet<_> = all().filter_map(Selector::version).collect();
     let transports: std::collections::HashSet<_> = all().filter_map(Selector::transport).collect();
     let says = |s| all().any(|a| a == s);
+    let icmp =
+        tests.iter().any(|test| matches!(test, Statement::Match { pattern: Pattern::Is(Value::Proto(1 | 58)), .. }));
     versions.len() <= 1
         && transports.len() <= 1
-        && (versions.is_empty() || !says(Selector::Nfproto))
+        && !((icmp || !versions.is_empty()) && says(Selector::Nfproto))
         && !(says(Selector::L4proto)
             && (!transports.is_empty() || says(Selector::ThSport) || says(Selector::ThDport))
             && !tests.is_empty())
