@@ -17,6 +17,8 @@ use nix::unistd::{getpid, gettid};
 use crate::cni::error::{Error, Result};
 use crate::link::RouteSocket;
 
+mod door;
+
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
@@ -72,7 +74,11 @@ impl Netns {
 
     /// The namespace of the calling thread.
     pub fn own() -> Result<Netns> {
-        Netns::open(&own_file())
+        let opened = now_as_files_have_it();
+        match door::own() {
+            Ok(file) => Ok(Netns { file, path: own_file().display().to_string(), opened }),
+            Err(_) => Netns::open(&own_file()),
+        }
     }
 
     /// Runs `inside` with the calling thread in this namespace, and comes back.
@@ -214,11 +220,13 @@ pub fn ifname(index: u32) -> Result<Option<String>> {
 /// Fails if `path` is the plugin's own namespace. One that can't be opened passes, as in the reference: DEL comes for
 /// namespaces that are gone.
 pub fn refuse_own(path: Option<&Path>) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    match (identity(path), identity(&own_file())) {
-        (Some(theirs), Some(ours)) if theirs == ours => Err(Error::SameNetns { path: path.display().to_string() }),
-        _ => Ok(()),
-    }
+    let Some((path, theirs)) = path.and_then(|path| Some((path, identity(path)?))) else { return Ok(()) };
+    if own_identity() == Some(theirs) { Err(Error::SameNetns { path: path.display().to_string() }) } else { Ok(()) }
+}
+
+fn own_identity() -> Option<(u64, u64)> {
+    let by_descriptor = door::own().ok().and_then(|file| file.metadata().ok());
+    by_descriptor.map(|meta| (meta.dev(), meta.ino())).or_else(|| identity(&own_file()))
 }
 
 #[cfg(test)]
@@ -233,6 +241,24 @@ mod tests {
         }
         assert_eq!(ifname(1).unwrap().as_deref(), Some("lo"));
         assert_eq!(ifname(u32::MAX >> 1).unwrap(), None);
+    }
+
+    #[test]
+    fn the_own_namespace_is_the_same_by_a_descriptor_and_by_procfs() {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let version: Vec<u32> = release.split(['.', '-']).take(2).map(|number| number.parse().unwrap()).collect();
+        let by_descriptor = || door::own().ok().map(|file| file.metadata().unwrap()).map(|m| (m.dev(), m.ino()));
+        let here = identity(&own_file()).unwrap();
+        let is_known = version >= vec![6, 11];
+        assert_eq!(by_descriptor(), is_known.then_some(here));
+        assert_eq!(Netns::own().unwrap().identity().unwrap(), here);
+        let elsewhere = std::thread::spawn(move || {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let there = identity(&own_file()).unwrap();
+            assert_eq!(by_descriptor(), is_known.then_some(there));
+            there
+        });
+        assert_ne!(elsewhere.join().unwrap(), here);
     }
 
     #[test]

@@ -10,14 +10,16 @@
 #include <linux/netlink.h>
 #include <sched.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
 
 enum {
     SOCKET = 1, SEND, RECEIVE, OPEN, SETNS, WRITE, READ, CLOSE, REFUSED,
-    ABSENT, STAT, SYNC, LINK, UNLINK, MKDIR, MKNOD
+    ABSENT, STAT, SYNC, LINK, UNLINK, MKDIR, MKNOD, OWN_NETNS
 };
 
 static char script[8 << 20] __attribute__((aligned(4)));
@@ -48,6 +50,14 @@ static int open_socket(int *descriptor, int protocol)
         && !setsockopt(*descriptor, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
 }
 
+static int own_netns(int *descriptor)
+{
+    const int get_net_namespace = _IO(0xff, 4); /* of linux/pidfd.h */
+    int self = syscall(SYS_pidfd_open, getpid(), 0);
+    *descriptor = ioctl(self, get_net_namespace, 0);
+    return *descriptor >= 0 && !close(self);
+}
+
 static int step(const uint32_t *head, const char *data)
 {
     int *descriptor = &descriptors[head[1] % 1024];
@@ -69,6 +79,7 @@ static int step(const uint32_t *head, const char *data)
     case UNLINK: return !unlinkat(AT_FDCWD, data, head[2]);
     case MKDIR: return !mkdir(data, head[2]);
     case MKNOD: return !mknod(data, head[2], 0);
+    case OWN_NETNS: return own_netns(descriptor);
     }
     return 0;
 }

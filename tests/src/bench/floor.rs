@@ -58,6 +58,7 @@ enum Kind {
     Unlink,
     MakeDirectory,
     MakeNode,
+    OwnNetns,
 }
 
 /// How a file is opened. What openat2(2) opens is a sysctl.
@@ -101,7 +102,7 @@ pub fn script(seen: &Traced, extent: Extent, index_of: &dyn Fn(&str) -> Option<u
         used(step.slot, &[Kind::Setns])
             || step.data.starts_with(b"/proc/sys/") && used(step.slot, &[Kind::Read, Kind::Write])
     };
-    let opened = steps.iter().filter(|step| step.kind == Kind::Open);
+    let opened = steps.iter().filter(|step| matches!(step.kind, Kind::Open | Kind::OwnNetns));
     let left_out: Vec<u32> =
         opened.filter(|step| extent == Extent::Messages && !counts(step)).map(|step| step.slot).collect();
     steps.iter().filter(|step| !left_out.contains(&step.slot)).flat_map(bytes).collect()
@@ -133,7 +134,7 @@ impl Recorder<'_> {
         if call.returned < 0 {
             return;
         }
-        let [first, _, third, fourth, ..] = call.arguments;
+        let [first, second, third, fourth, ..] = call.arguments;
         match call.number {
             libc::SYS_socket if first == libc::AF_NETLINK as u64 => {
                 let slot = self.opened(call, Descriptor { is_socket: true, ..Descriptor::default() });
@@ -143,6 +144,10 @@ impl Recorder<'_> {
                 let path = self.absolute(first, &call.data);
                 let slot = self.opened(call, Descriptor { path: path.clone(), ..Descriptor::default() });
                 self.step(Kind::Open, slot, flags(call), [&path[..], b"\0"].concat());
+            }
+            libc::SYS_ioctl if second == libc::PIDFD_GET_NET_NAMESPACE => {
+                let slot = self.opened(call, Descriptor::default());
+                self.step(Kind::OwnNetns, slot, 0, vec![]);
             }
             libc::SYS_sendto | libc::SYS_sendmsg => {
                 let data = messages(&call.data).into_iter().flat_map(|m| self.timeless(m)).collect();

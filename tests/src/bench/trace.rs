@@ -178,6 +178,7 @@ fn is_told(number: i64) -> bool {
         libc::SYS_pread64,
         libc::SYS_write,
         libc::SYS_socket,
+        libc::SYS_ioctl,
         libc::SYS_setns,
         libc::SYS_statx,
         libc::SYS_fsync,

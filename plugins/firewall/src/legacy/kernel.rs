@@ -8,6 +8,8 @@
 //! bytes, read by [`super::entries`] with bounds checked.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use common::nft::IpVersion;
@@ -60,7 +62,8 @@ pub(super) fn is_in_use(version: IpVersion) -> Result<bool> {
         IpVersion::V6 => "net/ip6_tables_names",
     };
     let list = format!("{}/{list}", netns::own_directory());
-    match std::fs::read_to_string(&list) {
+    // Through `take` the file isn't asked for its size, which procfs doesn't know.
+    match File::open(&list).and_then(|file| io::read_to_string(file.take(u64::MAX))) {
         Ok(names) => Ok(names.lines().any(|name| name == "filter")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("read", list, &error)),
