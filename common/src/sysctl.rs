@@ -207,12 +207,8 @@ impl Content {
 pub fn read(name: &Name) -> Result<Option<Content>> {
     let file = match open_file(name, OFlag::O_RDONLY) {
         Ok(file) => file,
-        Err(Errno::ENOENT | Errno::ENOTDIR) if std::fs::exists(format!("{ROOT}/net")).unwrap_or(false) => {
-            return Ok(None);
-        }
         Err(errno @ (Errno::ENOENT | Errno::ENOTDIR)) => {
-            let hint = format!("there is no {ROOT}/net: mount proc with its sysctls (not with subset=pid)");
-            return Err(Error::Kernel { action: "read", object: object(name), errno, ext_ack: hint });
+            return if are_there() { Ok(None) } else { Err(missing(name, errno)) };
         }
         // proc_sys_permission (fs/proc/proc_sysctl.c).
         Err(Errno::EACCES) if open_file(name, OFlag::O_WRONLY).is_ok() => {
@@ -221,6 +217,17 @@ pub fn read(name: &Name) -> Result<Option<Content>> {
         Err(errno) => return Err(refused("read", name, errno)),
     };
     content(file.into(), name).map(Some)
+}
+
+/// Whether there are sysctls at all.
+pub fn are_there() -> bool {
+    std::fs::exists(format!("{ROOT}/net")).unwrap_or(false)
+}
+
+/// There is no such sysctl, because there are none at all.
+fn missing(name: &Name, errno: Errno) -> Error {
+    let hint = format!("there is no {ROOT}/net: mount proc with its sysctls (not with subset=pid)");
+    Error::Kernel { action: "read", object: object(name), errno, ext_ack: hint }
 }
 
 /// Reads a sysctl that can be written, too; `None` if it can't, or isn't there: [`read`] and [`writable`] tell why.

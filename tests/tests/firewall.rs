@@ -670,6 +670,39 @@ fn an_elder_owner_gets_its_address_back_where_the_directory_can_t_be_opened() {
     is_cut_off(&tenant.container.netns, &client(80));
 }
 
+/// What an elder owner's record no longer says only its file does: nothing is taken before that can be read.
+#[test]
+fn an_elder_owner_whose_record_has_lost_a_line_keeps_its_address_where_the_directory_can_t_be_opened() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let [(elder, elders), (younger, youngers)] = &claimants(&tenant)[..2] else { panic!("there are three") };
+    let elsewhere = |config: &Value| {
+        let mut config = config.clone();
+        config["prevResult"]["ips"][0]["address"] = "10.88.0.77/16".into();
+        config
+    };
+    let lost = [(0, ""), (1, "10.88.0.2 ")];
+    for ((line, text), goes) in lost.into_iter().flat_map(|line| [(line, false), (line, true)]) {
+        call(&lab.host, Verb::Add, elder, elders).succeeds();
+        delete_record_line(&lab, line, text);
+        call(&lab.host, Verb::Add, younger, youngers).succeeds();
+        let before = lab.host.run("nft list table inet cni_chain_firewall");
+        lab.host.pipe("sh", "mv /run/cni /run/before; touch /run/cni").unwrap();
+        let (verb, config) = if goes { (Verb::Del, younger.clone()) } else { (Verb::Add, elsewhere(younger)) };
+        call(&lab.host, verb, &config, youngers).fails_with(106);
+        assert_eq!(lab.host.run("nft list table inet cni_chain_firewall"), before);
+        reaches(&tenant.container.netns, &client(80), "client");
+        lab.host.pipe("sh", "rm /run/cni; mv /run/before /run/cni").unwrap();
+        call(&lab.host, verb, &config, youngers).succeeds();
+        reaches(&tenant.container.netns, &client(80), "client");
+        call(&lab.host, Verb::Add, elder, elders).succeeds();
+        call(&lab.host, Verb::Check, elder, elders).succeeds();
+        call(&lab.host, Verb::Del, younger, youngers).succeeds();
+        call(&lab.host, Verb::Del, elder, elders).succeeds();
+    }
+    is_cut_off(&tenant.container.netns, &client(80));
+}
+
 #[test]
 fn a_policy_stays_for_whom_the_record_has_lost_the_line_that_says_so() {
     let lab = Lab::new();

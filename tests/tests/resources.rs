@@ -315,10 +315,13 @@ fn a_proc_without_sysctls_is_told() {
     for play in [Play::Tuning, Play::Portmap] {
         let scene = Scene::set(play);
         says(&refused(&scene, &wrapper), &["there is no /proc/sys/net"]);
-        if play == Play::Portmap {
+        for script in [script, "umount --lazy /proc && exec \"$0\""] {
+            let wrapper = ["unshare", "--mount", "sh", "-c", script];
             let config = scene.config_for(Verb::Status);
             let outcome = scene.plugin.call_under(&wrapper, &scene.lab.host, Verb::Status, config, &scene.target);
-            assert_eq!(outcome.fails().code, 50);
+            let error = outcome.fails();
+            assert_eq!(error.code, 50);
+            says(&error, &["there is no /proc/sys/net"]);
         }
         // DEL must not take away what guards a value that it can't put back.
         let clean = Clean::of(&scene);

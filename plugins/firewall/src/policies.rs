@@ -13,10 +13,7 @@ use crate::plan::Share;
 use crate::record::Record;
 use crate::rules::{BRIDGE_POLICIES, BridgePolicy, TABLE};
 use crate::state::repeat;
-use crate::stored::Shelf;
-
-/// The shelf, or why it can't be opened: what is in the kernel goes all the same, and then it is told.
-pub type Opened = Result<Option<Shelf>>;
+use crate::stored::{Opened, Shelf};
 
 /// The rules of our table, read when they are first asked for: nobody's share makes any that concerns a policy's chain.
 #[derive(Debug, Default)]

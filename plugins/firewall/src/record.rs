@@ -171,6 +171,12 @@ impl Record {
         Record { lines, ..record }
     }
 
+    /// Whether a line is missing, as far as those that are left show it: one between them, the label, or all that say an address.
+    pub fn is_cut(&self) -> bool {
+        let in_order = self.lines.iter().zip(0..).all(|(line, place)| number(line) == Some(place));
+        !in_order || self.label.is_empty() || self.addresses.is_empty()
+    }
+
     /// The same with what another account of the same attachment says besides.
     pub fn completed_by(mut self, other: Record) -> Record {
         fn add<T: PartialEq>(known: &mut Vec<T>, more: Vec<T>) {

@@ -13,11 +13,11 @@ use common::{Attachment, Error, Result};
 
 use crate::firewalld::Sought;
 use crate::plan::Share;
-use crate::policies::{self, Opened};
+use crate::policies;
 use crate::record::{self, Holder, Placed, Record, place_name};
 use crate::rules::{self, BridgePolicy, PORT_GUARDS, TABLE};
 use crate::state::repeat;
-use crate::stored::{Shelf, Source};
+use crate::stored::{Opened, Shelf, Source};
 
 /// What is to go, by its owner; `None` where nothing is known of it but that it may have a file.
 type Leaving = BTreeMap<RecordKey, Option<Record>>;
@@ -157,7 +157,7 @@ fn remove_all(
         let generation = socket.generation()?;
         let mut leaving = find(socket, shelf)?;
         leaving.retain(|key, _| !errors.contains_key(key));
-        let heirs = Heirs::of(socket, leaving.values().flatten())?;
+        let heirs = Heirs::of(socket, leaving.values().flatten(), &opened)?;
         let mut removal = Removal::default();
         removed.clear();
         for record in leaving.values().flatten() {
@@ -171,7 +171,7 @@ fn remove_all(
             // Whose record says nothing of firewalld has told it nothing: the file needn't be read.
             let more = if record.zone.is_some() { telling(record.key, shelf) } else { BTreeSet::new() };
             let more = more.into_iter().filter(|source| record.sources().all(|own| own != *source)).collect();
-            if let Err(error) = outcome.and_then(|()| forget(socket, record, more, &firewalld)) {
+            if let Err(error) = outcome.and_then(|()| forget(socket, record, more, &opened, &firewalld)) {
                 errors.insert(record.key, error);
                 continue;
             }
@@ -201,8 +201,9 @@ struct Heir {
 
 impl Heirs {
     /// Of these. All records are looked through, and all files, because a record that has lost a line doesn't say what its
-    /// attachment claims; but only if one of these says that it has taken something over.
-    pub fn of<'a>(socket: &mut NftSocket, leaving: impl Iterator<Item = &'a Record>) -> Result<Heirs> {
+    /// attachment claims; but only if one of these says that it has taken something over. A directory that can't be opened keeps
+    /// them from going only where a record is seen to have lost a line.
+    pub fn of<'a>(socket: &mut NftSocket, leaving: impl Iterator<Item = &'a Record>, opened: &Opened) -> Result<Heirs> {
         let leaving: BTreeMap<RecordKey, &Record> = leaving.map(|record| (record.key, record)).collect();
         let shared = leaving.values().filter(|record| record.notes.shared);
         let places: HashSet<String> = shared.flat_map(|record| record.elements()).map(|p| place_name(&p)).collect();
@@ -211,9 +212,9 @@ impl Heirs {
         }
         let is_leaving = |key: &RecordKey| leaving.contains_key(key);
         let found = Record::all(socket, |key| !is_leaving(key))?;
+        let again = if opened.is_err() && found.iter().any(Record::is_cut) { Shelf::open()? } else { None };
+        let shelf = opened.as_ref().map_or(again.as_ref(), Option::as_ref);
         let mut known: BTreeMap<RecordKey, Record> = found.into_iter().map(|record| (record.key, record)).collect();
-        // A directory that can't be opened keeps nobody from going.
-        let shelf = Shelf::open().unwrap_or_default();
         let filed = shelf.map(|shelf| shelf.of(|key| !is_leaving(key))).transpose()?;
         for record in filed.iter().flatten().map(Record::of) {
             let key = record.key;
@@ -316,15 +317,15 @@ pub fn forget_stale_sources(
     socket: &mut NftSocket,
     share: &Share,
     former: Option<&Record>,
-    shelf: Option<&Shelf>,
+    opened: &Opened,
 ) -> Result<()> {
     let key = RecordKey::of(&share.attachment);
     let is_told = share.zone.is_some() || former.is_some_and(|former| former.zone.is_some());
-    let shelf = shelf.filter(|_| is_told);
+    let shelf = opened.as_ref().ok().and_then(Option::as_ref).filter(|_| is_told);
     let Some(former) = known_record(key, former.cloned(), shelf) else { return Ok(()) };
     let told: BTreeSet<Source> = Record::of(share).sources().collect();
     let stale = former.sources().chain(telling(key, shelf)).filter(|source| !told.contains(source)).collect();
-    forget(socket, &former, stale, &Sought::default())
+    forget(socket, &former, stale, opened, &Sought::default())
 }
 
 /// What an attachment's file says that firewalld was told; of an ADD that did not come to its end, nothing else says it.
@@ -334,14 +335,20 @@ fn telling(key: RecordKey, shelf: Option<&Shelf>) -> BTreeSet<Source> {
 }
 
 /// Takes sources out of firewalld that were an attachment's, but for those that are another's now.
-fn forget(socket: &mut NftSocket, owner: &Record, sources: BTreeSet<Source>, firewalld: &Sought) -> Result<()> {
+fn forget(
+    socket: &mut NftSocket,
+    owner: &Record,
+    sources: BTreeSet<Source>,
+    opened: &Opened,
+    firewalld: &Sought,
+) -> Result<()> {
     let mut by_zone: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for (zone, address) in sources {
         by_zone.entry(zone).or_default().push(address);
     }
     for (zone, addresses) in by_zone {
         let told = Record { addresses, zone: Some(zone), guards: Vec::new(), ..owner.clone() };
-        let heirs = Heirs::of(socket, std::iter::once(&told))?;
+        let heirs = Heirs::of(socket, std::iter::once(&told), opened)?;
         Own::read(socket, &told, &heirs)?.forget_sources(told.zone.as_deref(), firewalld)?;
     }
     Ok(())

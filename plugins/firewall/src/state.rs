@@ -22,7 +22,7 @@ use crate::policies;
 use crate::record::{self, Holder, Placed as Place, Record};
 use crate::removal::{self, Heirs};
 use crate::rules::{BRIDGE_TABLE, TABLE};
-use crate::stored::{Shelf, Source};
+use crate::stored::{Opened, Shelf, Source};
 use crate::strays;
 
 /// How often a transaction is thought out anew because somebody else's came between the look and the leap.
@@ -312,15 +312,17 @@ fn install_with(
         let key = RecordKey::of(&share.attachment);
         let mut record = Record::read(socket, key)?;
         installed = Installed { share: share.clone(), has_looked: has_file || is_cut || record.is_some() };
-        let shelf = if installed.has_looked || share.zone.is_some() { open_shelf() } else { None };
+        let opened = if installed.has_looked || share.zone.is_some() { open_shelf() } else { Ok(None) };
         if installed.has_looked {
-            let known = removal::known_whole(socket, &share.attachment, record, shelf.as_ref(), is_cut)?;
+            let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+            let known = removal::known_whole(socket, &share.attachment, record, shelf, is_cut)?;
             record = known.map(|known| known.record);
         }
         // First, because without the record nobody would know what firewalld must forget.
-        removal::forget_stale_sources(socket, share, record.as_ref(), shelf.as_ref())?;
+        removal::forget_stale_sources(socket, share, record.as_ref(), &opened)?;
         let damaged = damaged_skeletons(socket, &share.skeletons(), lacking || record.is_some())?;
-        let changes = changes(socket, &mut installed.share, record.as_ref(), damaged, host, others)?;
+        let former = record.as_ref().map(|record| (record, &opened));
+        let changes = changes(socket, &mut installed.share, former, damaged, host, others)?;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
         is_cut = outcome.as_ref().is_err_and(is_about_records);
@@ -331,10 +333,9 @@ fn install_with(
     Ok(installed)
 }
 
-fn open_shelf() -> Option<Shelf> {
-    Shelf::open().unwrap_or_else(|error| {
+fn open_shelf() -> Opened {
+    Shelf::open().inspect_err(|error| {
         log::warn!("{error}; what a former ADD of this container has put in is known from the record only");
-        None
     })
 }
 
@@ -372,18 +373,19 @@ fn is_contention(error: &CommitError) -> bool {
 fn changes(
     socket: &mut NftSocket,
     share: &mut Share,
-    record: Option<&Record>,
+    former: Option<(&Record, &Opened)>,
     rebuilding: Vec<Skeleton>,
     host: &[HostPart],
     others: &mut Option<Others>,
 ) -> Result<Changes> {
     let mut changes = Changes { rebuilding, ..Changes::default() };
+    let record = former.map(|(record, _)| record);
     let others =
         if changes.rebuilding.is_empty() { None } else { Some(others.get_or_insert_with(|| Others::of(share))) };
     share.notes.shared |= record.is_some_and(|record| record.notes.shared);
     share.notes.shared |= others.as_ref().is_some_and(|others| others.claim_any_of(share));
-    if let Some(record) = record {
-        changes.guarded |= drop_stale(socket, share, record, &mut changes.transaction)?;
+    if let Some(former) = former {
+        changes.guarded |= drop_stale(socket, share, former, &mut changes.transaction)?;
     }
     changes.guarded |= drop_strays(socket, share, record.is_some(), &mut changes.transaction)?;
     add_shared(share, &mut changes.transaction);
@@ -435,7 +437,12 @@ pub fn damaged_skeletons(socket: &mut NftSocket, skeletons: &[Skeleton], thoroug
 }
 
 /// Addresses and ports that the attachment had at an earlier ADD and no longer has. Whether there were any.
-fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transaction: &mut Transaction) -> Result<bool> {
+fn drop_stale(
+    socket: &mut NftSocket,
+    share: &Share,
+    (record, opened): (&Record, &Opened),
+    transaction: &mut Transaction,
+) -> Result<bool> {
     let wanted = Record::of(share);
     let held = record.held_elements(socket)?.into_iter();
     let own = held.filter(|(place, holder)| *holder == Holder::Itself && !wanted.claims(place));
@@ -443,7 +450,7 @@ fn drop_stale(socket: &mut NftSocket, share: &Share, record: &Record, transactio
     if stale.is_empty() {
         return Ok(false);
     }
-    let heirs = Heirs::of(socket, std::iter::once(record))?;
+    let heirs = Heirs::of(socket, std::iter::once(record), opened)?;
     stale.iter().for_each(|place| heirs.pass_on(place, transaction));
     Ok(true)
 }

@@ -104,6 +104,9 @@ impl Written {
     }
 }
 
+/// The shelf, or why it can't be opened: what is in the kernel goes all the same, and then it is told.
+pub type Opened = Result<Option<Shelf>>;
+
 /// The place where shares are kept, a file each, named by its record's key.
 #[derive(Debug)]
 pub struct Shelf {

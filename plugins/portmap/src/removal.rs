@@ -20,8 +20,8 @@ use crate::transact::{came_too_late, transact};
 /// More rules than a shared chain ever has.
 const MOST_RULES: u32 = 8;
 
-/// So many records are looked through for one that lacks a line. Where there are more, that would take longer than all the rest of
-/// a DEL (16 ms at 1,500).
+/// With so many records others' damage is looked for. Where there are more, that would take longer than all the rest of a DEL
+/// (16 ms at 1,500).
 const FEW_RECORDS: u32 = 100;
 
 /// What came of a removal.
@@ -343,8 +343,10 @@ struct LastUse {
 /// ports in a kind of publication that no record counts in.
 fn has_uncounted_users(socket: &mut NftSocket, records: &[Recorded], counts: &BTreeMap<String, u32>) -> Result<bool> {
     let leaving: BTreeSet<RecordKey> = records.iter().map(|recorded| recorded.record.key).collect();
-    let are_few = socket.chain(&TABLE, ATTACHMENTS)?.is_some_and(|chain| chain.uses <= FEW_RECORDS);
-    if are_few && !Recorded::all(socket, |key| !leaving.contains(key))?.iter().all(Recorded::is_whole) {
+    if socket.chain(&TABLE, ATTACHMENTS)?.is_some_and(|chain| chain.uses > FEW_RECORDS) {
+        return Ok(false);
+    }
+    if !Recorded::all(socket, |key| !leaving.contains(key))?.iter().all(Recorded::is_whole) {
         return Ok(true);
     }
     let rules = socket.table_rules(&TABLE, &|chain| chain == HOSTPORTS || is_kind(chain))?;

@@ -619,6 +619,18 @@ fn forget_all_absent(directory: &Directory, inhabited: &BTreeSet<String>) -> Res
     Ok(())
 }
 
+fn require_sysctls() -> Result<()> {
+    let (reason, next) = if !sysctl::are_there() {
+        ("there is no /proc/sys/net", "mount proc with its sysctls (not with subset=pid)")
+    } else if sysctl::all_read_only() {
+        let writable = "run the container runtime, or the container that it runs in, with a writable /proc/sys";
+        ("/proc/sys is mounted read-only", writable)
+    } else {
+        return Ok(());
+    };
+    Err(Error::NotAvailable { reason: format!("{reason}, so no sysctl can be set"), next: next.into() })
+}
+
 /// STATUS: the allowlist admits what is configured, and what ADD needs can be written.
 pub fn status(config: &Config) -> Result<()> {
     let not_available = |error: Error, next: &str| Error::NotAvailable { reason: error.to_string(), next: next.into() };
@@ -629,11 +641,8 @@ pub fn status(config: &Config) -> Result<()> {
         });
     }
     Netns::require_entrance()?;
-    if !config.sysctls.is_empty() && sysctl::all_read_only() {
-        return Err(Error::NotAvailable {
-            reason: "/proc/sys is mounted read-only, so no sysctl can be set".into(),
-            next: "run the container runtime, or the container that it runs in, with a writable /proc/sys".into(),
-        });
+    if !config.sysctls.is_empty() {
+        require_sysctls()?;
     }
     // Sysctls may also come with a call, so it warns of the list in any case.
     let list = match read_allowlist() {

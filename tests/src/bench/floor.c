@@ -50,6 +50,12 @@ static int open_socket(int *descriptor, int protocol)
         && !setsockopt(*descriptor, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
 }
 
+/* As in our plugins: glibc's own asks procfs where the executable is, which nobody wants to know. */
+const char *_dl_get_origin(void)
+{
+    return (const char *)-1;
+}
+
 static int own_netns(int *descriptor)
 {
     const int get_net_namespace = _IO(0xff, 4); /* of linux/pidfd.h */

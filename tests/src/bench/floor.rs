@@ -30,7 +30,9 @@ pub fn build() -> Result<PathBuf> {
     // Another run may be using it.
     let made = dir.join(format!("{PROGRAM}-{}", std::process::id()));
     let mut cc = Command::new("cc");
-    cc.args(["-O2", "-static", "-o"]).arg(&made).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/floor.c"));
+    cc.args(["-O2", "-static", "-Wl,-z,noseparate-code", "-o"])
+        .arg(&made)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/floor.c"));
     let done = cc.output()?;
     if !done.status.success() {
         return Err(Error::other(String::from_utf8_lossy(&done.stderr).into_owned()));
