@@ -703,6 +703,87 @@ fn an_elder_owner_whose_record_has_lost_a_line_keeps_its_address_where_the_direc
     is_cut_off(&tenant.container.netns, &client(80));
 }
 
+/// DEL of the first, held where its record has gone and its file hasn't, and of the second meanwhile.
+fn delete_at_once(lab: &Lab, [first, second]: [&(Value, Target); 2]) {
+    let strace = ["strace", "-o", "/dev/null", "-e", "trace=unlinkat", "-e", "inject=unlinkat:delay_enter=1500000"];
+    let label = format!("{}/{}/eth0", first.0["name"].as_str().unwrap(), first.1.container);
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            let (config, target) = first;
+            Plugin::ours("firewall").call_under(&strace, &lab.host, Verb::Del, config, target).succeeds();
+        });
+        let records = || lab.host.run("nft list map inet cni_chain_firewall records");
+        lab.host.wait_until("its record has gone", || !records().contains(&label));
+        assert!(lab.host.run("ls /run/cni/firewall").lines().count() >= 2, "the file of the first has gone, too");
+        call(&lab.host, Verb::Del, &second.0, &second.1).succeeds();
+        held.join().unwrap();
+    });
+}
+
+#[test]
+fn of_two_who_go_at_once_none_leaves_an_address_to_the_other() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let all = claimants(&tenant);
+    let [elder, younger, youngest] = &all[..] else { panic!("there are three") };
+    let add = |(config, target): &(Value, Target)| drop(call(&lab.host, Verb::Add, config, target).succeeds());
+    [elder, younger, youngest].into_iter().for_each(add);
+    delete_at_once(&lab, [younger, youngest]);
+    call(&lab.host, Verb::Check, &elder.0, &elder.1).succeeds();
+    call(&lab.host, Verb::Del, &younger.0, &younger.1).succeeds();
+    reaches(&tenant.container.netns, &client(80), "client");
+    for order in [[elder, younger], [younger, elder]] {
+        [elder, younger].into_iter().for_each(add);
+        delete_at_once(&lab, order);
+        assert!(!lab.host.run("nft list table inet cni_chain_firewall").contains("10.88.0.2"));
+        is_cut_off(&tenant.container.netns, &client(80));
+    }
+}
+
+#[test]
+fn of_two_who_go_at_once_none_leaves_a_policy_to_the_other() {
+    let lab = Lab::new();
+    let tenants = [2, 3].map(|n| Tenant::new(&lab, n, json!({"ingressPolicy": "same-bridge"})));
+    tenants.iter().for_each(|tenant| tenant.add(&lab));
+    let [first, second] = tenants.each_ref().map(|tenant| (tenant.config.clone(), tenant.container.target()));
+    delete_at_once(&lab, [&first, &second]);
+    let listed = lab.host.run("nft list table inet cni_chain_firewall");
+    assert!(!listed.contains("cni0"), "{listed}");
+}
+
+/// What an attachment's own record no longer says only its file does.
+#[test]
+fn who_goes_takes_nothing_before_the_file_can_be_read_that_says_what_is_its_own() {
+    let (lab, _server) = dropping_lab();
+    let tenant = Tenant::new(&lab, 2, json!({}));
+    let [(elder, elders), (younger, youngers)] = &claimants(&tenant)[..2] else { panic!("there are three") };
+    let mut gc = json!({"cniVersion": VERSION, "name": "other", "type": "firewall"});
+    gc["cni.dev/valid-attachments"] = json!([]);
+    let (hide, show) = ("mv /run/cni /run/before; touch /run/cni", "rm /run/cni; mv /run/before /run/cni");
+    // Standard input and output, the socket and the directory leave no room for the file.
+    let obstacles: [(&str, &[&str], &str); 2] = [(hide, &["env"], show), ("", &["prlimit", "--nofile=5"], "")];
+    for ((hide, wrapper, show), by_gc) in
+        obstacles.into_iter().flat_map(|obstacle| [(obstacle, false), (obstacle, true)])
+    {
+        call(&lab.host, Verb::Add, elder, elders).succeeds();
+        call(&lab.host, Verb::Add, younger, youngers).succeeds();
+        delete_record_line(&lab, 1, "shared");
+        let look = "nft list table inet cni_chain_firewall; find /run/cni /run/before -type f 2>/dev/null | sort";
+        let state = || lab.host.pipe("sh", look).unwrap();
+        lab.host.pipe("sh", hide).unwrap();
+        let before = state();
+        let nobody = Target::new("", "", "");
+        let (verb, config, target) = if by_gc { (Verb::Gc, &gc, &nobody) } else { (Verb::Del, younger, youngers) };
+        Plugin::ours("firewall").call_under(wrapper, &lab.host, verb, config, target).fails_with(106);
+        assert_eq!(state(), before, "{wrapper:?}");
+        lab.host.pipe("sh", show).unwrap();
+        call(&lab.host, verb, config, target).succeeds();
+        call(&lab.host, Verb::Check, elder, elders).succeeds();
+        reaches(&tenant.container.netns, &client(80), "client");
+        call(&lab.host, Verb::Del, elder, elders).succeeds();
+    }
+}
+
 #[test]
 fn a_policy_stays_for_whom_the_record_has_lost_the_line_that_says_so() {
     let lab = Lab::new();

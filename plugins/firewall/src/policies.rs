@@ -119,6 +119,21 @@ pub fn release(
     remove(socket, policy, bridge, uses, transaction)
 }
 
+/// Removes a bridge's policy that no record counts any more and that no file asks for but those of who has left.
+pub fn release_unused(
+    socket: &mut NftSocket,
+    opened: &Opened,
+    (policy, bridge): (BridgePolicy, &str),
+    left: &BTreeSet<RecordKey>,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let Some(chain) = socket.chain(&TABLE, &policy.chain_for(bridge))? else { return Ok(()) };
+    if chain.uses > 0 || is_filed(opened, policy, bridge, |key| !left.contains(key))? {
+        return Ok(());
+    }
+    remove(socket, policy, bridge, Uses { records: 0, has_rules: false, is_led_to: false }, transaction)
+}
+
 /// Takes a bridge's policy away. Should an attachment come to need it in between, the kernel refuses to delete the chain, and with it the whole
 /// transaction. A chain to which somebody else's rule leads can't be deleted; it stays, empty, and restricts nothing.
 fn remove(

@@ -26,9 +26,11 @@ type Leaving = BTreeMap<RecordKey, Option<Record>>;
 ///
 /// What it may have by its prevResult is `guessed`, for where what was written down of it is lost, or a part of that.
 pub fn remove(socket: &mut NftSocket, attachment: &Attachment, guessed: Option<&Record>) -> Result<BTreeSet<IpAddr>> {
-    remove_all(socket, |socket, shelf| {
+    remove_all(socket, |socket, opened| {
         let key = RecordKey::of(attachment);
         let found = Record::read(socket, key)?;
+        insist_on_file(opened, key, found.as_ref())?;
+        let shelf = opened.as_ref().ok().and_then(Option::as_ref);
         let known = known_whole(socket, attachment, found, shelf, false)?;
         let is_whole = known.as_ref().is_some_and(|known| known.is_whole);
         let known = known.map(|known| known.record);
@@ -89,14 +91,15 @@ pub fn collect(socket: &mut NftSocket, name: &str, alive: &BTreeSet<Attachment>)
     let network = NetworkKey::of(name);
     let live: BTreeSet<RecordKey> = alive.iter().map(RecordKey::of).collect();
     let is_dead = |key: &RecordKey| network.has(key) && !live.contains(key);
-    let removed = remove_all(socket, |socket, shelf| {
-        let found = Record::all(socket, is_dead)?;
-        let mut leaving: Leaving =
-            found.into_iter().map(|record| (record.key, known_record(record.key, Some(record), shelf))).collect();
+    let removed = remove_all(socket, |socket, opened| {
+        let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+        let found = Record::all(socket, is_dead)?.into_iter().map(|record| (record.key, Some(record)));
+        let mut found: Leaving = found.collect();
         for key in shelf.map(Shelf::keys).transpose()?.into_iter().flatten().filter(is_dead) {
-            leaving.entry(key).or_insert_with(|| known_record(key, None, shelf));
+            found.entry(key).or_default();
         }
-        Ok(leaving)
+        found.iter().try_for_each(|(key, record)| insist_on_file(opened, *key, record.as_ref()))?;
+        Ok(found.into_iter().map(|(key, record)| (key, known_record(key, record, shelf))).collect())
     });
     let orphans = collect_orphans(socket, name, alive);
     let policies = policies::collect(socket);
@@ -141,21 +144,31 @@ fn known_record(key: RecordKey, found: Option<Record>, shelf: Option<&Shelf>) ->
     completed(found, shelf.and_then(|shelf| shelf.read(key)).as_ref().map(Record::of))
 }
 
+/// Fails where the file can't be read without which it isn't known what is the attachment's: its record has lost a line, or all.
+fn insist_on_file(opened: &Opened, key: RecordKey, found: Option<&Record>) -> Result<()> {
+    if found.is_some_and(|record| !record.is_cut()) {
+        return Ok(());
+    }
+    let again = if opened.is_err() { Shelf::open()? } else { None };
+    let shelf = opened.as_ref().map_or(again.as_ref(), Option::as_ref);
+    shelf.map_or(Ok(()), |shelf| shelf.look_up(key).map(drop))
+}
+
 /// Removes what `find` finds in one transaction, because each that deletes waits for a grace period of the kernel. What
 /// firewalld doesn't forget stays for the next time, and the rest goes.
 fn remove_all(
     socket: &mut NftSocket,
-    find: impl Fn(&mut NftSocket, Option<&Shelf>) -> Result<Leaving>,
+    find: impl Fn(&mut NftSocket, &Opened) -> Result<Leaving>,
 ) -> Result<BTreeSet<IpAddr>> {
     let opened = Shelf::open();
     let shelf = opened.as_ref().ok().and_then(Option::as_ref);
     let firewalld = Sought::default();
-    let (mut keys, mut removed) = (BTreeSet::new(), BTreeSet::new());
+    let (mut keys, mut removed, mut left) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     let mut forgotten: BTreeMap<RecordKey, Vec<IpAddr>> = BTreeMap::new();
     let mut errors: BTreeMap<RecordKey, Error> = BTreeMap::new();
     repeat(|| {
         let generation = socket.generation()?;
-        let mut leaving = find(socket, shelf)?;
+        let mut leaving = find(socket, &opened)?;
         leaving.retain(|key, _| !errors.contains_key(key));
         let heirs = Heirs::of(socket, leaving.values().flatten(), &opened)?;
         let mut removal = Removal::default();
@@ -179,19 +192,73 @@ fn remove_all(
             removal.take_out(record, &own);
             removed.extend(own.addresses);
         }
-        keys = leaving.into_keys().filter(|key| !errors.contains_key(key)).collect();
+        leaving.retain(|key, _| !errors.contains_key(key));
+        keys = leaving.keys().copied().collect();
+        left = leaving.into_values().flatten().chain(heirs.by_file).collect();
         removal.release_policies(socket, &opened, &keys)?;
         // Of two that go at once the last must be seen to be the last; and nobody else's element may be taken.
         socket.commit_at(&removal.transaction, generation)
     })?;
-    let left = shelf.iter().flat_map(|shelf| keys.iter().filter_map(|key| shelf.remove(*key).err()));
-    let failures: Vec<Error> = std::mem::take(&mut errors).into_values().chain(left).collect();
+    let undeleted = shelf.iter().flat_map(|shelf| keys.iter().filter_map(|key| shelf.remove(*key).err()));
+    let mut failures: Vec<Error> = std::mem::take(&mut errors).into_values().chain(undeleted).collect();
+    failures.extend(settle(socket, &opened, &left).err());
     Error::gather(failures.into_iter().chain(opened.err()).collect()).map(|()| removed)
+}
+
+/// So many records are read one by one, more by a look through the map.
+const FEW: usize = 16;
+
+/// Looks again once files have gone. Whoever leaves at the same time and finds the file of one whose record has gone takes that
+/// one for somebody whose record was lost, and leaves an address or a policy to it. So whoever goes looks, after its file has
+/// gone, whether it was left something; and whoever has left something looks whether the file has gone meanwhile.
+fn settle(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<()> {
+    let firewalld = Sought::default();
+    repeat(|| {
+        let generation = socket.generation()?;
+        let gone = gone(socket, opened, left)?;
+        let heirs = Heirs::of(socket, gone.iter(), opened)?;
+        let mut removal = Removal::default();
+        for record in &gone {
+            let own = Own::read(socket, record, &heirs)?;
+            if !own.elements.is_empty() {
+                own.forget_sources(record.zone.as_deref(), &firewalld)?;
+            }
+            removal.take_out(record, &own);
+        }
+        let keys = gone.iter().map(|record| record.key).collect();
+        for (policy, bridge, _) in std::mem::take(&mut removal.policies) {
+            policies::release_unused(socket, opened, (policy, &bridge), &keys, &mut removal.transaction)?;
+        }
+        socket.commit_at(&removal.transaction, generation)
+    })
+}
+
+/// Those of whom there is neither a record nor a file.
+fn gone(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<Vec<Record>> {
+    let Ok(shelf) = opened else { return Ok(Vec::new()) };
+    let asked: BTreeSet<RecordKey> = left.iter().map(|record| record.key).collect();
+    let recorded: BTreeSet<RecordKey> = if asked.len() > FEW {
+        Record::all(socket, |key| asked.contains(key))?.into_iter().map(|record| record.key).collect()
+    } else {
+        let records: Result<Vec<_>> = asked.iter().map(|key| Record::read(socket, *key)).collect();
+        records?.into_iter().flatten().map(|record| record.key).collect()
+    };
+    let mut gone = Vec::new();
+    for record in left.iter().filter(|record| !recorded.contains(&record.key)) {
+        if shelf.as_ref().map(|shelf| shelf.look_up(record.key)).transpose()?.flatten().is_none() {
+            gone.push(Record { lines: Vec::new(), ..record.clone() });
+        }
+    }
+    Ok(gone)
 }
 
 /// Who had before what somebody has taken over, and still claims it: by the place.
 #[derive(Debug, Default)]
-pub struct Heirs(HashMap<String, Heir>);
+pub struct Heirs {
+    by_place: HashMap<String, Heir>,
+    /// Those of them of whom only the file says so.
+    by_file: Vec<Record>,
+}
 
 #[derive(Clone, Debug)]
 struct Heir {
@@ -216,26 +283,31 @@ impl Heirs {
         let shelf = opened.as_ref().map_or(again.as_ref(), Option::as_ref);
         let mut known: BTreeMap<RecordKey, Record> = found.into_iter().map(|record| (record.key, record)).collect();
         let filed = shelf.map(|shelf| shelf.of(|key| !is_leaving(key))).transpose()?;
+        let mut by_file = Vec::new();
         for record in filed.iter().flatten().map(Record::of) {
             let key = record.key;
+            if !known.contains_key(&key) {
+                by_file.push(record.clone());
+            }
             let all = completed(known.remove(&key), Some(record));
             known.extend(all.map(|record| (key, record)));
         }
         let mut others: Vec<Record> = known.into_values().filter(|other| !other.label.is_empty()).collect();
         // Who has taken it over himself knows that there may be another heir after him: he comes last, and stays.
         others.sort_by_key(|other| other.notes.shared);
-        let mut heirs = HashMap::new();
+        let mut by_place = HashMap::new();
         for other in others {
             let heir = Heir { label: other.label.clone(), zone: other.zone.clone() };
             let elements = other.elements();
             let claimed = elements.iter().map(place_name).filter(|place| places.contains(place));
-            heirs.extend(claimed.map(|place| (place, heir.clone())));
+            by_place.extend(claimed.map(|place| (place, heir.clone())));
         }
-        Ok(Heirs(heirs))
+        by_file.retain(|record| by_place.values().any(|heir: &Heir| heir.label == record.label));
+        Ok(Heirs { by_place, by_file })
     }
 
     fn of_place(&self, place: &Placed) -> Option<&Heir> {
-        self.0.get(&place_name(place))
+        self.by_place.get(&place_name(place))
     }
 
     fn of_address(&self, address: IpAddr) -> Option<&Heir> {

@@ -159,7 +159,7 @@ impl Shelf {
     }
 
     /// The same where it matters whether there is none or it can't be read. One that is spoilt is none.
-    fn look_up(&self, key: RecordKey) -> Result<Option<(Share, BTreeSet<Source>)>> {
+    pub fn look_up(&self, key: RecordKey) -> Result<Option<(Share, BTreeSet<Source>)>> {
         let name = key.to_string();
         let spoilt = |reason: String| {
             log::warn!("{}: {reason}; it is passed over", self.directory.path_of(&name).display());

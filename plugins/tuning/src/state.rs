@@ -640,10 +640,10 @@ pub fn status(config: &Config) -> Result<()> {
             next: "run the container runtime as root, or give it CAP_NET_ADMIN".into(),
         });
     }
-    Netns::require_entrance()?;
     if !config.sysctls.is_empty() {
         require_sysctls()?;
     }
+    Netns::require_entrance()?;
     // Sysctls may also come with a call, so it warns of the list in any case.
     let list = match read_allowlist() {
         Err(error) if config.sysctls.is_empty() => {
