@@ -747,8 +747,14 @@ fn of_two_who_go_at_once_none_leaves_a_policy_to_the_other() {
     tenants.iter().for_each(|tenant| tenant.add(&lab));
     let [first, second] = tenants.each_ref().map(|tenant| (tenant.config.clone(), tenant.container.target()));
     delete_at_once(&lab, [&first, &second]);
-    let listed = lab.host.run("nft list table inet cni_chain_firewall");
-    assert!(!listed.contains("cni0"), "{listed}");
+    let listed = || lab.host.run("nft list table inet cni_chain_firewall");
+    assert!(!listed().contains("cni0"), "{}", listed());
+    // Somebody's own rule keeps the chain, but nobody in it.
+    tenants.iter().for_each(|tenant| tenant.add(&lab));
+    lab.host.run("nft add chain inet cni_chain_firewall mine");
+    lab.host.run("nft add rule inet cni_chain_firewall mine jump same-bridge-cni0");
+    delete_at_once(&lab, [&first, &second]);
+    assert!(!listed().contains("\"cni0\""), "{}", listed());
 }
 
 /// What an attachment's own record no longer says only its file does.
@@ -762,12 +768,14 @@ fn who_goes_takes_nothing_before_the_file_can_be_read_that_says_what_is_its_own(
     let (hide, show) = ("mv /run/cni /run/before; touch /run/cni", "rm /run/cni; mv /run/before /run/cni");
     // Standard input and output, the socket and the directory leave no room for the file.
     let obstacles: [(&str, &[&str], &str); 2] = [(hide, &["env"], show), ("", &["prlimit", "--nofile=5"], "")];
-    for ((hide, wrapper, show), by_gc) in
-        obstacles.into_iter().flat_map(|obstacle| [(obstacle, false), (obstacle, true)])
+    let lost: [&[(usize, &str)]; 2] = [&[(1, "shared")], &[(1, "shared"), (0, "other/second")]];
+    let cases = obstacles.into_iter().flat_map(|obstacle| lost.map(|lost| (obstacle, lost)));
+    for ((hide, wrapper, show), lost, by_gc) in
+        cases.flat_map(|(obstacle, lost)| [(obstacle, lost, false), (obstacle, lost, true)])
     {
         call(&lab.host, Verb::Add, elder, elders).succeeds();
         call(&lab.host, Verb::Add, younger, youngers).succeeds();
-        delete_record_line(&lab, 1, "shared");
+        lost.iter().for_each(|(line, text)| delete_record_line(&lab, *line, text));
         let look = "nft list table inet cni_chain_firewall; find /run/cni /run/before -type f 2>/dev/null | sort";
         let state = || lab.host.pipe("sh", look).unwrap();
         lab.host.pipe("sh", hide).unwrap();

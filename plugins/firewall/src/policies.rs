@@ -127,11 +127,11 @@ pub fn release_unused(
     left: &BTreeSet<RecordKey>,
     transaction: &mut Transaction,
 ) -> Result<()> {
-    let Some(chain) = socket.chain(&TABLE, &policy.chain_for(bridge))? else { return Ok(()) };
-    if chain.uses > 0 || is_filed(opened, policy, bridge, |key| !left.contains(key))? {
+    let Some(uses) = Strangers::default().uses(socket, &policy.chain_for(bridge), 0)? else { return Ok(()) };
+    if uses.records > 0 || is_filed(opened, policy, bridge, |key| !left.contains(key))? {
         return Ok(());
     }
-    remove(socket, policy, bridge, Uses { records: 0, has_rules: false, is_led_to: false }, transaction)
+    remove(socket, policy, bridge, uses, transaction)
 }
 
 /// Takes a bridge's policy away. Should an attachment come to need it in between, the kernel refuses to delete the chain, and with it the whole

@@ -101,7 +101,8 @@ pub fn collect(socket: &mut NftSocket, name: &str, alive: &BTreeSet<Attachment>)
         found.iter().try_for_each(|(key, record)| insist_on_file(opened, *key, record.as_ref()))?;
         Ok(found.into_iter().map(|(key, record)| (key, known_record(key, record, shelf))).collect())
     });
-    let orphans = collect_orphans(socket, name, alive);
+    // Whose file could not be read hasn't lost what bears its label.
+    let orphans = if removed.is_ok() { collect_orphans(socket, name, alive) } else { Ok(()) };
     let policies = policies::collect(socket);
     Error::gather([removed.map(drop), orphans, policies].into_iter().filter_map(Result::err).collect())
 }
@@ -201,7 +202,7 @@ fn remove_all(
     })?;
     let undeleted = shelf.iter().flat_map(|shelf| keys.iter().filter_map(|key| shelf.remove(*key).err()));
     let mut failures: Vec<Error> = std::mem::take(&mut errors).into_values().chain(undeleted).collect();
-    failures.extend(settle(socket, &opened, &left).err());
+    failures.extend(settle(socket, &opened, left).err());
     Error::gather(failures.into_iter().chain(opened.err()).collect()).map(|()| removed)
 }
 
@@ -211,8 +212,17 @@ const FEW: usize = 16;
 /// Looks again once files have gone. Whoever leaves at the same time and finds the file of one whose record has gone takes that
 /// one for somebody whose record was lost, and leaves an address or a policy to it. So whoever goes looks, after its file has
 /// gone, whether it was left something; and whoever has left something looks whether the file has gone meanwhile.
-fn settle(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<()> {
+pub fn settle(socket: &mut NftSocket, opened: &Opened, mut left: Vec<Record>) -> Result<()> {
+    while !left.is_empty() {
+        left = settle_once(socket, opened, &left)?;
+    }
+    Ok(())
+}
+
+/// Gives those to whom something was left by this.
+fn settle_once(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<Vec<Record>> {
     let firewalld = Sought::default();
+    let mut left_to = Vec::new();
     repeat(|| {
         let generation = socket.generation()?;
         let gone = gone(socket, opened, left)?;
@@ -229,8 +239,10 @@ fn settle(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<()
         for (policy, bridge, _) in std::mem::take(&mut removal.policies) {
             policies::release_unused(socket, opened, (policy, &bridge), &keys, &mut removal.transaction)?;
         }
+        left_to = heirs.by_file;
         socket.commit_at(&removal.transaction, generation)
-    })
+    })?;
+    Ok(left_to)
 }
 
 /// Those of whom there is neither a record nor a file.
@@ -257,7 +269,7 @@ fn gone(socket: &mut NftSocket, opened: &Opened, left: &[Record]) -> Result<Vec<
 pub struct Heirs {
     by_place: HashMap<String, Heir>,
     /// Those of them of whom only the file says so.
-    by_file: Vec<Record>,
+    pub by_file: Vec<Record>,
 }
 
 #[derive(Clone, Debug)]

@@ -250,6 +250,8 @@ pub struct Changes {
     pub transaction: Transaction,
     /// Whether nothing may have changed since the look.
     pub guarded: bool,
+    /// Those to whom something is left of whom only the file says that they claim it.
+    left_to: Vec<Record>,
 }
 
 /// Puts the share in.
@@ -306,7 +308,7 @@ fn install_with(
     has_file: bool,
 ) -> Result<Installed> {
     let mut installed = Installed { share: share.clone(), has_looked: false };
-    let (mut is_cut, mut lacking) = (false, false);
+    let (mut is_cut, mut lacking, mut left_to) = (false, false, Vec::new());
     repeat(|| {
         let generation = socket.generation()?;
         let key = RecordKey::of(&share.attachment);
@@ -323,6 +325,7 @@ fn install_with(
         let damaged = damaged_skeletons(socket, &share.skeletons(), lacking || record.is_some())?;
         let former = record.as_ref().map(|record| (record, &opened));
         let changes = changes(socket, &mut installed.share, former, damaged, host, others)?;
+        left_to = changes.left_to;
         let generation = changes.guarded.then_some(generation);
         let outcome = socket.commit_rebuilding(&changes.rebuilding, &changes.transaction, generation);
         is_cut = outcome.as_ref().is_err_and(is_about_records);
@@ -330,6 +333,9 @@ fn install_with(
         lacking |= outcome.as_ref().is_err_and(|error| error.errno() == Some(Errno::ENOENT));
         outcome
     })?;
+    if !left_to.is_empty() {
+        removal::settle(socket, &Shelf::open(), left_to)?;
+    }
     Ok(installed)
 }
 
@@ -385,7 +391,8 @@ fn changes(
     share.notes.shared |= record.is_some_and(|record| record.notes.shared);
     share.notes.shared |= others.as_ref().is_some_and(|others| others.claim_any_of(share));
     if let Some(former) = former {
-        changes.guarded |= drop_stale(socket, share, former, &mut changes.transaction)?;
+        let any_stale = drop_stale(socket, share, former, &mut changes)?;
+        changes.guarded |= any_stale;
     }
     changes.guarded |= drop_strays(socket, share, record.is_some(), &mut changes.transaction)?;
     add_shared(share, &mut changes.transaction);
@@ -441,7 +448,7 @@ fn drop_stale(
     socket: &mut NftSocket,
     share: &Share,
     (record, opened): (&Record, &Opened),
-    transaction: &mut Transaction,
+    changes: &mut Changes,
 ) -> Result<bool> {
     let wanted = Record::of(share);
     let held = record.held_elements(socket)?.into_iter();
@@ -451,7 +458,8 @@ fn drop_stale(
         return Ok(false);
     }
     let heirs = Heirs::of(socket, std::iter::once(record), opened)?;
-    stale.iter().for_each(|place| heirs.pass_on(place, transaction));
+    stale.iter().for_each(|place| heirs.pass_on(place, &mut changes.transaction));
+    changes.left_to = heirs.by_file;
     Ok(true)
 }
 
