@@ -2,7 +2,7 @@
 //! (`PIDFD_GET_NET_NAMESPACE`, include/uapi/linux/pidfd.h; since Linux 6.11).
 //!
 //! `/proc/self/ns/net` says the same. But the kernel makes a process's directories in procfs when somebody first asks for one,
-//! and takes them away with the process: 25 of the 550 µs that it takes to exec a plugin, which asks for nothing else there.
+//! and takes them away with the process: 25 of the 550 µs that it takes to exec a plugin, most of which ask for nothing else there.
 //!
 //! # Safety
 //!
@@ -17,6 +17,9 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{getpid, gettid};
 
+/// The kernel refuses any other argument, and takes one as wide as an address.
+const NOTHING: libc::c_ulong = 0;
+
 /// The namespace's file, as open(2) of `/proc/thread-self/ns/net` gives it; an older kernel refuses.
 pub(super) fn own() -> nix::Result<File> {
     let thread = gettid();
@@ -27,7 +30,7 @@ pub(super) fn own() -> nix::Result<File> {
     // SAFETY: see the head of this module.
     let thread = unsafe { OwnedFd::from_raw_fd(thread) };
     // SAFETY: see the head of this module.
-    let namespace = Errno::result(unsafe { libc::ioctl(thread.as_raw_fd(), libc::PIDFD_GET_NET_NAMESPACE, 0) })?;
+    let namespace = Errno::result(unsafe { libc::ioctl(thread.as_raw_fd(), libc::PIDFD_GET_NET_NAMESPACE, NOTHING) })?;
     // SAFETY: see the head of this module.
     Ok(unsafe { File::from_raw_fd(namespace) })
 }

@@ -30,7 +30,7 @@ pub fn remove(socket: &mut NftSocket, attachment: &Attachment, guessed: Option<&
         let key = RecordKey::of(attachment);
         let found = Record::read(socket, key)?;
         insist_on_file(opened, key, found.as_ref())?;
-        let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+        let shelf = Shelf::within(opened);
         let known = known_whole(socket, attachment, found, shelf, false)?;
         let is_whole = known.as_ref().is_some_and(|known| known.is_whole);
         let known = known.map(|known| known.record);
@@ -92,7 +92,7 @@ pub fn collect(socket: &mut NftSocket, name: &str, alive: &BTreeSet<Attachment>)
     let live: BTreeSet<RecordKey> = alive.iter().map(RecordKey::of).collect();
     let is_dead = |key: &RecordKey| network.has(key) && !live.contains(key);
     let removed = remove_all(socket, |socket, opened| {
-        let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+        let shelf = Shelf::within(opened);
         let found = Record::all(socket, is_dead)?.into_iter().map(|record| (record.key, Some(record)));
         let mut found: Leaving = found.collect();
         for key in shelf.map(Shelf::keys).transpose()?.into_iter().flatten().filter(is_dead) {
@@ -162,7 +162,7 @@ fn remove_all(
     find: impl Fn(&mut NftSocket, &Opened) -> Result<Leaving>,
 ) -> Result<BTreeSet<IpAddr>> {
     let opened = Shelf::open();
-    let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+    let shelf = Shelf::within(&opened);
     let firewalld = Sought::default();
     let (mut keys, mut removed, mut left) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     let mut forgotten: BTreeMap<RecordKey, Vec<IpAddr>> = BTreeMap::new();
@@ -405,7 +405,7 @@ pub fn forget_stale_sources(
 ) -> Result<()> {
     let key = RecordKey::of(&share.attachment);
     let is_told = share.zone.is_some() || former.is_some_and(|former| former.zone.is_some());
-    let shelf = opened.as_ref().ok().and_then(Option::as_ref).filter(|_| is_told);
+    let shelf = Shelf::within(opened).filter(|_| is_told);
     let Some(former) = known_record(key, former.cloned(), shelf) else { return Ok(()) };
     let told: BTreeSet<Source> = Record::of(share).sources().collect();
     let stale = former.sources().chain(telling(key, shelf)).filter(|source| !told.contains(source)).collect();

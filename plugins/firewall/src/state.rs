@@ -316,7 +316,7 @@ fn install_with(
         installed = Installed { share: share.clone(), has_looked: has_file || is_cut || record.is_some() };
         let opened = if installed.has_looked || share.zone.is_some() { open_shelf() } else { Ok(None) };
         if installed.has_looked {
-            let shelf = opened.as_ref().ok().and_then(Option::as_ref);
+            let shelf = Shelf::within(&opened);
             let known = removal::known_whole(socket, &share.attachment, record, shelf, is_cut)?;
             record = known.map(|known| known.record);
         }
@@ -333,8 +333,11 @@ fn install_with(
         lacking |= outcome.as_ref().is_err_and(|error| error.errno() == Some(Errno::ENOENT));
         outcome
     })?;
-    if !left_to.is_empty() {
-        removal::settle(socket, &Shelf::open(), left_to)?;
+    if !left_to.is_empty()
+        && let Err(error) = removal::settle(socket, &Shelf::open(), left_to)
+    {
+        // The share is in place.
+        log::warn!("{error}; what was left to somebody who has gone meanwhile goes with GC");
     }
     Ok(installed)
 }

@@ -114,6 +114,11 @@ pub struct Shelf {
 }
 
 impl Shelf {
+    /// The shelf, if it could be opened and is there.
+    pub fn within(opened: &Opened) -> Option<&Shelf> {
+        opened.as_ref().ok().and_then(Option::as_ref)
+    }
+
     /// The shelf, if anything was ever put there.
     pub fn open() -> Result<Option<Shelf>> {
         Ok(Directory::open(Path::new(DIRECTORY))?.map(|directory| Shelf { directory }))

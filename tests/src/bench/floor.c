@@ -60,7 +60,7 @@ static int own_netns(int *descriptor)
 {
     const int get_net_namespace = _IO(0xff, 4); /* of linux/pidfd.h */
     int self = syscall(SYS_pidfd_open, getpid(), 0);
-    *descriptor = ioctl(self, get_net_namespace, 0);
+    *descriptor = ioctl(self, get_net_namespace, 0UL);
     return *descriptor >= 0 && !close(self);
 }
 
