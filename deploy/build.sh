@@ -57,6 +57,7 @@ flags() {
     for flag in ${RUSTFLAGS:-}; do printf '%s\037' "$flag"; done
     if knows_one_segment; then printf '%s\037' "$one_segment"; fi
     if [ -z "$1" ]; then
+        if [ -n "$own_start" ]; then printf '%s\037' --cfg own_start; fi
         printf '%s\037%s\037%s\037%s' -C target-feature=+crt-static -C relocation-model=static
     else
         printf '%s\037%s' -C target-feature=-crt-static
@@ -71,10 +72,18 @@ check() {
     fi
     case " $plugins " in *" $program "*) ;; *) return 0 ;; esac
     [ "$(wc -c <"$file")" -lt "$plugin_limit" ] || die "$program is larger than $plugin_limit bytes"
+    CNI_COMMAND=VERSION "$file" </dev/null 2>&1 | grep -q supportedVersions || die "$program doesn't answer VERSION"
 }
 
 obstacle=$(static_obstacle)
-[ -z "$obstacle" ] || say "a static build is impossible here, so the executables will be dynamic: $obstacle"
+# Not for a program that is position-independent, or that a dynamic linker starts.
+own_start=
+if [ -z "$obstacle" ] && [ "$host" = x86_64-unknown-linux-gnu ] && sh deploy/knows-start.sh; then own_start=1; fi
+if [ -n "$obstacle" ]; then
+    say "a static build is impossible here, so the executables will be dynamic: $obstacle"
+elif [ -z "$own_start" ]; then
+    say "this C library's start isn't known here, so the plugins leave theirs to it (in a virtual machine 0.2 ms a call)"
+fi
 
 # The target is named although it is the host's own: otherwise the flags would reach build scripts and procedural
 # macros too, which can't be static.

@@ -19,6 +19,9 @@
 //! The standard descriptors are used by their numbers. They are open from [`enter`] on, nobody here closes them, and the files
 //! made of them are never dropped.
 
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+pub mod start;
+
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
@@ -50,6 +53,9 @@ macro_rules! program {
         extern "C" fn _dl_get_origin() -> *const u8 {
             std::ptr::without_provenance(usize::MAX)
         }
+
+        #[cfg(own_start)]
+        $crate::start!();
     };
 }
 
