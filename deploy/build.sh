@@ -46,6 +46,18 @@ knows_one_segment() {
     return "$known"
 }
 
+# Prints the libc.a that a static Rust program takes its start from here: the linker knows.
+linked_libc() {
+    probe=$(mktemp -d)
+    # shellcheck disable=SC2086 # RUSTFLAGS is a list of words
+    echo 'fn main() {}' | rustc ${RUSTFLAGS:-} --target "$host" -C target-feature=+crt-static -C relocation-model=static \
+        ${LIBMNL_LIB_DIR:+"-Lnative=$LIBMNL_LIB_DIR"} \
+        ${CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER:+"-Clinker=$CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER"} \
+        "-Clink-arg=-Wl,-Map=$probe/map" -o "$probe/main" - 2>"$probe/log" &&
+        sed -n '/libc\.a(libc-start\.o)/{s/^[^/]*//;s/libc\.a(.*/libc.a/;p;q;}' "$probe/map"
+    rm -rf "$probe"
+}
+
 # Flags are handed over separated by 0x1f, because a path in them may hold a space.
 #
 # sha2 would ask the processor for its abilities (CPUID), which a virtual machine has to leave for: that takes ten times
@@ -71,14 +83,17 @@ check() {
         LC_ALL=C ldd "$file" 2>&1 | grep -q 'not a dynamic executable' || die "$program was to be static and is not"
     fi
     case " $plugins " in *" $program "*) ;; *) return 0 ;; esac
+    # A dynamic one may have to be told where its libraries are.
+    [ -n "$obstacle" ] || CNI_COMMAND=VERSION "$file" </dev/null >/dev/null 2>&1 || die "$program can't be started"
     [ "$(wc -c <"$file")" -lt "$plugin_limit" ] || die "$program is larger than $plugin_limit bytes"
-    CNI_COMMAND=VERSION "$file" </dev/null 2>&1 | grep -q supportedVersions || die "$program doesn't answer VERSION"
 }
 
 obstacle=$(static_obstacle)
 # Not for a program that is position-independent, or that a dynamic linker starts.
 own_start=
-if [ -z "$obstacle" ] && [ "$host" = x86_64-unknown-linux-gnu ] && sh deploy/knows-start.sh; then own_start=1; fi
+if [ -z "$obstacle" ] && [ "$host" = x86_64-unknown-linux-gnu ] && sh deploy/knows-start.sh "$(linked_libc)"; then
+    own_start=1
+fi
 if [ -n "$obstacle" ]; then
     say "a static build is impossible here, so the executables will be dynamic: $obstacle"
 elif [ -z "$own_start" ]; then

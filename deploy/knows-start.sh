@@ -5,15 +5,14 @@
 # list of each, made as it is made here. For another version, read its csu/libc-start.c beside start.rs, add its list, and
 # let `make test` tell.
 #
-# usage: deploy/knows-start.sh [libc.a]
+# usage: deploy/knows-start.sh libc.a
 set -eu
 cd "$(dirname "$0")/.."
 
-libc=${1:-$(cc -print-file-name=libc.a)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-ar p "$libc" libc-start.o >"$work/start.o" 2>/dev/null
+ar p "$1" libc-start.o >"$work/start.o" 2>/dev/null
 # The first two columns: the name, and where it is defined, if it is.
 nm -g --format=posix "$work/start.o" >"$work/names" 2>/dev/null
 cut -d ' ' -f 1,2 "$work/names" | LC_ALL=C sort >"$work/sorted"

@@ -207,6 +207,27 @@ fn a_bus_elsewhere_is_found_by_its_variable() {
 }
 
 #[test]
+fn a_bus_that_is_no_socket_of_this_host_is_refused() {
+    let lab = Lab::new();
+    let container = lab.container(2);
+    let before = lab.host.run("nft list tables");
+    let target = container.target();
+    for address in ["tcp:host=name.example,port=9", "unixexec:path=/bin/false"] {
+        let env = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", &target.container),
+            ("CNI_NETNS", &target.netns),
+            ("CNI_IFNAME", &target.ifname),
+            ("DBUS_SYSTEM_BUS_ADDRESS", address),
+        ];
+        let config = config(&container, json!({"backend": "firewalld"})).to_string();
+        let error = Plugin::ours("firewall").call_with_env(&lab.host, &env, config.as_bytes()).fails_with(103);
+        assert!(error.msg.contains("DBUS_SYSTEM_BUS_ADDRESS isn't a"), "{error:?}");
+    }
+    assert_eq!(lab.host.run("nft list tables"), before);
+}
+
+#[test]
 fn without_firewalld_only_those_fail_who_ask_for_it() {
     let lab = Lab::new();
     let container = lab.container(2);

@@ -8,8 +8,13 @@
 //!
 //! The rest is done as glibc does it in csu/libc-start.c (2.36 to 2.41, `!SHARED`) and in its order: the auxiliary vector,
 //! the choice of indirect functions, thread-local storage, the guards of the stack and of pointers, glibc's own initialisers,
-//! those of the program, `main`, and exit(3). Left out is what a plugin has no use for: `GLIBC_TUNABLES` of the environment,
-//! what a debugger or dlopen(3) may want to know, and the relocation of a position-independent executable, which this isn't.
+//! those of the program, `main`, and exit(3). Left out is what a plugin has no use for:
+//! - `GLIBC_TUNABLES` of the environment, what a debugger wants to know, and the relocation of a position-independent
+//!   executable, which this isn't;
+//! - what it takes to load libraries: dlopen(3) compares what they need with what the processor can do. No plugin loads any,
+//!   and none may look up names of hosts, users or groups (nss(5));
+//! - `.fini_array`, in which a plugin has nothing of its own, and pthread_exit(3) of the main thread;
+//! - the standard descriptors of a setuid program, which [`enter`](super::enter) opens for any.
 //!
 //! # Safety
 //!
@@ -31,6 +36,10 @@ pub type Main = unsafe extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char) 
 /// An initialiser, or an entry of `.init_array`.
 type Initialiser = unsafe extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char);
 
+/// What a signal's frame may take on a stack, where the kernel doesn't tell (`AT_MINSIGSTKSZ`, since 5.14) and glibc would ask
+/// the processor: with all registers of AVX-512 and AMX 11 KiB.
+const SIGNAL_STACK: usize = 16 << 10;
+
 /// `Elf64_Rela`.
 #[derive(Debug)]
 #[repr(C)]
@@ -44,8 +53,9 @@ struct Relocation {
 unsafe extern "C" {
     static mut __environ: *mut *mut c_char;
     static mut __libc_stack_end: *mut c_void;
-    /// 16 bytes that the kernel has made at random (`AT_RANDOM` of getauxval(3)).
+    /// 16 bytes that the kernel has made at random, somewhere on the stack (`AT_RANDOM` of getauxval(3)).
     static _dl_random: *const [u64; 2];
+    static mut _dl_minsigstacksize: usize;
     static __rela_iplt_start: [Relocation; 0];
     static __rela_iplt_end: [Relocation; 0];
     static __preinit_array_start: [Initialiser; 0];
@@ -80,6 +90,9 @@ pub unsafe fn begin(main: Main, argc: c_int, argv: *mut *mut c_char, stack_end: 
             end = end.add(1);
         }
         _dl_aux_init(end.add(1).cast());
+        if _dl_minsigstacksize == 0 {
+            _dl_minsigstacksize = SIGNAL_STACK;
+        }
         choose_functions();
         __libc_setup_tls();
         set_guards();
@@ -113,7 +126,7 @@ unsafe fn choose_functions() {
 unsafe fn set_guards() {
     // SAFETY: the places are glibc's for this architecture (`tcbhead_t` of sysdeps/x86_64/nptl/tls.h).
     unsafe {
-        let [stack, pointer] = *_dl_random;
+        let [stack, pointer] = _dl_random.read_unaligned();
         // A string can't run over the zero in front: csu/dl-osinfo.h.
         std::arch::asm!("mov fs:[0x28], {}", in(reg) stack & !0xff, options(nostack, preserves_flags));
         std::arch::asm!("mov fs:[0x30], {}", in(reg) pointer, options(nostack, preserves_flags));

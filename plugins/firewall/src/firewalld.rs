@@ -2,9 +2,10 @@
 //!
 //! `addSource`, `removeSource` and `querySource` of `org.fedoraproject.FirewallD1.zone` (firewalld.dbus(5)) change and
 //! show the runtime configuration only, as in the reference: `firewall-cmd --reload` forgets it, CHECK sees that, and
-//! the next ADD mends it. The bus is the system's, at `DBUS_SYSTEM_BUS_ADDRESS` if that is set.
+//! the next ADD mends it. The bus is the system's, at `DBUS_SYSTEM_BUS_ADDRESS` if that is set, a Unix socket in any case.
 
 use std::cell::OnceCell;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use common::{Difference, Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
+use zbus::address::Transport;
 use zbus::zvariant::{DynamicType, Type};
 use zbus::{Connection, Message};
 
@@ -191,12 +193,18 @@ fn source(address: IpAddr) -> String {
 }
 
 /// An empty variable is none, as for every other program on the bus.
+///
+/// A bus is of this host: to look up another's name, the C library would load whatever its configuration names.
 fn bus_address() -> Result<zbus::Address> {
     let address = match std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS") {
         Some(empty) if empty.is_empty() => format!("unix:path={SYSTEM_BUS}").parse(),
         _ => zbus::Address::system(),
     };
-    address.map_err(|e| unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't an address", &e))
+    let address = address.map_err(|e| unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't an address", &e))?;
+    match address.transport() {
+        Transport::Unix(_) => Ok(address),
+        _ => Err(unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't a socket of this host (unix:)", &address)),
+    }
 }
 
 /// Whether firewalld could be on this bus; a few µs, where asking costs half a millisecond.
@@ -223,7 +231,7 @@ fn says(error: &zbus::Error, kind: &str) -> bool {
     matches!(error, zbus::Error::MethodError(_, Some(text), _) if text.starts_with(kind))
 }
 
-fn unreachable(what: &str, error: &zbus::Error) -> Error {
+fn unreachable(what: &str, error: &dyn Display) -> Error {
     Error::HostFirewall {
         firewall: "firewalld",
         reason: format!("{what}: {error}"),
