@@ -96,7 +96,7 @@ if [ -z "$obstacle" ] && [ "$host" = x86_64-unknown-linux-gnu ] && sh deploy/kno
 fi
 if [ -n "$obstacle" ]; then
     say "a static build is impossible here, so the executables will be dynamic: $obstacle"
-elif [ -z "$own_start" ]; then
+elif [ -z "$own_start" ] && [ "$host" = x86_64-unknown-linux-gnu ]; then
     say "this C library's start isn't known here, so the plugins leave theirs to it (in a virtual machine 0.2 ms a call)"
 fi
 

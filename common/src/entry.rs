@@ -1,13 +1,13 @@
 //! Where a plugin begins: at C's `main`, without the start of Rust's runtime.
 //!
 //! Before Rust's `main` the runtime prepares for what a plugin never does: it reads `/proc/self/maps` to find the stack's
-//! guard page, and installs handlers with a stack of their own to report an overflow. That is a fifth of what it takes to
+//! guard page, and installs handlers with a stack of their own to report an overflow. That was an eighth of what it took to
 //! exec a plugin (60 of 470 µs). What of the runtime's start is needed here is done by [`enter`].
 //!
 //! A static glibc asks where its executable is (`_dl_get_origin`, elf/dl-origin.c), for `$ORIGIN` in paths of libraries that it
 //! may be told to load later. That is a readlink(2) of `/proc/self/exe`, for which the kernel makes the process a directory in
-//! procfs: 25 of 550 µs. A plugin loads no libraries, so [`program!`](crate::program) answers in the place of glibc that it
-//! isn't known, as glibc does where there is no procfs.
+//! procfs: 25 µs. A plugin loads no libraries, so [`program!`](crate::program) answers in the place of glibc that it
+//! isn't known, as glibc does where there is no procfs. Nor need glibc know what the processor can do: see `entry/start.rs`.
 //!
 //! # Safety
 //!

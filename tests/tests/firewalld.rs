@@ -207,24 +207,31 @@ fn a_bus_elsewhere_is_found_by_its_variable() {
 }
 
 #[test]
-fn a_bus_that_is_no_socket_of_this_host_is_refused() {
+fn a_bus_that_is_no_unix_socket_is_refused_and_stops_only_who_asks_for_firewalld() {
     let lab = Lab::new();
     let container = lab.container(2);
-    let before = lab.host.run("nft list tables");
     let target = container.target();
-    for address in ["tcp:host=name.example,port=9", "unixexec:path=/bin/false"] {
-        let env = [
-            ("CNI_COMMAND", "ADD"),
-            ("CNI_CONTAINERID", &target.container),
-            ("CNI_NETNS", &target.netns),
-            ("CNI_IFNAME", &target.ifname),
-            ("DBUS_SYSTEM_BUS_ADDRESS", address),
-        ];
-        let config = config(&container, json!({"backend": "firewalld"})).to_string();
-        let error = Plugin::ours("firewall").call_with_env(&lab.host, &env, config.as_bytes()).fails_with(103);
+    for address in ["tcp:host=name.example,port=9", "tcp:host=127.0.0.1,port=9", "nonsense"] {
+        let call = |command: &str, backend: &str| {
+            let env = [
+                ("CNI_COMMAND", command),
+                ("CNI_CONTAINERID", &target.container),
+                ("CNI_NETNS", &target.netns),
+                ("CNI_IFNAME", &target.ifname),
+                ("DBUS_SYSTEM_BUS_ADDRESS", address),
+            ];
+            let config = config(&container, json!({"backend": backend})).to_string();
+            Plugin::ours("firewall").call_with_env(&lab.host, &env, config.as_bytes())
+        };
+        let before = lab.host.run("nft list tables");
+        let error = call("ADD", "firewalld").fails_with(103);
         assert!(error.msg.contains("DBUS_SYSTEM_BUS_ADDRESS isn't a"), "{error:?}");
+        assert_eq!(lab.host.run("nft list tables"), before);
+        // The second DEL has nothing left, and asks for what the reference may have told firewalld.
+        for command in ["ADD", "ADD", "CHECK", "DEL", "DEL"] {
+            call(command, "").succeeds();
+        }
     }
-    assert_eq!(lab.host.run("nft list tables"), before);
 }
 
 #[test]

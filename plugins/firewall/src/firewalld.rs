@@ -19,6 +19,8 @@ use zbus::address::Transport;
 use zbus::zvariant::{DynamicType, Type};
 use zbus::{Connection, Message};
 
+use crate::config::Backend;
+
 const NAME: &str = "org.fedoraproject.FirewallD1";
 const OBJECT: &str = "/org/fedoraproject/FirewallD1";
 const ZONES: &str = "org.fedoraproject.FirewallD1.zone";
@@ -192,9 +194,20 @@ fn source(address: IpAddr) -> String {
     }
 }
 
-/// An empty variable is none, as for every other program on the bus.
+/// Whether firewalld may know of what no record says that it was told. Whoever doesn't ask for firewalld isn't stopped by an
+/// address that no bus can have.
+pub fn may_know(backend: Backend) -> bool {
+    match backend {
+        Backend::Iptables | Backend::Nftables => false,
+        Backend::Firewalld => true,
+        Backend::Detect => bus_address().inspect_err(|error| log::warn!("{error}; going on without firewalld")).is_ok(),
+    }
+}
+
+/// Where the bus is. An empty variable is none, as for every other program on the bus.
 ///
-/// A bus is of this host: to look up another's name, the C library would load whatever its configuration names.
+/// firewalld is this host's, and so is its bus: a Unix socket. To look up a host's name, the C library would load whatever its
+/// configuration names.
 fn bus_address() -> Result<zbus::Address> {
     let address = match std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS") {
         Some(empty) if empty.is_empty() => format!("unix:path={SYSTEM_BUS}").parse(),
@@ -203,7 +216,7 @@ fn bus_address() -> Result<zbus::Address> {
     let address = address.map_err(|e| unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't an address", &e))?;
     match address.transport() {
         Transport::Unix(_) => Ok(address),
-        _ => Err(unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't a socket of this host (unix:)", &address)),
+        _ => Err(unreachable("DBUS_SYSTEM_BUS_ADDRESS isn't a Unix socket (unix:path=…)", &address)),
     }
 }
 

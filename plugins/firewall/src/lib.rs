@@ -66,13 +66,14 @@ impl Plugin for Firewall {
 
     fn remove(call: &Call, config: Option<&Config>, prev: Option<&CniResult>) -> Result<()> {
         let mut socket = NftSocket::new();
-        let guessed = prev.map(|prev| plan::guess(&call.attachment, config, prev));
+        let telling = config.filter(|config| firewalld::may_know(config.backend));
+        let guessed = prev.map(|prev| plan::guess(&call.attachment, telling, prev));
         let removed = removal::remove(&mut socket, &call.attachment, guessed.as_ref());
         let ours: BTreeSet<IpAddr> = removed.iter().flatten().copied().collect();
         let hinted = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.addr()).collect();
         let rules = upgrade::remove_rules_for(&mut socket, &(&ours | &hinted));
         // What still has its record is left to the next DEL.
-        let foreign = config.filter(|_| removed.is_ok());
+        let foreign = telling.filter(|_| removed.is_ok());
         let sources = foreign.map_or(Ok(()), |config| upgrade::forget_sources(&mut socket, config, &(&hinted - &ours)));
         Error::gather([removed.map(drop), rules, sources].into_iter().filter_map(Result::err).collect())
     }

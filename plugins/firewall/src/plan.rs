@@ -113,10 +113,10 @@ pub fn plan(config: &Config, attachment: &Attachment, prev: &CniResult, facts: &
 }
 
 /// What an attachment of which nothing is written down may have, by its prevResult.
-pub fn guess(attachment: &Attachment, config: Option<&Config>, prev: &CniResult) -> Record {
-    let told = config.filter(|config| matches!(config.backend, Backend::Detect | Backend::Firewalld));
+/// `telling` is the configuration of who may have told firewalld.
+pub fn guess(attachment: &Attachment, telling: Option<&Config>, prev: &CniResult) -> Record {
     let addresses: BTreeSet<IpAddr> = prev.ips.iter().map(|ip| ip.address.addr()).collect();
-    let zone = told.map(|config| config.zone.clone());
+    let zone = telling.map(|config| config.zone.clone());
     Record::guessed(attachment, addresses.into_iter().collect(), &interfaces(prev), zone)
 }
 

@@ -14,7 +14,7 @@ use common::nft::{
 };
 use common::{Difference, Error, Result};
 
-use crate::config::{Backend, Config, FORWARD_CHAIN};
+use crate::config::{Config, FORWARD_CHAIN};
 use crate::firewalld::Firewalld;
 use crate::hostfilter::filter_table;
 use crate::legacy;
@@ -85,9 +85,10 @@ pub fn left_behind(object: String) -> Difference {
     Difference::other(object, expected, format!("a jump to {first}"))
 }
 
-/// Takes addresses out of firewalld's zone that the reference has put there: those that no attachment has now.
+/// Takes addresses out of firewalld's zone that the reference has put there: those that no attachment has now. For who may have
+/// told firewalld of them.
 pub fn forget_sources(socket: &mut NftSocket, config: &Config, addresses: &BTreeSet<IpAddr>) -> Result<()> {
-    if addresses.is_empty() || !matches!(config.backend, Backend::Detect | Backend::Firewalld) {
+    if addresses.is_empty() {
         return Ok(());
     }
     let Some(firewalld) = Firewalld::find()? else { return Ok(()) };
