@@ -21,8 +21,8 @@
 //! What is called here belongs to glibc, by names that are no interface. So `deploy/build.sh` sets the cfg `own_start`, which
 //! alone puts this into an executable, only where glibc's own start defines and needs exactly the names that it did when this
 //! was written (`deploy/glibc-start`). Elsewhere glibc starts by itself. The linker takes what is defined by
-//! [`program!`](crate::program) instead of the member of the archive that holds glibc's start; a name that were missing, or
-//! there twice, would be an error of the linker.
+//! [`program!`](crate::program) instead of the member of the archive that holds glibc's start; a name that is missing, or
+//! there twice, is an error of the linker.
 //!
 //! Until the indirect functions are chosen nothing here may copy, fill or compare memory, and until there is thread-local
 //! storage nothing may set `errno`: the loops below are over pointers, and call nothing else. The choice reads
@@ -77,7 +77,7 @@ unsafe extern "C" {
 ///
 /// To be called by crt1's `_start` in the place of `__libc_start_main`, with its arguments, and by no one else.
 #[allow(unsafe_code)]
-#[inline(always)] // Else it were in every program that uses this crate, and its names in no other libc.
+#[inline(always)] // Else it would be in every program that uses this crate, dynamic ones included.
 pub unsafe fn begin(main: Main, argc: c_int, argv: *mut *mut c_char, stack_end: *mut c_void) -> ! {
     // SAFETY: see the head of this module; the kernel puts the environment behind the arguments, and the auxiliary vector
     // behind that, each after a null (System V ABI for AMD64, 3.4.1).
@@ -179,7 +179,6 @@ macro_rules! start {
         $(
             #[allow(unsafe_code, non_upper_case_globals)]
             #[unsafe(no_mangle)]
-            #[used]
             static $name: ::std::ffi::c_long = $value;
         )*
 

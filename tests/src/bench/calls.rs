@@ -34,17 +34,17 @@ pub struct Scenario {
 /// The reference's DEL of bandwidth leaves these on a link that stays; its next ADD would fail.
 const QDISCS: &[&str] = &["tc qdisc del dev veth2 root", "tc qdisc del dev veth2 ingress"];
 
-/// The least that could be done: the last contenders.
+/// The least that could be done, by a program that starts as C programs do: the last contenders.
 const FLOORS: [(&str, Extent); 2] = [("floor", Extent::Messages), ("floor and files", Extent::Files)];
 
 const FLOOR: &str = "“floor” is a static C program that says to the kernel what our plugin says (netlink messages, \
     namespaces, sysctls) and does nothing else: exec and the kernel's own work. The messages are the plugin's own bytes, but for \
     what belongs to the moment: generations, rules' handles, indices of links. “floor and files” also does what our plugin does \
-    with files: state that outlives the call, the lists of iptables-legacy's tables, whether a directory is safe. Both floors start \
-    as the C library starts any static program: it asks the processor for its abilities (CPUID), and in a virtual machine waits \
-    for the host each time. Our plugins don't, so a ratio may be below 1; “bare exec” shows by how much. Before each turn, 10 ms pass in which the \
-    kernel clears up behind the last; so the processor begins idle, as on a node where one pod starts. A contender that \
-    has taken 3 s of a scenario has no further rounds. What fails has no ratio.";
+    with files: state that outlives the call, the lists of iptables-legacy's tables, whether a directory is safe. \
+    Both floors start as the C library starts any static program: it asks the processor for its abilities (CPUID), and in a \
+    virtual machine waits for the host each time. Our plugins don't, so a ratio may be below 1; “bare exec” shows by how much. \
+    Before each turn, 10 ms pass in which the kernel clears up behind the last; so the processor begins idle, as on a node \
+    where one pod starts. A contender that has taken 3 s of a scenario has no further rounds. What fails has no ratio.";
 
 /// The kernel destroys what a DEL took behind it, on a worker, after a grace period of RCU: whoever is next in turn isn't to
 /// pay for the one before.
